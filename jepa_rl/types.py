@@ -1,0 +1,227 @@
+"""The map of the house: shapes, time alignment, specifications and contracts.
+
+Shape letters, used in every annotation and docstring::
+
+    b  batch, or environments           n  futures (samples of what may happen)
+    s  candidate plans                  h  planning steps
+    t  states along a path, t = h + 1   d  latent width
+    a  action width                     k  stacked frames
+    c y x  image channels, rows, columns
+
+Time alignment: index 0 is *now*, and action i leads from state i to state i + 1::
+
+    pixels   p0 ----- p1 ----- p2 ----- p3        t = 4
+    latents  z0 ----- z1 ----- z2 ----- z3        t = 4
+    actions      a0 ----- a1 ----- a2             h = 3
+    rewards      r0 ----- r1 ----- r2             h = 3   (r0 is paid for a0 in state 0)
+
+One *latent step* may span several environment steps (an action block): then ``a0`` is the
+concatenation of ``block`` environment actions and ``p1`` is the picture ``block`` steps after ``p0``.
+
+Actions inside the modelling room are always float vectors: continuous actions scaled to [-1, 1],
+discrete actions one-hot. ``ActionSpec.encode`` and ``ActionSpec.decode`` are the only doors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, UInt8
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class ActionSpec:
+    """An action space as plain numbers, so that the modelling room needs no Gymnasium.
+
+    Attributes:
+        kind: ``"continuous"`` (a bounded vector) or ``"discrete"`` (one of ``size`` choices).
+        size: number of vector components, or number of choices.
+        low, high: bounds of each component (continuous only), in the environment's own units.
+        start: the environment's number for the first choice (discrete only).
+    """
+
+    kind: Literal["continuous", "discrete"]
+    size: int
+    low: tuple[float, ...] = ()
+    high: tuple[float, ...] = ()
+    start: int = 0
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("continuous", "discrete"):
+            raise ValueError(f"action kind must be 'continuous' or 'discrete', got {self.kind!r}")
+        if self.size < 1:
+            raise ValueError(f"action size must be at least 1, got {self.size}")
+        if self.kind == "continuous":
+            if len(self.low) != self.size or len(self.high) != self.size:
+                raise ValueError(
+                    f"a continuous action of size {self.size} needs {self.size} low and high bounds, "
+                    f"got {len(self.low)} and {len(self.high)}"
+                )
+            if not all(np.isfinite(lo) and np.isfinite(hi) and lo < hi for lo, hi in zip(self.low, self.high, strict=True)):
+                raise ValueError(
+                    f"action bounds must be finite with low < high, got low={self.low}, high={self.high}; "
+                    "wrap the environment in gymnasium.wrappers.RescaleAction or ClipAction first"
+                )
+
+    def encode(self, actions: np.ndarray) -> np.ndarray:
+        """Environment actions ``(..., size)`` or integer ``(...)`` to model actions float32 ``(..., size)``.
+
+        Raises:
+            ValueError: if the shape does not fit, a choice is out of range or a value is NaN or infinite.
+        """
+        actions = np.asarray(actions)
+        if self.kind == "discrete":
+            if not np.issubdtype(actions.dtype, np.integer):
+                raise ValueError(f"discrete actions must be integers, got dtype {actions.dtype}")
+            index = actions - self.start
+            if index.size and (index.min() < 0 or index.max() >= self.size):
+                raise ValueError(
+                    f"discrete actions must lie in [{self.start}, {self.start + self.size - 1}], "
+                    f"got [{actions.min()}, {actions.max()}]"
+                )
+            return np.eye(self.size, dtype=np.float32)[index]
+        if actions.shape[-1:] != (self.size,):
+            raise ValueError(f"actions must have shape (..., {self.size}), got {actions.shape}")
+        if not np.isfinite(actions).all():
+            raise ValueError("actions hold NaN or infinite values; check the policy that made them")
+        low, high = np.asarray(self.low, np.float32), np.asarray(self.high, np.float32)
+        return (2.0 * (actions.astype(np.float32) - low) / (high - low) - 1.0).astype(np.float32)
+
+    def decode(self, actions: np.ndarray) -> np.ndarray:
+        """Model actions float ``(..., size)`` to environment actions: clipped to the bounds, or the largest choice."""
+        actions = np.asarray(actions)
+        if actions.shape[-1:] != (self.size,):
+            raise ValueError(f"model actions must have shape (..., {self.size}), got {actions.shape}")
+        if self.kind == "discrete":
+            return actions.argmax(-1).astype(np.int64) + self.start
+        low, high = np.asarray(self.low, np.float32), np.asarray(self.high, np.float32)
+        return (low + (np.clip(actions, -1.0, 1.0).astype(np.float32) + 1.0) * 0.5 * (high - low)).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class WorldSpec:
+    """What a world model reads and what it is driven by.
+
+    Attributes:
+        pixels: shape ``(frames * channels, y, x)`` of one uint8 observation, oldest frame first.
+        frames: how many frames are stacked in it.
+        action: the action space of one environment step.
+        block: environment steps (and actions) in one latent step.
+    """
+
+    pixels: tuple[int, int, int]
+    frames: int
+    action: ActionSpec
+    block: int = 1
+
+    def __post_init__(self) -> None:
+        if len(self.pixels) != 3 or min(self.pixels) < 1:
+            raise ValueError(f"pixels must be a shape (frames * channels, y, x), got {self.pixels}")
+        if self.frames < 1 or self.pixels[0] % self.frames:
+            raise ValueError(f"{self.pixels[0]} channels cannot be split into {self.frames} frames")
+        if self.block < 1:
+            raise ValueError(f"block must be at least 1, got {self.block}")
+
+    @property
+    def action_dim(self) -> int:
+        """Width of the action vector of one latent step: ``block * action.size``."""
+        return self.block * self.action.size
+
+    def with_block(self, block: int) -> WorldSpec:
+        return replace(self, block=block)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A batch of windows cut out of episodes; see the time-alignment picture above.
+
+    Attributes:
+        pixels: stacked frames, uint8.
+        actions: model actions (see ``ActionSpec.encode``), blocks concatenated.
+        rewards: summed over each block.
+        terminated: whether the episode ended (not by a time limit) inside the step.
+    """
+
+    pixels: UInt8[Tensor, "b t c y x"]
+    actions: Float[Tensor, "b h a"]
+    rewards: Float[Tensor, "b h"]
+    terminated: Bool[Tensor, "b h"]
+
+    def to(self, device: torch.device | str) -> Batch:
+        return Batch(*(getattr(self, f).to(device) for f in ("pixels", "actions", "rewards", "terminated")))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything a planner saw; it never prints, plots or logs.
+
+    Attributes:
+        actions: the chosen plan, model actions.
+        cost: its cost.
+        candidates: the last iteration's candidate plans (None where a planner keeps none).
+        candidate_costs: their costs.
+        branches: the futures the dynamics predict for the chosen plan, index 0 is now.
+    """
+
+    actions: Float[Tensor, "b h a"]
+    cost: Float[Tensor, "b"]
+    candidates: Float[Tensor, "b s h a"] | None
+    candidate_costs: Float[Tensor, "b s"] | None
+    branches: Float[Tensor, "b n h+1 d"]
+
+
+@runtime_checkable
+class Encoder(Protocol):
+    """Pixels to one latent vector. Anything with this shape of ``encode`` serves the wrappers."""
+
+    latent_dim: int
+
+    def encode(self, pixels: UInt8[Tensor, "b c y x"]) -> Float[Tensor, "b d"]: ...
+
+
+@runtime_checkable
+class Dynamics(Protocol):
+    """What happens next. Point dynamics answer ``n = 1``; sampling dynamics draw ``futures``."""
+
+    latent_dim: int
+    action_dim: int
+
+    def rollout(
+        self,
+        z: Float[Tensor, "b d"],
+        actions: Float[Tensor, "b h a"],
+        *,
+        futures: int = 1,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Latents "b n h+1 d"; ``[:, :, 0]`` is ``z`` itself."""
+        ...
+
+
+# latents "b n t d", actions "b t-1 a" -> costs "b n"; lower is better.
+Cost = Callable[[Tensor, Tensor], Tensor]
+
+
+@runtime_checkable
+class Planner(Protocol):
+    """Searches for the action sequence of least cost. Holds settings only: no state between calls."""
+
+    horizon: int
+
+    def plan(
+        self,
+        dynamics: Dynamics,
+        cost: Cost,
+        z: Float[Tensor, "b d"],
+        warm_start: Float[Tensor, "b h a"] | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Plan: ...
+
+
+Metrics = dict[str, float]
+JSON = dict[str, Any]
