@@ -1,0 +1,403 @@
+"""Two rooms and a door: a dot must find its way to a goal picture, in pure NumPy and without GL.
+
+The geometry follows the wall world of PLDM (Sobal et al. 2025, arXiv:2502.14819) and EB-JEPA: a 64 x 64
+picture with the dot in the first channel and the walls in the second, a vertical wall with one door, and
+steps of at most 2.45 pixels. Distances are in pixels, ``x`` to the right and ``y`` downwards.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
+
+import cv2
+import gymnasium as gym
+import numpy as np
+from gymnasium.vector import AutoresetMode
+
+SIZE = 64  # pixels
+BORDER = 5  # pixels: the outer wall's inner edge
+DOT_STD = 1.3  # pixels: width of the Gaussian blob
+DOT_RADIUS = 1.5  # pixels: how near the dot's centre comes to a wall
+WALL_HALF_WIDTH = 1.5  # pixels
+DOOR_HALF_HEIGHT = 5.0  # pixels: as drawn; the dot's centre passes within DOOR_HALF_HEIGHT - DOT_RADIUS
+WALL_RANGE = (20.0, 43.0)  # pixels: where the wall may stand
+DOOR_RANGE = (12.0, 51.0)  # pixels: where the door's middle may be
+MAX_STEP = 2.45  # pixels: longest move of one step
+GOAL_RADIUS = 3.0  # pixels: a goal counts as reached within this distance
+
+LOW, HIGH = BORDER + DOT_RADIUS, SIZE - 1 - BORDER - DOT_RADIUS
+BLOCKED = WALL_HALF_WIDTH + DOT_RADIUS  # half width of the strip that the dot's centre cannot enter
+PASSAGE = DOOR_HALF_HEIGHT - DOT_RADIUS  # half height of the gap in that strip
+
+Start = Literal["different", "any"]
+Reward = Literal["sparse", "dense"]
+
+
+def move(position: np.ndarray, layout: np.ndarray, action: np.ndarray) -> np.ndarray:
+    """One step of the world for any number of dots at once; dots slide along walls.
+
+    Args:
+        position: ``(..., 2)`` x and y, float.
+        layout: ``(..., 2)`` wall x and door y.
+        action: ``(..., 2)`` in [-1, 1]; times ``MAX_STEP``, shortened to ``MAX_STEP`` where longer.
+
+    Returns:
+        The next position ``(..., 2)``.
+    """
+    step = np.clip(action, -1.0, 1.0) * MAX_STEP
+    step = step * np.minimum(1.0, MAX_STEP / np.maximum(np.linalg.norm(step, axis=-1, keepdims=True), 1e-6))
+    x, y = position[..., 0], position[..., 1]
+    wall, door = layout[..., 0], layout[..., 1]
+    # x first, then y. MAX_STEP is below the strip's width, so no move jumps over it.
+    new_x = np.clip(x + step[..., 0], LOW, HIGH)
+    in_gap = np.abs(y - door) <= PASSAGE
+    left, right = wall - BLOCKED, wall + BLOCKED
+    new_x = np.where(~in_gap & (x <= left), np.minimum(new_x, left), new_x)
+    new_x = np.where(~in_gap & (x >= right), np.maximum(new_x, right), new_x)
+    new_y = np.clip(y + step[..., 1], LOW, HIGH)
+    in_strip = np.abs(new_x - wall) < BLOCKED
+    new_y = np.where(in_strip, np.clip(new_y, door - PASSAGE, door + PASSAGE), new_y)
+    return np.stack([new_x, new_y], axis=-1)
+
+
+def draw_dots(position: np.ndarray) -> np.ndarray:
+    """Gaussian blobs at ``position (n, 2)``: uint8 ``(n, 64, 64)``."""
+    grid = np.arange(SIZE, dtype=np.float32)
+    blobs = np.exp(-0.5 * ((grid - position[..., None].astype(np.float32)) / DOT_STD) ** 2)  # (n, 2, 64)
+    return (255.0 * blobs[:, 1, :, None] * blobs[:, 0, None, :]).astype(np.uint8)
+
+
+def draw_walls(layout: np.ndarray) -> np.ndarray:
+    """Outer walls and the wall with its door for ``layout (n, 2)``: uint8 ``(n, 64, 64)``."""
+    grid = np.arange(SIZE)
+    column = np.abs(grid - layout[:, :1]) <= WALL_HALF_WIDTH  # (n, x)
+    solid = np.abs(grid - layout[:, 1:]) > DOOR_HALF_HEIGHT  # (n, y)
+    walls = solid[:, :, None] & column[:, None, :]
+    for edge in (BORDER - 1, SIZE - BORDER):
+        walls[:, edge, BORDER - 1 : SIZE - BORDER + 1] = True
+        walls[:, BORDER - 1 : SIZE - BORDER + 1, edge] = True
+    walls[:, : BORDER - 1] = walls[:, SIZE - BORDER + 1 :] = False
+    return walls.astype(np.uint8) * 255
+
+
+@dataclass
+class TwoRoomsState:
+    """Everything that changes, one row per world."""
+
+    position: np.ndarray  # (n, 2)
+    goal: np.ndarray  # (n, 2)
+    layout: np.ndarray  # (n, 2) wall x, door y
+    walls: np.ndarray  # (n, 64, 64) uint8, drawn once per episode
+    goal_image: np.ndarray  # (n, 2, 64, 64) uint8
+    steps: np.ndarray  # (n,) int
+
+    def copy(self) -> TwoRoomsState:
+        return replace(self, **{name: value.copy() for name, value in vars(self).items()})
+
+
+def sample_position(rng: np.random.Generator, layout: np.ndarray, room: int | None) -> np.ndarray:
+    """A free position in the left (0) or right (1) room, or anywhere free, the doorway included (None)."""
+    wall, door = layout
+    y = rng.uniform(LOW, HIGH)
+    if room is None:
+        x = rng.uniform(LOW, HIGH)
+        if abs(x - wall) < BLOCKED:
+            y = rng.uniform(door - PASSAGE, door + PASSAGE)
+    else:
+        x = rng.uniform(LOW, wall - BLOCKED) if room == 0 else rng.uniform(wall + BLOCKED, HIGH)
+    return np.array([x, y])
+
+
+def _check_position(name: str, value: Any) -> np.ndarray:
+    array = np.asarray(value, dtype=np.float64)
+    if array.shape != (2,) or not ((array >= LOW) & (array <= HIGH)).all():
+        raise ValueError(f"options[{name!r}] must be (x, y) within [{LOW}, {HIGH}], got {value!r}")
+    return array
+
+
+class TwoRoomsCore:
+    """Rules shared by the single and the vectorised environment; no Gymnasium in it."""
+
+    def __init__(
+        self,
+        reward: Reward = "sparse",
+        start: Start = "different",
+        wall: float | None = None,
+        door: float | None = None,
+    ) -> None:
+        if reward not in ("sparse", "dense"):
+            raise ValueError(f"reward must be 'sparse' or 'dense', got {reward!r}")
+        if start not in ("different", "any"):
+            raise ValueError(f"start must be 'different' (rooms) or 'any', got {start!r}")
+        for name, value, (low, high) in (("wall", wall, WALL_RANGE), ("door", door, DOOR_RANGE)):
+            if value is not None and not low <= value <= high:
+                raise ValueError(
+                    f"{name} must be None (random) or within [{low}, {high}] pixels, got {value}"
+                )
+        self.reward, self.start, self.wall, self.door = reward, start, wall, door
+
+    def sample(
+        self, rng: np.random.Generator, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Layout, start and goal of one episode, each ``(2,)``."""
+        options = options or {}
+        unknown = set(options) - {"wall", "door", "start", "goal"}
+        if unknown:
+            raise ValueError(f"unknown reset options {sorted(unknown)}; known: wall, door, start, goal")
+        wall = options.get("wall", self.wall)
+        door = options.get("door", self.door)
+        layout = np.array(
+            [
+                rng.uniform(*WALL_RANGE) if wall is None else float(wall),
+                rng.uniform(*DOOR_RANGE) if door is None else float(door),
+            ]
+        )
+        room = None if self.start == "any" else int(rng.integers(2))
+        position = sample_position(rng, layout, room)
+        goal = sample_position(rng, layout, None if room is None else 1 - room)
+        if "start" in options:
+            position = _check_position("start", options["start"])
+        if "goal" in options:
+            goal = _check_position("goal", options["goal"])
+        return layout, position, goal
+
+    def new_state(self, n: int) -> TwoRoomsState:
+        empty = np.zeros((n, 2))
+        images = np.zeros((n, 2, SIZE, SIZE), np.uint8)
+        return TwoRoomsState(
+            empty, empty.copy(), empty.copy(), images[:, 0].copy(), images, np.zeros(n, np.int64)
+        )
+
+    def begin(
+        self,
+        state: TwoRoomsState,
+        rows: np.ndarray,
+        rngs: list[np.random.Generator],
+        options: dict[str, Any] | None = None,
+    ) -> None:
+        """Starts a new episode in the rows given, in place."""
+        episodes = [self.sample(rng, options) for rng in rngs]
+        state.layout[rows], state.position[rows], state.goal[rows] = (
+            np.stack(column) for column in zip(*episodes, strict=True)
+        )
+        state.walls[rows] = draw_walls(state.layout[rows])
+        state.goal_image[rows] = np.stack([draw_dots(state.goal[rows]), state.walls[rows]], axis=1)
+        state.steps[rows] = 0
+
+    def advance(self, state: TwoRoomsState, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Moves every dot, in place; returns rewards and successes ``(n,)``."""
+        before = np.linalg.norm(state.position - state.goal, axis=-1)
+        state.position = move(state.position, state.layout, actions)
+        distance = np.linalg.norm(state.position - state.goal, axis=-1)
+        success = distance <= GOAL_RADIUS
+        state.steps += 1
+        # Dense: pixels gained towards the goal (potential-based, so the best policy stays the same).
+        reward = success.astype(np.float64) + ((before - distance) / SIZE if self.reward == "dense" else 0.0)
+        return reward, success
+
+    def observe(self, state: TwoRoomsState) -> np.ndarray:
+        """Pixels uint8 ``(n, 2, 64, 64)``: dot, walls."""
+        return np.stack([draw_dots(state.position), state.walls], axis=1)
+
+    def info(self, state: TwoRoomsState) -> dict[str, np.ndarray]:
+        return {
+            "goal": state.goal_image.copy(),
+            "position": state.position.astype(np.float32),
+            "goal_position": state.goal.astype(np.float32),
+            "door": state.layout.astype(np.float32),
+            "success": np.linalg.norm(state.position - state.goal, axis=-1) <= GOAL_RADIUS,
+        }
+
+
+PIXELS = gym.spaces.Box(0, 255, (2, SIZE, SIZE), np.uint8)
+ACTIONS = gym.spaces.Box(-1.0, 1.0, (2,), np.float32)
+
+
+def _check_actions(actions: Any, shape: tuple[int, ...]) -> np.ndarray:
+    actions = np.asarray(actions, np.float64)
+    if actions.shape != shape or not np.isfinite(actions).all():
+        raise ValueError(
+            f"actions must be finite with shape {shape}, got shape {actions.shape}: {actions.tolist()}"
+        )
+    return actions
+
+
+def picture(pixels: np.ndarray, goal_image: np.ndarray, scale: int = 6) -> np.ndarray:
+    """A picture for people, uint8 ``(64 * scale, 64 * scale, 3)``: walls grey, goal green, dot red."""
+    canvas = np.full((SIZE, SIZE, 3), 255.0)
+    canvas -= pixels[1][..., None] / 255.0 * np.array([150, 150, 150])
+    canvas -= goal_image[0][..., None] / 255.0 * np.array([215, 60, 180])
+    canvas -= pixels[0][..., None] / 255.0 * np.array([30, 220, 220])
+    image = np.clip(canvas, 0, 255).astype(np.uint8)
+    return cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_LINEAR)
+
+
+class TwoRoomsEnv(gym.Env[np.ndarray, np.ndarray]):
+    """``jepa_rl/TwoRooms-v0``: steer a dot through the door to the goal.
+
+    Observation: uint8 ``(2, 64, 64)``, dot and walls. Action: ``Box(-1, 1, (2,))``, one unit is 2.45 pixels.
+    Reward: 1 on reaching the goal (within 3 pixels), which ends it; ``reward="dense"`` adds the progress in
+    pixels / 64. The wall and the door are random per episode unless given. ``info`` holds ``goal`` (a uint8
+    picture like the observation) and, for probes and scores only, ``position``, ``goal_position``, ``door``
+    (wall x and door y) and ``success``.
+
+    Args:
+        reward: ``"sparse"`` or ``"dense"``.
+        start: ``"different"`` puts start and goal in different rooms, ``"any"`` anywhere free.
+        wall: x of the wall, or None for random.
+        door: y of the door's middle, or None for random.
+        render_mode: None or ``"rgb_array"``.
+
+    ``reset(options=...)`` takes ``start``, ``goal`` (x, y), ``wall`` and ``door``.
+    """
+
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 15}
+
+    def __init__(
+        self,
+        reward: Reward = "sparse",
+        start: Start = "different",
+        wall: float | None = None,
+        door: float | None = None,
+        render_mode: str | None = None,
+    ) -> None:
+        self.core = TwoRoomsCore(reward, start, wall, door)
+        self.observation_space, self.action_space = PIXELS, ACTIONS
+        self.render_mode = render_mode
+        self._state: TwoRoomsState | None = None
+
+    @property
+    def state(self) -> TwoRoomsState:
+        if self._state is None:
+            raise gym.error.ResetNeeded("call reset() before using the environment")
+        return self._state
+
+    def _info(self) -> dict[str, Any]:
+        info: dict[str, Any] = {name: value[0] for name, value in self.core.info(self.state).items()}
+        return info | {"success": bool(info["success"])}
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        super().reset(seed=seed)
+        state = self.core.new_state(1)
+        self.core.begin(state, np.array([0]), [self.np_random], options)
+        self._state = state
+        return self.core.observe(state)[0], self._info()
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        actions = _check_actions(action, (2,))
+        reward, success = self.core.advance(self.state, actions[None])
+        return self.core.observe(self.state)[0], float(reward[0]), bool(success[0]), False, self._info()
+
+    def render(self) -> np.ndarray | None:
+        if self.render_mode is None:
+            return None
+        return picture(self.core.observe(self.state)[0], self.state.goal_image[0])
+
+
+class TwoRoomsVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
+    """Many Two Rooms worlds stepped as one array; the same rules as ``TwoRoomsEnv``.
+
+    Args:
+        num_envs: number of worlds.
+        max_episode_steps: truncation limit (Gymnasium's TimeLimit does not reach into vector environments).
+        autoreset_mode: Gymnasium's NEXT_STEP (default), SAME_STEP or DISABLED.
+        reward, start, wall, door, render_mode: as for ``TwoRoomsEnv``.
+    """
+
+    metadata: ClassVar[dict[str, Any]] = dict(TwoRoomsEnv.metadata)
+
+    def __init__(
+        self,
+        num_envs: int = 1,
+        max_episode_steps: int | None = 200,
+        autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
+        reward: Reward = "sparse",
+        start: Start = "different",
+        wall: float | None = None,
+        door: float | None = None,
+        render_mode: str | None = None,
+    ) -> None:
+        if num_envs < 1:
+            raise ValueError(f"num_envs must be at least 1, got {num_envs}")
+        self.core = TwoRoomsCore(reward, start, wall, door)
+        self.num_envs, self.max_episode_steps, self.render_mode = num_envs, max_episode_steps, render_mode
+        self.autoreset_mode = AutoresetMode(autoreset_mode)
+        self.metadata = {**TwoRoomsEnv.metadata, "autoreset_mode": self.autoreset_mode}
+        self.single_observation_space, self.single_action_space = PIXELS, ACTIONS
+        self.observation_space = gym.vector.utils.batch_space(PIXELS, num_envs)
+        self.action_space = gym.vector.utils.batch_space(ACTIONS, num_envs)
+        self._rngs = [np.random.default_rng() for _ in range(num_envs)]
+        self._state: TwoRoomsState | None = None
+        self._ended = np.zeros(num_envs, bool)
+
+    @property
+    def state(self) -> TwoRoomsState:
+        if self._state is None:
+            raise gym.error.ResetNeeded("call reset() before using the environment")
+        return self._state
+
+    def reset(
+        self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        options = dict(options or {})
+        rows = np.flatnonzero(options.pop("reset_mask", np.ones(self.num_envs, bool)))
+        seeds = (
+            [None if seed is None else seed + i for i in range(self.num_envs)]
+            if not isinstance(seed, list)
+            else seed
+        )
+        if len(seeds) != self.num_envs:
+            raise ValueError(f"seed must be an int or {self.num_envs} values, got {len(seeds)}")
+        for row in rows:
+            if seeds[row] is not None:
+                self._rngs[row] = np.random.default_rng(seeds[row])
+        state = self.core.new_state(self.num_envs) if self._state is None else self._state
+        self.core.begin(state, rows, [self._rngs[row] for row in rows], options)
+        self._state = state
+        self._ended[rows] = False
+        return self.core.observe(state), self._info()
+
+    def _info(self) -> dict[str, Any]:
+        info: dict[str, Any] = self.core.info(self.state)
+        return info | {f"_{name}": np.ones(self.num_envs, bool) for name in info}
+
+    def step(
+        self, actions: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        actions = _check_actions(actions, (self.num_envs, 2))
+        state = self.state
+        if self.autoreset_mode is AutoresetMode.DISABLED and self._ended.any():
+            raise gym.error.ResetNeeded("an episode has ended; reset it with options={'reset_mask': ...}")
+        waiting = np.flatnonzero(self._ended)  # NEXT_STEP: these rows reset now and ignore their action
+        rewards, terminated = self.core.advance(state, actions)
+        truncated = np.zeros(self.num_envs, bool)
+        if self.max_episode_steps is not None:
+            truncated = (state.steps >= self.max_episode_steps) & ~terminated
+        if waiting.size:
+            self._begin(waiting)
+            rewards[waiting], terminated[waiting], truncated[waiting] = 0.0, False, False
+        ended = terminated | truncated
+        info = {}
+        if self.autoreset_mode is AutoresetMode.SAME_STEP and ended.any():
+            rows = np.flatnonzero(ended)
+            final_obs = np.full(self.num_envs, None, dtype=object)
+            observations = self.core.observe(state)
+            final_obs[rows] = [observations[row] for row in rows]
+            final_info = self._info()
+            info = {"final_obs": final_obs, "_final_obs": ended.copy()}
+            info |= {"final_info": final_info, "_final_info": ended.copy()}
+            self._begin(rows)
+        self._ended = ended if self.autoreset_mode is not AutoresetMode.SAME_STEP else np.zeros_like(ended)
+        return self.core.observe(state), rewards, terminated, truncated, self._info() | info
+
+    def _begin(self, rows: np.ndarray) -> None:
+        self.core.begin(self.state, rows, [self._rngs[row] for row in rows])
+
+    def render(self) -> tuple[np.ndarray, ...] | None:
+        if self.render_mode is None:
+            return None
+        pixels = self.core.observe(self.state)
+        return tuple(picture(p, g) for p, g in zip(pixels, self.state.goal_image, strict=True))
