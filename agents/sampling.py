@@ -1,0 +1,203 @@
+"""What the planners share: one planning problem, and the pieces of a search by sampling."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from jepa_rl.types import Cost, Dynamics, Plan
+
+Risk = Callable[[Tensor], Tensor]
+
+
+def expected_cost(costs: Float[Tensor, "b n"]) -> Float[Tensor, " b"]:
+    """The risk-neutral choice: the mean over the futures."""
+    return costs.mean(-1)
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """What one call of ``plan`` is about; it prices candidates and finishes the plan.
+
+    Attributes:
+        seed: with more than one future every rollout draws from a generator seeded so: all
+            candidates of all iterations meet the same futures (common random numbers), and a
+            difference of cost is a difference of plans, not of luck.
+    """
+
+    dynamics: Dynamics
+    cost: Cost
+    z: Float[Tensor, "b d"]
+    futures: int
+    risk: Risk
+    seed: int
+
+    def rollout(self, candidates: Float[Tensor, "b s h a"]) -> tuple[Tensor, Tensor]:
+        """Latents "b*s n t d" and costs "b s" of the candidates of all environments in one call."""
+        b, s = candidates.shape[:2]
+        rows = candidates.flatten(0, 1)
+        z = self.z.repeat_interleave(s, dim=0)
+        generator = None
+        if self.futures > 1:
+            generator = torch.Generator(self.z.device).manual_seed(self.seed)
+        latents = self.dynamics.rollout(z, rows, futures=self.futures, generator=generator)
+        costs = self.risk(self.cost(latents, rows))
+        if costs.shape != (b * s,):
+            raise ValueError(
+                f"cost and risk must give one number for each of {b * s} rows, got {tuple(costs.shape)}; "
+                "a cost answers (rows, futures) and a risk answers (rows,)"
+            )
+        return latents, costs.view(b, s)
+
+    def costs(self, candidates: Float[Tensor, "b s h a"]) -> Float[Tensor, "b s"]:
+        """Costs of the candidates, +inf where the dynamics or the cost gave NaN.
+
+        Raises:
+            ValueError: if all candidates of an environment cost NaN.
+        """
+        return _without_nan(self.rollout(candidates)[1])
+
+    def finish(self, choices: Float[Tensor, "b s h a"], candidates: Tensor, costs: Tensor) -> Plan:
+        """The cheapest of ``choices``; ``candidates`` and ``costs`` are what the search saw last."""
+        latents, choice_costs = self.rollout(choices)
+        choice_costs = _without_nan(choice_costs)
+        best = choice_costs.argmin(1)
+        env = torch.arange(len(best), device=best.device)
+        return Plan(
+            actions=choices[env, best],
+            cost=choice_costs[env, best],
+            candidates=candidates,
+            candidate_costs=costs,
+            branches=latents.unflatten(0, choices.shape[:2])[env, best],
+        )
+
+
+def _without_nan(costs: Float[Tensor, "b s"]) -> Float[Tensor, "b s"]:
+    nan = torch.isnan(costs)
+    if nan.any():
+        lost = nan.all(1).nonzero().flatten().tolist()
+        if lost:
+            raise ValueError(
+                f"every candidate plan costs NaN for environments {lost}: the dynamics or the cost diverged; "
+                "check that the model was trained on this environment, or shorten the horizon"
+            )
+        costs = costs.masked_fill(nan, torch.inf)
+    return costs
+
+
+def pose(
+    planner: Any,
+    dynamics: Dynamics,
+    cost: Cost,
+    z: Float[Tensor, "b d"],
+    warm_start: Float[Tensor, "b h a"] | None,
+    generator: torch.Generator | None,
+) -> tuple[Problem, Float[Tensor, "b h a"]]:
+    """Check the arguments of ``plan``; the problem, and the plan to start the search from (zeros if none).
+
+    Raises:
+        ValueError: for latents or a warm start of the wrong shape, or with NaN or infinite values.
+    """
+    if z.ndim != 2 or not z.shape[0] or z.shape[1] != dynamics.latent_dim:
+        raise ValueError(
+            f"z must have shape (environments, {dynamics.latent_dim}), got {tuple(z.shape)}; "
+            "one environment is a batch of one: z[None]"
+        )
+    if not torch.isfinite(z).all():
+        raise ValueError("z holds NaN or infinite values; check the observation and the encoder")
+    shape = (z.shape[0], planner.horizon, dynamics.action_dim)
+    if warm_start is None:
+        start = z.new_zeros(shape)
+    elif tuple(warm_start.shape) != shape:
+        raise ValueError(
+            f"warm_start must have shape (environments, horizon, action_dim) = {shape}, "
+            f"got {tuple(warm_start.shape)}; shift the old plan and repeat its last action"
+        )
+    elif not torch.isfinite(warm_start).all():
+        raise ValueError("warm_start holds NaN or infinite values; pass None to start afresh")
+    else:
+        start = warm_start.to(z).clamp(-1.0, 1.0)
+    seed = 0
+    if planner.futures > 1:
+        seed = int(torch.randint(2**62, (), generator=generator, device=z.device))
+    return Problem(dynamics, cost, z, planner.futures, planner.risk, seed), start
+
+
+def check_settings(planner: Any) -> None:
+    """The settings that planners have in common, checked by name where the planner has them.
+
+    Raises:
+        ValueError: naming the setting, its value and what it must be.
+        TypeError: if a count is not an int.
+    """
+    values = vars(planner)
+    for name in ("horizon", "samples", "elites", "iterations", "restarts", "futures"):
+        if name in values and (not isinstance(values[name], int) or isinstance(values[name], bool)):
+            raise TypeError(f"{name} must be an int, got {values[name]!r}")
+        if name in values and values[name] < 1:
+            raise ValueError(f"{name} must be at least 1, got {values[name]}")
+    if "elites" in values and not 2 <= values["elites"] <= values["samples"]:
+        raise ValueError(
+            f"elites must lie in [2, samples={values['samples']}], got {values['elites']}: "
+            "a spread needs two plans, and elites are chosen among the samples"
+        )
+    for name in ("init_std", "temperature", "learning_rate"):
+        if name in values and not 0.0 < values[name] < float("inf"):
+            raise ValueError(f"{name} must be positive and finite, got {values[name]}")
+    if "min_std" in values and not 0.0 <= values["min_std"] <= values["init_std"]:
+        raise ValueError(f"min_std must lie in [0, init_std={values['init_std']}], got {values['min_std']}")
+    for name in ("momentum", "smoothing", "min_probability"):
+        if name in values and not 0.0 <= values[name] < 1.0:
+            raise ValueError(f"{name} must lie in [0, 1), got {values[name]}")
+    if not callable(values["risk"]):
+        raise TypeError(f"risk must be a callable from costs (b, n) to (b,), got {values['risk']!r}")
+
+
+def normal(shape: tuple[int, ...], like: Tensor, generator: torch.Generator | None) -> Tensor:
+    return torch.randn(shape, generator=generator, device=like.device, dtype=like.dtype)
+
+
+def perturb(
+    mean: Float[Tensor, "b h a"], std: Float[Tensor, "b h a"], noise: Float[Tensor, "s h a"]
+) -> Float[Tensor, "b s h a"]:
+    """Candidates ``mean + std * noise`` inside [-1, 1]; the first one is the mean itself.
+
+    All environments share one draw of noise, so that the plan for one does not depend on which
+    others are planned for beside it.
+    """
+    candidates = torch.addcmul(mean[:, None], std[:, None], noise).clamp_(-1.0, 1.0)
+    candidates[:, 0] = mean
+    return candidates
+
+
+def best_of(
+    candidates: Float[Tensor, "b s h a"], costs: Float[Tensor, "b s"], k: int
+) -> tuple[Float[Tensor, "b k h a"], Float[Tensor, "b k"]]:
+    """The ``k`` cheapest candidates of each environment and their costs, cheapest first."""
+    least, index = costs.topk(k, dim=1, largest=False)
+    return take(candidates, index), least
+
+
+def take(candidates: Float[Tensor, "b s h a"], index: Int[Tensor, "b k"]) -> Float[Tensor, "b k h a"]:
+    return candidates[torch.arange(len(index), device=index.device)[:, None], index]
+
+
+@dataclass
+class Incumbent:
+    """The cheapest plan seen so far, one for each environment."""
+
+    actions: Tensor | None = None
+    cost: Tensor | None = None
+
+    def offer(self, actions: Float[Tensor, "b h a"], cost: Float[Tensor, " b"]) -> None:
+        if self.actions is None:
+            self.actions, self.cost = actions, cost
+            return
+        better = cost < self.cost
+        self.actions = torch.where(better[:, None, None], actions, self.actions)
+        self.cost = torch.where(better, cost, self.cost)

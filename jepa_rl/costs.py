@@ -1,0 +1,143 @@
+"""What a plan costs: goal distance, action penalty and weighted sums of them.
+
+A cost is any callable ``cost(latents "b n t d", actions "b h a") -> "b n"``; lower is better.
+
+Rows: a planner prices the candidate plans of all environments in one call, so that the first axis
+of both arguments holds ``b * s`` rows, the ``s`` candidates of one environment next to each other.
+A cost that holds something per environment (a goal) reads the rows as ``(b, s)`` with ``b`` the
+number of things it holds: see ``per_environment``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from jepa_rl.types import Cost
+
+Distance = Callable[[Tensor, Tensor], Tensor]
+
+
+def euclidean(latents: Float[Tensor, "*b d"], goal: Float[Tensor, "*b d"]) -> Float[Tensor, "*b"]:
+    """Euclidean distance; its gradient is zero, not NaN, where the two are equal."""
+    return torch.linalg.vector_norm(latents - goal, dim=-1)
+
+
+def mean_squared(latents: Float[Tensor, "*b d"], goal: Float[Tensor, "*b d"]) -> Float[Tensor, "*b"]:
+    """Squared difference, averaged over the latent's components."""
+    return (latents - goal).square().mean(-1)
+
+
+DISTANCES: dict[str, Distance] = {"l2": euclidean, "mse": mean_squared}
+
+
+def per_environment(rows: Tensor, environments: int) -> Tensor:
+    """Rows ``(b * s, ...)`` as ``(b, s, ...)``, a view; see the module's word on rows.
+
+    Raises:
+        ValueError: if the rows cannot be split evenly over the environments.
+    """
+    if rows.shape[0] % environments:
+        raise ValueError(
+            f"{rows.shape[0]} rows cannot be split over {environments} goals; give one goal for all, "
+            "or exactly one for each environment that is planned for"
+        )
+    return rows.unflatten(0, (environments, -1))
+
+
+class Composable:
+    """Gives a cost ``a + b`` and ``weight * a``."""
+
+    def __add__(self, other: Cost) -> WeightedSum:
+        return WeightedSum((self, other), (1.0, 1.0))
+
+    def __mul__(self, weight: float) -> WeightedSum:
+        return WeightedSum((self,), (float(weight),))
+
+    __rmul__ = __mul__
+
+
+@dataclass(frozen=True, eq=False)
+class GoalCost(Composable):
+    """Distance of the imagined latents to a goal latent.
+
+    Attributes:
+        goal: one goal latent for each environment, or a single row for all.
+        reduce: ``"sum"`` over the states after now (reaching early and staying is cheaper), or the
+            ``"last"`` state alone.
+        distance: ``"l2"``, ``"mse"``, or a callable ``(latents "... d", goal "... d") -> "..."`` whose
+            two arguments broadcast against each other.
+
+    Raises:
+        ValueError: for a goal that is no finite float matrix, or an unknown reduce or distance.
+    """
+
+    goal: Float[Tensor, "b d"]
+    reduce: Literal["sum", "last"] = "sum"
+    distance: Literal["l2", "mse"] | Distance = "l2"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.goal, Tensor) or self.goal.ndim != 2 or not self.goal.is_floating_point():
+            found = (
+                (tuple(self.goal.shape), self.goal.dtype)
+                if isinstance(self.goal, Tensor)
+                else type(self.goal)
+            )
+            raise ValueError(f"goal must be a float tensor of shape (environments, latent_dim), got {found}")
+        if not self.goal.shape[0] or not torch.isfinite(self.goal).all():
+            raise ValueError("goal must hold at least one row and only finite values; check the goal image")
+        if self.reduce not in ("sum", "last"):
+            raise ValueError(f"reduce must be 'sum' or 'last', got {self.reduce!r}")
+        if not callable(self.distance) and self.distance not in DISTANCES:
+            raise ValueError(
+                f"distance must be one of {sorted(DISTANCES)} or a callable, got {self.distance!r}"
+            )
+
+    def __call__(self, latents: Float[Tensor, "b n t d"], actions: Tensor) -> Float[Tensor, "b n"]:
+        if latents.shape[-1] != self.goal.shape[-1]:
+            raise ValueError(
+                f"goal is {self.goal.shape[-1]} wide but the latents are {latents.shape[-1]} wide"
+            )
+        distance = self.distance if callable(self.distance) else DISTANCES[self.distance]
+        # The state now costs every candidate the same: it only blurs the sum.
+        reached = latents[:, :, -1:] if self.reduce == "last" else latents[:, :, 1:]
+        goal = self.goal.to(latents)[:, None, None, None]  # b 1 1 1 d
+        return distance(per_environment(reached, self.goal.shape[0]), goal).sum(-1).flatten(0, 1)
+
+
+@dataclass(frozen=True)
+class ActionPenalty(Composable):
+    """``weight`` times the squared norm of the actions, summed over the plan."""
+
+    weight: float = 1.0
+
+    def __call__(
+        self, latents: Float[Tensor, "b n t d"], actions: Float[Tensor, "b h a"]
+    ) -> Float[Tensor, "b n"]:
+        return (self.weight * actions.square().sum((-2, -1)))[:, None].expand(-1, latents.shape[1])
+
+
+@dataclass(frozen=True, eq=False)
+class WeightedSum(Composable):
+    """``sum_i weights[i] * costs[i]``; what ``+`` and ``*`` between costs build."""
+
+    costs: tuple[Cost, ...]
+    weights: tuple[float, ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        if not self.costs or len(self.costs) != len(self.weights):
+            raise ValueError(f"need one weight for each cost, got {len(self.costs)} and {len(self.weights)}")
+        wrong = [cost for cost in self.costs if not callable(cost)]
+        if wrong:
+            raise TypeError(f"a cost is a callable (latents, actions) -> 'b n', got {wrong[0]!r}")
+
+    def __call__(
+        self, latents: Float[Tensor, "b n t d"], actions: Float[Tensor, "b h a"]
+    ) -> Float[Tensor, "b n"]:
+        terms = [w * cost(latents, actions) for w, cost in zip(self.weights, self.costs, strict=True)]
+        return torch.stack(terms).sum(0)
