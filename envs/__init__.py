@@ -1,5 +1,42 @@
-"""What speaks Gymnasium."""
+"""What speaks Gymnasium: wrappers, adapters and built-in worlds. Importing it registers the environments.
+
+Gymnasium (1.0 and later) loads no plugins, so without this import name the module in the id:
+``gymnasium.make("jepa_rl.envs:jepa_rl/TwoRooms-v0")``.
+"""
+
+import gymnasium as gym
+
+from jepa_rl.envs.latent import LatentObservation
+from jepa_rl.envs.pixels import PixelObservation
+from jepa_rl.envs.sb3_latent import VecLatentObservation
+from jepa_rl.envs.spec import action_spec, world_spec
+from jepa_rl.envs.two_rooms import TwoRoomsEnv, TwoRoomsVectorEnv
+from jepa_rl.envs.vector_latent import VectorLatentObservation
+from jepa_rl.envs.wrap import wrap
+
+__all__ = [
+    "LatentObservation",
+    "PixelObservation",
+    "TwoRoomsEnv",
+    "TwoRoomsVectorEnv",
+    "VecLatentObservation",
+    "VectorLatentObservation",
+    "action_spec",
+    "register_envs",
+    "world_spec",
+    "wrap",
+]
 
 
 def register_envs() -> None:
-    pass
+    """Register this package's environments with Gymnasium; calling it again changes nothing."""
+    if "jepa_rl/TwoRooms-v0" not in gym.registry:
+        gym.register(
+            "jepa_rl/TwoRooms-v0",
+            entry_point="jepa_rl.envs.two_rooms:TwoRoomsEnv",
+            vector_entry_point="jepa_rl.envs.two_rooms:TwoRoomsVectorEnv",
+            max_episode_steps=200,
+        )
+
+
+register_envs()
