@@ -1,0 +1,224 @@
+"""Environment and policy in, episodes on disk out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
+from tqdm import tqdm
+
+from jepa_rl.data import EpisodeStore
+from jepa_rl.data.layout import Layout
+from jepa_rl.envs.policies import Policy, RandomPolicy
+from jepa_rl.envs.recorder import Recorder
+from jepa_rl.envs.spec import world_spec
+from jepa_rl.types import ActionSpec, WorldSpec
+
+
+def collect(
+    env: gym.Env | VectorEnv,
+    store: str | Path | EpisodeStore,
+    *,
+    policy: str | Policy | Any = "random",
+    episodes: int | None = None,
+    steps: int | None = None,
+    seed: int | None = None,
+    extras: Sequence[str] = (),
+    progress: bool = True,
+) -> EpisodeStore:
+    """Play ``policy`` in ``env`` and store every episode the moment it ends.
+
+    Episodes that have ended are on disk whatever happens next (an error, Ctrl-C, a killed process). Only
+    the newest frame of each observation is stored; the sampler stacks frames again.
+
+    Args:
+        env: an environment or Gymnasium vector environment (any autoreset mode) with uint8 pixels
+            ``(frames * c, y, x)``, or a Dict of them under ``"pixels"``; see ``PixelObservation``. It is
+            not closed.
+        store: where to store: a folder (made, or added to), or an open store.
+        policy: ``"random"``; an object with Stable-Baselines3's ``predict``; or a function of
+            (batched observations, ``np.random.Generator``) that returns ``(n, a)`` or ``(n,)`` actions.
+            Continuous actions are clipped to the bounds.
+        episodes: stop after so many complete episodes; those still running are dropped.
+        steps: stop after at least so many environment steps; running episodes are stored as truncated.
+        seed: of the environments' first reset and of the policy's generator. Equal seeds give equal data.
+        extras: names of Dict observations or of ``info`` entries to store beside each frame, for probes.
+        progress: show a progress bar.
+
+    Returns:
+        The store, open.
+
+    Raises:
+        TypeError, ValueError: if the environment, the policy or the store does not fit, or a reward,
+            action or extra is NaN or infinite.
+    """
+    if (episodes is None) == (steps is None):
+        raise ValueError(f"pass either episodes or steps, got episodes={episodes} and steps={steps}")
+    goal = episodes if steps is None else steps
+    if goal < 1:
+        raise ValueError(f"episodes and steps must be at least 1, got {goal}")
+    venv, spec = _as_vector_env(env), world_spec(env)
+    act = _actor(policy, spec.action, venv.num_envs, np.random.default_rng(seed))
+    states = _States(venv, spec, extras)
+
+    observations, infos = venv.reset(seed=seed)
+    everyone = np.ones(venv.num_envs, bool)
+    rows = states.rows(observations, infos, everyone)
+    recorder = Recorder(rows, spec.action)
+    recorder.begin(everyone, rows)
+    store = _open_store(store, states.layout(rows))
+    resetting, starts = ~everyone, everyone
+    stored = 0
+    bar = tqdm(total=goal, unit="episode" if steps is None else "step", disable=not progress, desc="collect")
+    with bar:
+        while (stored if steps is None else recorder.total_steps) < goal:
+            actions = act(observations, starts)
+            observations, rewards, terminated, truncated, infos = venv.step(actions)
+            live = ~resetting
+            done = (terminated | truncated) & live
+            arrived = states.arrived(observations, infos, live, done)
+            recorder.step(live, actions, rewards, arrived)
+            ended = [recorder.episode(i, terminated[i], truncated[i]) for i in np.flatnonzero(done)]
+            if steps is None:
+                ended = ended[: goal - stored]
+            store.append_many(ended)
+            stored += len(ended)
+
+            if states.autoreset is AutoresetMode.NEXT_STEP:
+                starts, resetting = resetting, done
+            else:
+                starts = done
+                if states.autoreset is AutoresetMode.DISABLED and done.any():
+                    observations, infos = venv.reset(options={"reset_mask": done.copy()})
+            if starts.any():
+                recorder.begin(starts, states.rows(observations, infos, starts))
+            bar.update(len(ended) if steps is None else int(live.sum()))
+        if steps is not None:
+            running = np.flatnonzero(recorder.lengths > 0)
+            store.append_many([recorder.episode(i, terminated=False, truncated=True) for i in running])
+    return store
+
+
+class _States:
+    """Reads the newest frames and the extras out of what a vector environment returns.
+
+    ``rows`` are a dict of arrays ``(n, ...)``: ``"frames"`` and the extras.
+    """
+
+    def __init__(self, venv: VectorEnv, spec: WorldSpec, extras: Sequence[str]) -> None:
+        self.autoreset = AutoresetMode(venv.metadata.get("autoreset_mode", AutoresetMode.NEXT_STEP))
+        self._spec, self._extras = spec, tuple(extras)
+        self._channels = spec.pixels[0] // spec.frames
+
+    def layout(self, rows: Mapping[str, np.ndarray]) -> Layout:
+        extras = {name: (rows[name].shape[1:], rows[name].dtype) for name in self._extras}
+        shape = (self._channels, *self._spec.pixels[1:])
+        return Layout.make(shape, self._spec.action, self._spec.frames, extras)
+
+    def rows(self, observations: Any, infos: Mapping[str, Any], needed: np.ndarray) -> dict[str, np.ndarray]:
+        """Rows of all environments; only those of the ``needed`` ones (bool ``(n,)``) need to be there."""
+        pixels = observations["pixels"] if isinstance(observations, dict) else observations
+        rows = {"frames": pixels[:, -self._channels :]}
+        for name in self._extras:
+            in_observation = isinstance(observations, dict) and name in observations
+            rows[name] = observations[name] if in_observation else _from_info(name, infos, needed)
+        return rows
+
+    def arrived(
+        self, observations: Any, infos: Mapping[str, Any], live: np.ndarray, done: np.ndarray
+    ) -> dict[str, np.ndarray]:
+        """Rows of the states that a step led to, also where the environment has already reset."""
+        if self.autoreset is not AutoresetMode.SAME_STEP or not done.any():
+            return self.rows(observations, infos, live)
+        rows = {name: np.array(values) for name, values in self.rows(observations, infos, live).items()}
+        finals = [infos["final_obs"][i] for i in np.flatnonzero(done)]
+        for name in self._extras:
+            if isinstance(observations, dict) and name in observations:
+                rows[name][done] = np.stack([final[name] for final in finals])
+            else:
+                rows[name][done] = _from_info(name, infos["final_info"], done)[done]
+        pixels = [final["pixels"] if isinstance(final, dict) else final for final in finals]
+        rows["frames"][done] = np.stack(pixels)[:, -self._channels :]
+        return rows
+
+
+def _from_info(name: str, infos: Mapping[str, Any], needed: np.ndarray) -> np.ndarray:
+    known = sorted(key for key in infos if not key.startswith("_"))
+    if name not in infos:
+        raise ValueError(f"the environment's info has no entry {name!r} to store; it has {known}")
+    values = np.asarray(infos[name])
+    missing = needed & ~np.asarray(infos.get(f"_{name}", needed), bool)
+    if missing.any():
+        raise ValueError(f"info entry {name!r} is missing in environments {np.flatnonzero(missing).tolist()}")
+    if values.dtype.kind not in "biuf":
+        raise TypeError(f"info entry {name!r} must be numbers or booleans to be stored, got {values.dtype}")
+    return values
+
+
+def _actor(
+    policy: str | Policy | Any, action: ActionSpec, num_envs: int, rng: np.random.Generator
+) -> Callable[[Any, np.ndarray], np.ndarray]:
+    """A function of (observations, which of them start an episode) to actions that the space contains."""
+    if policy == "random":
+        policy = RandomPolicy(action, num_envs)
+    if callable(getattr(policy, "predict", None)):
+        memory = None
+
+        def choose(observations: Any, starts: np.ndarray) -> np.ndarray:
+            nonlocal memory
+            actions, memory = policy.predict(observations, state=memory, episode_start=starts)
+            return actions
+    elif callable(policy):
+        getattr(policy, "reset", lambda: None)()
+
+        def choose(observations: Any, starts: np.ndarray) -> np.ndarray:
+            return policy(observations, rng)
+    else:
+        raise TypeError(
+            "policy must be 'random', an object with predict(observations, state, episode_start), or a "
+            f"function of (observations, rng), got {policy!r}"
+        )
+
+    def act(observations: Any, starts: np.ndarray) -> np.ndarray:
+        actions = np.asarray(choose(observations, starts))
+        shape = (num_envs,) if action.kind == "discrete" else (num_envs, action.size)
+        if actions.shape != shape:
+            raise ValueError(f"the policy must return actions of shape {shape}, got {actions.shape}")
+        action.encode(actions)  # raises for NaN and for choices that do not exist
+        if action.kind == "discrete":
+            return actions.astype(np.int64)
+        return np.clip(actions, action.low, action.high).astype(np.float32)
+
+    return act
+
+
+def _as_vector_env(env: gym.Env | VectorEnv) -> VectorEnv:
+    if isinstance(env, VectorEnv):
+        return env
+    if isinstance(env, gym.Env):
+        venv = SyncVectorEnv([lambda: env])
+        venv.closed = True  # or its garbage collection would close the caller's environment
+        return venv
+    raise TypeError(
+        f"expected a gymnasium.Env or gymnasium.vector.VectorEnv, got {type(env).__name__}; "
+        "make one with gymnasium.make or gymnasium.make_vec"
+    )
+
+
+def _open_store(store: str | Path | EpisodeStore, layout: Layout) -> EpisodeStore:
+    if not isinstance(store, EpisodeStore):
+        return EpisodeStore.create(
+            store,
+            layout.frame_shape,
+            layout.action,
+            frames=layout.frames,
+            extras=layout.extras,
+            exist_ok=True,
+        )
+    if store.layout != layout:
+        raise ValueError(f"{store.path} holds a store with {store.layout}, this environment gives {layout}")
+    return store

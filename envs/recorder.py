@@ -1,0 +1,96 @@
+"""Episodes under way, held in arrays until they end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from jepa_rl.data import Episode
+from jepa_rl.types import ActionSpec
+
+
+class Recorder:
+    """The running episode of each of ``n`` environments; every call writes one row for all of them.
+
+    The arrays are ``(n, capacity, ...)`` and double when an episode outgrows them, so an episode is one
+    contiguous piece when it ends. Memory: n times the longest episode under way.
+
+    Args:
+        rows: one row of every column that a state has, ``(n, ...)``: ``"frames"`` and the extras.
+        action: the action space.
+    """
+
+    def __init__(self, rows: Mapping[str, np.ndarray], action: ActionSpec, capacity: int = 128) -> None:
+        n = len(rows["frames"])
+        shape, dtype = ((), np.int64) if action.kind == "discrete" else ((action.size,), np.float32)
+        self._states = {
+            name: np.empty((n, capacity, *row.shape[1:]), row.dtype) for name, row in rows.items()
+        }
+        self._actions = np.empty((n, capacity, *shape), dtype)
+        self._rewards = np.empty((n, capacity), np.float32)
+        self._capacity = capacity
+        self.lengths = np.zeros(n, np.int64)
+        self.total_steps = 0
+
+    def begin(self, which: np.ndarray, rows: Mapping[str, np.ndarray]) -> None:
+        """Start an episode in the environments ``which``, bool ``(n,)``, with the given first states."""
+        for name, values in rows.items():
+            self._states[name][which, 0] = values[which]
+        self.lengths[which] = 0
+
+    def step(
+        self,
+        which: np.ndarray,
+        actions: np.ndarray,
+        rewards: np.ndarray,
+        rows: Mapping[str, np.ndarray],
+    ) -> None:
+        """Add a step to the environments ``which``: actions, rewards, and the states that they led to.
+
+        Raises:
+            ValueError: if a reward or an extra is NaN or infinite.
+        """
+        check_finite("reward", rewards, which)
+        for name, values in rows.items():
+            check_finite(name, values, which)
+        envs = np.flatnonzero(which)
+        at = self.lengths[envs]
+        if len(envs) and at.max() + 2 > self._capacity:
+            self._grow()
+        self._actions[envs, at] = actions[envs]
+        self._rewards[envs, at] = rewards[envs]
+        for name, values in rows.items():
+            self._states[name][envs, at + 1] = values[envs]
+        self.lengths[envs] += 1
+        self.total_steps += len(envs)
+
+    def episode(self, env: int, terminated: bool, truncated: bool) -> Episode:
+        """The episode of environment ``env`` so far. Its arrays are reused by the next ``begin``."""
+        length = int(self.lengths[env])
+        states = {name: values[env, : length + 1] for name, values in self._states.items()}
+        frames = states.pop("frames")
+        return Episode(
+            frames, self._actions[env, :length], self._rewards[env, :length], terminated, truncated, states
+        )
+
+    def _grow(self) -> None:
+        used, self._capacity = self._capacity, 2 * self._capacity
+
+        def bigger(old: np.ndarray) -> np.ndarray:
+            new = np.empty((len(old), self._capacity, *old.shape[2:]), old.dtype)
+            new[:, :used] = old
+            return new
+
+        self._states = {name: bigger(values) for name, values in self._states.items()}
+        self._actions, self._rewards = bigger(self._actions), bigger(self._rewards)
+
+
+def check_finite(name: str, values: np.ndarray, which: np.ndarray) -> None:
+    """Raise ValueError if a value of the environments ``which`` is NaN or infinite."""
+    if values.dtype.kind == "f" and not np.isfinite(values[which]).all():
+        bad = [i for i in np.flatnonzero(which) if not np.isfinite(values[i]).all()]
+        raise ValueError(
+            f"{name} is NaN or infinite in environment(s) {bad}; the episodes under way are not stored, "
+            "those that ended before are"
+        )

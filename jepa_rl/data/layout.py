@@ -1,0 +1,112 @@
+"""What the columns of an episode store are: the content of its ``store.json``."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jepa_rl.types import ActionSpec
+
+FORMAT = "jepa-rl episode store"
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Column:
+    """Shape and dtype of one row, and whether an episode of T steps has T + 1 rows (else T)."""
+
+    file: str
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    per_frame: bool
+
+    @property
+    def row_bytes(self) -> int:
+        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+
+    def rows(self, steps: int, episodes: int) -> int:
+        return steps + episodes if self.per_frame else steps
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What ``store.json`` holds."""
+
+    frame_shape: tuple[int, int, int]
+    action: ActionSpec
+    frames: int = 1
+    extras: Mapping[str, tuple[tuple[int, ...], str]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if len(self.frame_shape) != 3 or min(self.frame_shape) < 1:
+            raise ValueError(f"frame_shape must be (c, y, x) of one frame, got {self.frame_shape}")
+        if self.frames < 1:
+            raise ValueError(f"frames must be at least 1, got {self.frames}")
+        for name, (shape, dtype) in self.extras.items():
+            if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+                raise ValueError(f"the extra column {name!r} needs a name of letters, digits and underscores")
+            if np.dtype(dtype).kind not in "biuf" or 0 in shape:
+                raise ValueError(f"extra {name!r} must hold numbers or booleans, got {dtype} {shape}")
+
+    @staticmethod
+    def make(
+        frame_shape: tuple[int, int, int],
+        action: ActionSpec,
+        frames: int = 1,
+        extras: Mapping[str, tuple[tuple[int, ...], Any]] | None = None,
+    ) -> Layout:
+        """A layout from anything that reads as sizes and dtypes; two equal ones compare equal."""
+        rows = {
+            name: (tuple(int(n) for n in shape), np.dtype(dtype).newbyteorder("<").str)
+            for name, (shape, dtype) in (extras or {}).items()
+        }
+        return Layout(tuple(int(n) for n in frame_shape), action, int(frames), rows)
+
+    def columns(self) -> dict[str, Column]:
+        discrete = self.action.kind == "discrete"
+        action_shape, action_dtype = ((), "<i8") if discrete else ((self.action.size,), "<f4")
+        columns = {
+            "frames": Column("frames.bin", self.frame_shape, np.dtype(np.uint8), True),
+            "actions": Column("actions.bin", action_shape, np.dtype(action_dtype), False),
+            "rewards": Column("rewards.bin", (), np.dtype("<f4"), False),
+        }
+        for name, (shape, dtype) in self.extras.items():
+            columns[extra_column(name)] = Column(
+                f"{extra_column(name)}.bin", tuple(shape), np.dtype(dtype), True
+            )
+        return columns
+
+    def to_json(self) -> str:
+        header = {"format": FORMAT, "version": VERSION, **asdict(self)}
+        return json.dumps(header, indent=2, sort_keys=True)
+
+    @staticmethod
+    def from_json(text: str, path: Path) -> Layout:
+        try:
+            header = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path} is damaged: not readable JSON ({error})") from error
+        if not isinstance(header, dict) or header.get("format") != FORMAT:
+            raise ValueError(f"{path} does not belong to a {FORMAT}")
+        if header.get("version") != VERSION:
+            raise ValueError(
+                f"{path} has format version {header.get('version')}, this jepa-rl reads version {VERSION}; "
+                "upgrade jepa-rl"
+            )
+        action = header["action"]
+        spec = ActionSpec(
+            action["kind"], action["size"], tuple(action["low"]), tuple(action["high"]), action["start"]
+        )
+        extras = {name: (tuple(shape), dtype) for name, (shape, dtype) in header["extras"].items()}
+        return Layout(tuple(header["frame_shape"]), spec, header["frames"], extras)
+
+
+def extra_column(name: str) -> str:
+    """Key of an extra among the columns."""
+    return f"extra.{name}"
