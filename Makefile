@@ -1,0 +1,62 @@
+# Every target makes .venv by itself and installs the tested versions from constraints.txt.
+# Another interpreter: make PYTHON=python3.12 test
+
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+WORKERS ?= auto
+
+# The suite starts one process per core; threads inside each would only fight over the same cores.
+PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --maxprocesses=4 --dist loadfile
+BENCHMARKS := $(filter-out benchmarks/_% benchmarks/readme_table.py,$(wildcard benchmarks/*.py))
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint type wheel bench clean
+
+help:
+	@echo 'make demo    learn Two Rooms from pixels and plan through the door (about ten minutes)'
+	@echo 'make test    run the test suite'
+	@echo 'make lint    ruff: rules and formatting'
+	@echo 'make type    mypy over jepa_rl, jepa_rl.agents and jepa_rl.envs'
+	@echo 'make wheel   build sdist and wheel, install the wheel elsewhere and use it'
+	@echo 'make bench   every benchmark (hours); make bench QUICK=1 for a minute each'
+	@echo 'make clean   remove .venv and everything generated except runs/'
+
+demo: $(VENV)/.core
+	$(PY) examples/quickstart.py
+
+test: $(VENV)/.dev
+	$(PYTEST) $(ARGS)
+
+lint: $(VENV)/.dev
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+# agents/ and envs/ are installed as jepa_rl.agents and jepa_rl.envs; the link tree shows mypy the same names.
+type: $(VENV)/.dev
+	rm -rf .links && mkdir -p .links/jepa_rl && ln -s $(CURDIR)/jepa_rl/* $(CURDIR)/agents $(CURDIR)/envs .links/jepa_rl
+	cd .links && ../$(PY) -m mypy --config-file ../pyproject.toml -p jepa_rl -p jepa_rl.agents -p jepa_rl.envs
+
+wheel: $(VENV)/.dev
+	$(PY) tests/wheel_check.py
+
+bench: $(VENV)/.dev
+	@set -e; for script in $(BENCHMARKS); do \
+		echo "== $$script"; $(PY) $$script $(if $(QUICK),--quick); \
+	done
+	$(PY) benchmarks/readme_table.py
+
+clean:
+	rm -rf $(VENV) .links .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
+
+$(PY):
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "jepa-rl needs Python 3.11 or newer, $(PYTHON) is " + sys.version.split()[0] + "; name another one: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.core: setup.cfg pyproject.toml constraints.txt | $(PY)
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/.dev: setup.cfg pyproject.toml constraints.txt | $(PY)
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dmc,offline,dev]'
+	@touch $@ $(VENV)/.core

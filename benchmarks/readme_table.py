@@ -1,0 +1,107 @@
+"""Write the figures in ``benchmarks/results/*.json`` into the README, between its two markers.
+
+python benchmarks/readme_table.py           # rewrite the block
+python benchmarks/readme_table.py --check   # exit 1 if the block does not say what the files say
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+README = ROOT / "README.md"
+START, END = "<!-- figures: benchmarks/readme_table.py -->", "<!-- /figures -->"
+
+
+def percent(value: float) -> str:
+    return f"{100 * value:.1f}%"
+
+
+def interval(bounds: list[float]) -> str:
+    return f"{percent(bounds[0])} to {percent(bounds[1])}"
+
+
+def two_rooms(r: dict[str, Any]) -> list[tuple[str, str]]:
+    return [
+        ("Two Rooms, goal in the other room, random wall and door: success", percent(r["success_rate"])),
+        ("... 95% interval", interval(r["success_ci95"])),
+        ("... random actions", percent(r["random_success_rate"])),
+        ("... the same search on the true simulator", percent(r["oracle_dynamics_success_rate"])),
+    ]
+
+
+def goal_planning(r: dict[str, Any]) -> list[tuple[str, str]]:
+    return [
+        (f"{r['task']}, goal picture 25 steps ahead: success", percent(r["success_rate"])),
+        ("... 95% interval", interval(r["success_ci95"])),
+        ("... random actions", percent(r["random_success_rate"])),
+        ("... training per seed", f"{r['train_seconds'] / 60:.0f} min"),
+    ]
+
+
+def planning_speed(r: dict[str, Any]) -> list[tuple[str, str]]:
+    return [
+        ("CEM, 1 environment: time of stable-worldmodel / ours", f"{r['ratio_1_env']:.1f}x"),
+        ("CEM, 16 environments: time of stable-worldmodel / ours", f"{r['ratio_16_envs']:.1f}x"),
+    ]
+
+
+def wrapper_speed(r: dict[str, Any]) -> list[tuple[str, str]]:
+    return [
+        ("PPO training frames per second, latents / CnnPolicy on pixels", f"{r['ppo_fps_ratio']:.1f}x"),
+        ("encoding one observation (64 x 64, 3 frames)", f"{r['encode_ms']:.2f} ms"),
+    ]
+
+
+def rendering(r: dict[str, Any]) -> list[tuple[str, str]]:
+    return [("dm_control pixels, fast / default rendering, median of tasks", f"{r['median_ratio']:.1f}x")]
+
+
+ROWS = {
+    "two_rooms": two_rooms,
+    "goal_planning": goal_planning,
+    "planning_speed": planning_speed,
+    "wrapper_speed": wrapper_speed,
+    "rendering": rendering,
+}
+
+
+def block() -> str:
+    """The markdown between the markers: one table, and the machine that each row comes from."""
+    lines = ["", "| what | figure | from |", "|---|---|---|"]
+    machines = []
+    for name, rows in ROWS.items():
+        path = RESULTS / f"{name}.json"
+        if not path.exists():
+            continue
+        result = json.loads(path.read_text())
+        lines += [f"| {what} | {figure} | `{path.name}` |" for what, figure in rows(result)]
+        machine = result["machine"]
+        machines.append(f"{machine['cores']} cores of {machine['cpu']}, {machine.get('gpu') or 'no GPU'}")
+    if not machines:
+        return "\nNo benchmark results are stored yet.\n\n"
+    return "\n".join([*lines, "", f"Measured on {'; '.join(dict.fromkeys(machines))}.", ""]) + "\n"
+
+
+def rewritten(text: str) -> str:
+    head, start, rest = text.partition(START)
+    _, end, tail = rest.partition(END)
+    if not (start and end):
+        sys.exit(f"{README.name} needs the markers {START} and {END}")
+    return head + start + "\n" + block() + end + tail
+
+
+def main() -> None:
+    text = README.read_text()
+    new = rewritten(text)
+    if "--check" in sys.argv[1:]:
+        sys.exit(0 if new == text else "README.md is out of date: run python benchmarks/readme_table.py")
+    README.write_text(new)
+
+
+if __name__ == "__main__":
+    main()

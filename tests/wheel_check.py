@@ -1,0 +1,106 @@
+"""Build the sdist and the wheel, install the wheel elsewhere with the core dependencies only, and use it.
+
+Run as ``python tests/wheel_check.py`` (or ``make wheel``); not collected by pytest, it takes minutes. It finds
+what the editable install hides: packages missing from ``setup.cfg``, top-level ``agents`` or ``envs``, optional
+dependencies imported too early, and files that only the repository has.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import venv
+import zipfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# Runs in the fresh environment, in an empty folder, in isolated mode.
+SMOKE = """
+import importlib, importlib.util, pkgutil, sys
+from pathlib import Path
+
+import jepa_rl
+assert Path(jepa_rl.__file__).is_relative_to(sys.prefix), jepa_rl.__file__
+for name in ("agents", "envs", "tests", "examples", "benchmarks"):
+    assert importlib.util.find_spec(name) is None, f"top-level {name} is importable"
+names = sorted(module.name for module in pkgutil.walk_packages(jepa_rl.__path__, "jepa_rl."))
+for name in names:
+    if name != "jepa_rl.testing":  # the contract tests ask for pytest
+        importlib.import_module(name)
+print(f"imported {len(names)} modules of jepa_rl {jepa_rl.__version__}")
+for name in ("mujoco", "dm_control", "minari", "transformers", "pytest"):
+    assert name not in sys.modules, f"{name} is optional but was imported"
+
+import gymnasium as gym  # finds jepa_rl/TwoRooms-v0 through the entry point
+env = gym.make("jepa_rl/TwoRooms-v0")
+observation, info = env.reset(seed=0)
+assert observation.shape == info["goal"].shape == (2, 64, 64), observation.shape
+observation, reward, terminated, truncated, info = env.step(env.action_space.sample())
+
+import torch
+from jepa_rl.envs.spec import world_spec
+from jepa_rl.world_model import WorldModel
+model = WorldModel(world_spec(env))
+z = model.encode(torch.from_numpy(observation)[None])
+assert z.shape == (1, model.latent_dim), z.shape
+assert model.rollout(z, torch.zeros(1, 3, model.action_dim)).shape == (1, 1, 4, model.latent_dim)
+model.save("model.safetensors")
+torch.testing.assert_close(WorldModel.load("model.safetensors").encode(torch.from_numpy(observation)[None]), z)
+print("environment, encoder, dynamics and checkpoint work")
+"""
+
+
+def run(*command: str | Path, cwd: Path) -> None:
+    print("+", *(str(part).partition("\n")[0] or "<smoke>" for part in command), flush=True)
+    hidden = ("PYTHONPATH", "VIRTUAL_ENV")
+    environment = {key: value for key, value in os.environ.items() if key not in hidden}
+    subprocess.run([str(part) for part in command], cwd=cwd, env=environment, check=True)
+
+
+def expected_members() -> set[str]:
+    """Every module of the three rooms by its place in the wheel."""
+    folders = {"jepa_rl": "jepa_rl", "agents": "jepa_rl/agents", "envs": "jepa_rl/envs"}
+    paths = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "--", *folders],
+        cwd=ROOT, check=True, capture_output=True, text=True,
+    ).stdout.split()  # fmt: skip
+    members = set()
+    for path in paths:
+        top, _, rest = path.partition("/")
+        if rest.endswith(".py") or rest == "py.typed":
+            members.add(f"{folders[top]}/{rest}")
+    return members
+
+
+def check_contents(wheel: Path) -> None:
+    found = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    expected = expected_members()
+    if found != expected:
+        sys.exit(f"wheel misses {sorted(expected - found)} and holds too much: {sorted(found - expected)}")
+    print(f"{wheel.name} holds all {len(found)} files")
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory(prefix="jepa-rl-wheel-") as folder:
+        here = Path(folder)
+        dist, elsewhere = here / "dist", here / "elsewhere"
+        elsewhere.mkdir()
+        run(
+            sys.executable, "-m", "build", "--outdir", dist, ROOT, cwd=elsewhere
+        )  # the wheel out of the sdist
+        (wheel,) = dist.glob("*.whl")
+        check_contents(wheel)
+        venv.create(here / "venv", with_pip=True)
+        python = here / "venv" / "bin" / "python"
+        run(python, "-m", "pip", "install", "--quiet", "-c", ROOT / "constraints.txt", wheel, cwd=elsewhere)
+        run(python, "-I", "-c", SMOKE, cwd=elsewhere)
+        for example in sorted((ROOT / "examples").glob("*.py")):  # the core dependencies are enough for each
+            run(python, "-I", example, "--quick", cwd=elsewhere)
+    print("the wheel works")
+
+
+if __name__ == "__main__":
+    main()
