@@ -6,8 +6,10 @@ Gymnasium (1.0 and later) loads no plugins, so without this import name the modu
 
 import gymnasium as gym
 
+from jepa_rl.envs.collect import collect
 from jepa_rl.envs.latent import LatentObservation
 from jepa_rl.envs.pixels import PixelObservation
+from jepa_rl.envs.policies import RandomPolicy, SmoothRandomPolicy
 from jepa_rl.envs.sb3_latent import VecLatentObservation
 from jepa_rl.envs.spec import action_spec, world_spec
 from jepa_rl.envs.two_rooms import TwoRoomsEnv, TwoRoomsVectorEnv
@@ -17,11 +19,14 @@ from jepa_rl.envs.wrap import wrap
 __all__ = [
     "LatentObservation",
     "PixelObservation",
+    "RandomPolicy",
+    "SmoothRandomPolicy",
     "TwoRoomsEnv",
     "TwoRoomsVectorEnv",
     "VecLatentObservation",
     "VectorLatentObservation",
     "action_spec",
+    "collect",
     "register_envs",
     "world_spec",
     "wrap",
