@@ -35,7 +35,7 @@ lint: $(VENV)/.dev
 # agents/ and envs/ are installed as jepa_rl.agents and jepa_rl.envs; the link tree shows mypy the same names.
 type: $(VENV)/.dev
 	rm -rf .links && mkdir -p .links/jepa_rl && ln -s $(CURDIR)/jepa_rl/* $(CURDIR)/agents $(CURDIR)/envs .links/jepa_rl
-	cd .links && ../$(PY) -m mypy --config-file ../pyproject.toml -p jepa_rl -p jepa_rl.agents -p jepa_rl.envs
+	cd .links && ../$(PY) -m mypy --config-file ../pyproject.toml -p jepa_rl
 
 wheel: $(VENV)/.dev
 	$(PY) tests/wheel_check.py

@@ -1,8 +1,8 @@
 """Build the sdist and the wheel, install the wheel elsewhere with the core dependencies only, and use it.
 
-Run as ``python tests/wheel_check.py`` (or ``make wheel``); not collected by pytest, it takes minutes. It finds
-what the editable install hides: packages missing from ``setup.cfg``, top-level ``agents`` or ``envs``, optional
-dependencies imported too early, and files that only the repository has.
+Run as ``python tests/wheel_check.py`` (or ``make wheel``); pytest does not collect it, for it takes minutes.
+It finds what the editable install hides: packages missing from ``setup.cfg``, top-level ``agents`` or
+``envs``, optional dependencies imported too early, and files that only the repository has.
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ z = model.encode(torch.from_numpy(observation)[None])
 assert z.shape == (1, model.latent_dim), z.shape
 assert model.rollout(z, torch.zeros(1, 3, model.action_dim)).shape == (1, 1, 4, model.latent_dim)
 model.save("model.safetensors")
-torch.testing.assert_close(WorldModel.load("model.safetensors").encode(torch.from_numpy(observation)[None]), z)
+again = WorldModel.load("model.safetensors").encode(torch.from_numpy(observation)[None])
+torch.testing.assert_close(again, z)
 print("environment, encoder, dynamics and checkpoint work")
 """
 

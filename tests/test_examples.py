@@ -1,0 +1,46 @@
+"""Every example runs, for seconds, as a user would start it: one command in some folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = sorted((Path(__file__).resolve().parent.parent / "examples").glob("*.py"))
+QUICKSTART_KEYS = {
+    "success_rate", "success_ci95", "random_success_rate", "inverse_model_success_rate",
+    "oracle_dynamics_success_rate", "episodes", "probe_r2", "linear_probe_r2", "effective_rank",
+    "collect_seconds", "train_seconds", "plan_ms_per_action", "total_seconds",
+}  # fmt: skip
+
+
+def not_json(constant: str) -> None:
+    raise ValueError(f"results.json holds {constant}, which is not JSON")
+
+
+def test_the_examples_are_there():
+    names = {path.stem for path in EXAMPLES}
+    assert names >= {"quickstart", "wrap_any_env", "train_world_model", "plan_to_goal", "ppo_on_latents"}
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
+def test_example_runs_quickly_and_leaves_its_results(example, tmp_path):
+    done = subprocess.run(
+        [sys.executable, example, "--quick"],
+        cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+    folder = tmp_path / "runs" / example.stem
+    results = json.loads((folder / "results.json").read_text(), parse_constant=not_json)
+    assert isinstance(results, dict) and results
+    assert list(folder.rglob("events.out.tfevents.*")), "no TensorBoard events"
+    assert {path.name for path in tmp_path.iterdir()} == {"runs"}, "files outside runs/"
+    if example.stem == "quickstart":
+        assert results.keys() >= QUICKSTART_KEYS
+        assert results["probe_r2"].keys() == results["linear_probe_r2"].keys() == {"x", "y", "door"}
+        assert 0 <= results["success_ci95"][0] <= results["success_rate"] <= results["success_ci95"][1] <= 1
+        assert all((folder / name).stat().st_size for name in ("plan.gif", "latent_map.png"))
