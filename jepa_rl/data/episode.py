@@ -61,6 +61,10 @@ class Episode:
         """Environment steps, ``T``."""
         return len(self.rewards)
 
+    def column(self, name: str) -> np.ndarray:
+        """``"frames"``, ``"actions"``, ``"rewards"``, or an extra by its name."""
+        return self.extras[name] if name in self.extras else getattr(self, name)
+
 
 def _as_actions(actions: np.ndarray, length: int) -> np.ndarray:
     actions = np.asarray(actions)

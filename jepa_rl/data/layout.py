@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from jepa_rl.data.episode import Episode
 from jepa_rl.types import ActionSpec
 
 FORMAT = "jepa-rl episode store"
@@ -51,15 +52,17 @@ class Layout:
         for name, (shape, dtype) in self.extras.items():
             if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
                 raise ValueError(f"the extra column {name!r} needs a name of letters, digits and underscores")
+            if name in ("frames", "actions", "rewards"):
+                raise ValueError(f"an extra column cannot be called {name!r}; that column is there already")
             if np.dtype(dtype).kind not in "biuf" or 0 in shape:
                 raise ValueError(f"extra {name!r} must hold numbers or booleans, got {dtype} {shape}")
 
     @staticmethod
     def make(
-        frame_shape: tuple[int, int, int],
+        frame_shape: Sequence[int],
         action: ActionSpec,
         frames: int = 1,
-        extras: Mapping[str, tuple[tuple[int, ...], Any]] | None = None,
+        extras: Mapping[str, Sequence[Any]] | None = None,
     ) -> Layout:
         """A layout from anything that reads as sizes and dtypes; two equal ones compare equal."""
         rows = {
@@ -77,10 +80,23 @@ class Layout:
             "rewards": Column("rewards.bin", (), np.dtype("<f4"), False),
         }
         for name, (shape, dtype) in self.extras.items():
-            columns[extra_column(name)] = Column(
-                f"{extra_column(name)}.bin", tuple(shape), np.dtype(dtype), True
-            )
+            columns[name] = Column(f"extra.{name}.bin", shape, np.dtype(dtype), True)
         return columns
+
+    def check(self, episode: Episode) -> None:
+        """Raise ValueError unless the episode's columns are those of this layout."""
+        if episode.extras.keys() != self.extras.keys():
+            raise ValueError(
+                f"the store has extras {sorted(self.extras)}, the episode has {sorted(episode.extras)}"
+            )
+        for name, column in self.columns().items():
+            rows = episode.column(name)
+            if rows.shape[1:] != column.shape or not np.can_cast(rows.dtype, column.dtype, "safe"):
+                raise ValueError(
+                    f"{name} of the store have rows of shape {column.shape} and dtype {column.dtype}, "
+                    f"the episode's have {rows.shape[1:]} and {rows.dtype}"
+                )
+        self.action.encode(episode.actions)  # raises for a choice that does not exist
 
     def to_json(self) -> str:
         header = {"format": FORMAT, "version": VERSION, **asdict(self)}
@@ -99,14 +115,10 @@ class Layout:
                 f"{path} has format version {header.get('version')}, this jepa-rl reads version {VERSION}; "
                 "upgrade jepa-rl"
             )
-        action = header["action"]
-        spec = ActionSpec(
-            action["kind"], action["size"], tuple(action["low"]), tuple(action["high"]), action["start"]
-        )
-        extras = {name: (tuple(shape), dtype) for name, (shape, dtype) in header["extras"].items()}
-        return Layout(tuple(header["frame_shape"]), spec, header["frames"], extras)
-
-
-def extra_column(name: str) -> str:
-    """Key of an extra among the columns."""
-    return f"extra.{name}"
+        try:
+            action = header["action"]
+            bounds = tuple(action["low"]), tuple(action["high"])
+            spec = ActionSpec(action["kind"], action["size"], *bounds, action["start"])
+            return Layout.make(header["frame_shape"], spec, header["frames"], header["extras"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path} is damaged: {error!r}") from error

@@ -13,9 +13,7 @@ beyond what the index counts belong to an append that never finished; they are i
 
 from __future__ import annotations
 
-import json
 import os
-import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,7 +21,8 @@ from typing import Any
 import numpy as np
 
 from jepa_rl.data.episode import Episode
-from jepa_rl.data.layout import Column, Layout, extra_column
+from jepa_rl.data.index import EpisodeIndex, write_at
+from jepa_rl.data.layout import Column, Layout
 from jepa_rl.data.view import EpisodeView
 from jepa_rl.types import ActionSpec, WorldSpec
 
@@ -44,7 +43,7 @@ class EpisodeStore:
         self._columns = layout.columns()
         self._maps: dict[str, np.ndarray] = {}
         self._lock: int | None = None
-        self._forget()
+        self._index = EpisodeIndex(path / _INDEX)
         self._read_index(warn=True)
 
     # -- making and opening ------------------------------------------------------------------------
@@ -102,7 +101,7 @@ class EpisodeStore:
         return cls(path, Layout.from_json((path / _HEADER).read_text(), path / _HEADER))
 
     def __reduce__(self) -> tuple:
-        return EpisodeStore.open, (self.path,)
+        return EpisodeStore.open, (self.path.absolute(),)
 
     def __enter__(self) -> EpisodeStore:
         return self
@@ -122,16 +121,16 @@ class EpisodeStore:
     @property
     def lengths(self) -> np.ndarray:
         """Environment steps of each episode, int64 ``(episodes,)``."""
-        return self._lengths
+        return self._index.lengths
 
     @property
     def terminated(self) -> np.ndarray:
         """Whether the environment ended each episode, bool ``(episodes,)``."""
-        return self._terminated
+        return self._index.terminated
 
     @property
     def num_steps(self) -> int:
-        return int(self._lengths.sum())
+        return int(self._index.lengths.sum())
 
     @property
     def spec(self) -> WorldSpec:
@@ -142,30 +141,29 @@ class EpisodeStore:
     @property
     def step_starts(self) -> np.ndarray:
         """Row of each episode's first step in ``actions``; its first frame is at that + episode number."""
-        return np.cumsum(self._lengths) - self._lengths
+        return self._index.step_starts
 
     def column(self, name: str) -> np.ndarray:
         """All rows of ``"frames"``, ``"actions"``, ``"rewards"`` or of an extra: a read-only memory map."""
-        key = name if name in self._columns else extra_column(name)
-        if key not in self._columns:
-            raise ValueError(f"the store has no column {name!r}; its extras are {sorted(self.layout.extras)}")
-        if key not in self._maps:
-            self._maps[key] = self._map(self._columns[key])
-        return self._maps[key]
+        if name not in self._columns:
+            raise ValueError(f"the store has no column {name!r}, only {list(self._columns)}")
+        if name not in self._maps:
+            self._maps[name] = self._map(self._columns[name])
+        return self._maps[name]
 
     def episode(self, i: int) -> Episode:
         """A copy of episode ``i``."""
         i = range(len(self))[i]
-        steps = slice(int(self.step_starts[i]), int(self.step_starts[i] + self._lengths[i]))
+        steps = slice(int(self.step_starts[i]), int(self.step_starts[i] + self._index.lengths[i]))
         frames = slice(steps.start + i, steps.stop + i + 1)
         return Episode(
             np.array(self.column("frames")[frames]),
             np.array(self.column("actions")[steps]),
             np.array(self.column("rewards")[steps]),
-            bool(self._terminated[i]),
-            bool(self._truncated[i]),
-            {name: np.array(self.column(extra_column(name))[frames]) for name in self.layout.extras},
-            self._metadata[i],
+            bool(self._index.terminated[i]),
+            bool(self._index.truncated[i]),
+            {name: np.array(self.column(name)[frames]) for name in self.layout.extras},
+            self._index.metadata[i],
         )
 
     def view(self, indices: Iterable[int] | None = None) -> EpisodeView:
@@ -179,7 +177,7 @@ class EpisodeStore:
 
     def refresh(self) -> None:
         """See the episodes that were added since the store was opened."""
-        self._read_index(warn=False)
+        self._read_index()
 
     # -- writing -----------------------------------------------------------------------------------
 
@@ -196,14 +194,16 @@ class EpisodeStore:
         """
         episodes = list(episodes)
         for episode in episodes:
-            self._check_fits(episode)
+            self.layout.check(episode)
         if not episodes:
             return
         self._take_lock()
+        self._read_index()  # what another writer, or an interrupted append of ours, has committed
         try:
             for name, column in self._columns.items():
-                self._write(column, [_rows(episode, name) for episode in episodes])
-            self._commit(episodes)
+                blocks = (_as_bytes(episode.column(name), column) for episode in episodes)
+                write_at(self.path / column.file, self._size(column), blocks)
+            self._index.commit(episodes)
         except OSError as error:
             self._roll_back()
             raise OSError(
@@ -211,7 +211,7 @@ class EpisodeStore:
                 f"could not write {len(episodes)} episode(s) to {self.path}: {error.strerror}; "
                 f"the {len(self)} stored before are intact",
             ) from error
-        self._read_index(warn=False)
+        self._read_index()
 
     def close(self) -> None:
         """Give back the writer's lock and the memory maps."""
@@ -219,45 +219,18 @@ class EpisodeStore:
         if self._lock is not None:
             import fcntl
 
-            fcntl.flock(self._lock, fcntl.LOCK_UN)
+            if self._owner == os.getpid():
+                fcntl.flock(self._lock, fcntl.LOCK_UN)
             os.close(self._lock)
             self._lock = None
 
-    def _write(self, column: Column, rows: list[np.ndarray]) -> None:
-        start = column.rows(self.num_steps, len(self)) * column.row_bytes
-        with open(self.path / column.file, "r+b", buffering=0) as file:
-            file.truncate(start)
-            file.seek(start)
-            for block in rows:
-                _write_all(file, np.ascontiguousarray(block, column.dtype))
-            os.fsync(file.fileno())
-
-    def _commit(self, episodes: list[Episode]) -> None:
-        lines = "".join(
-            json.dumps(
-                {
-                    "length": len(episode),
-                    "terminated": episode.terminated,
-                    "truncated": episode.truncated,
-                    "metadata": dict(episode.metadata),
-                }
-            )
-            + "\n"
-            for episode in episodes
-        )
-        with open(self.path / _INDEX, "r+b", buffering=0) as file:
-            file.truncate(self._index_bytes)
-            file.seek(self._index_bytes)
-            _write_all(file, np.frombuffer(lines.encode(), np.uint8))
-            os.fsync(file.fileno())
-
     def _roll_back(self) -> None:
-        os.truncate(self.path / _INDEX, self._index_bytes)
+        os.truncate(self._index.path, self._index.size)
         for column in self._columns.values():
-            os.truncate(self.path / column.file, column.rows(self.num_steps, len(self)) * column.row_bytes)
+            os.truncate(self.path / column.file, self._size(column))
 
     def _take_lock(self) -> None:
-        if self._lock is not None:
+        if self._lock is not None and self._owner == os.getpid():
             return
         import fcntl  # POSIX only; reading works everywhere
 
@@ -267,75 +240,27 @@ class EpisodeStore:
         except BlockingIOError as error:
             os.close(lock)
             raise OSError(error.errno, f"another writer has {self.path} open; close it first") from error
-        self._lock = lock
-        self._read_index(warn=False)  # another writer may have added episodes before we held the lock
-
-    def _check_fits(self, episode: Episode) -> None:
-        rows = {"frames": episode.frames, "actions": episode.actions, "rewards": episode.rewards}
-        rows |= {extra_column(name): values for name, values in episode.extras.items()}
-        if rows.keys() != self._columns.keys():
-            raise ValueError(
-                f"the store {self.path} has extras {sorted(self.layout.extras)}, "
-                f"the episode has {sorted(episode.extras)}"
-            )
-        for name, column in self._columns.items():
-            shape, dtype = rows[name].shape[1:], rows[name].dtype
-            if shape != column.shape or not np.can_cast(dtype, column.dtype, "same_kind"):
-                raise ValueError(
-                    f"{name} of the store {self.path} have rows of shape {column.shape} and dtype "
-                    f"{column.dtype}, the episode's have {shape} and {dtype}"
-                )
-        self.layout.action.encode(episode.actions)  # raises for a choice out of range
+        self._lock, self._owner = lock, os.getpid()  # a forked child has to ask for a lock of its own
 
     # -- index and maps ----------------------------------------------------------------------------
 
-    def _forget(self) -> None:
-        self._index_bytes = 0
-        self._lengths = np.zeros(0, np.int64)
-        self._terminated = np.zeros(0, bool)
-        self._truncated = np.zeros(0, bool)
-        self._metadata: list[dict] = []
+    def _read_index(self, warn: bool = False) -> None:
+        if self._index.read(self._check_sizes, warn):
+            self._maps = {}
 
-    def _read_index(self, warn: bool) -> None:
-        """Read the lines behind those that are known. An unfinished last line was never committed."""
-        with open(self.path / _INDEX, "rb") as file:
-            file.seek(self._index_bytes)
-            *lines, torn = file.read().split(b"\n")
-        if torn and warn:
-            warnings.warn(
-                f"{self.path / _INDEX} ends in an unfinished line (a crash while writing); it is dropped",
-                stacklevel=4,
-            )
-        if not lines:
-            return
-        entries = [self._parse(line, len(self) + i) for i, line in enumerate(lines)]
-        lengths = np.concatenate([self._lengths, np.array([entry["length"] for entry in entries], np.int64)])
+    def _check_sizes(self, steps: int, episodes: int) -> None:
         for column in self._columns.values():
-            self._check_size(column, column.rows(int(lengths.sum()), len(lengths)))
-        self._lengths = lengths
-        self._terminated = np.append(self._terminated, [bool(entry["terminated"]) for entry in entries])
-        self._truncated = np.append(self._truncated, [bool(entry["truncated"]) for entry in entries])
-        self._metadata += [entry["metadata"] for entry in entries]
-        self._index_bytes += sum(len(line) + 1 for line in lines)
-        self._maps = {}
+            file, rows = self.path / column.file, column.rows(steps, episodes)
+            size = file.stat().st_size if file.exists() else 0
+            if size < rows * column.row_bytes:
+                raise ValueError(
+                    f"{file} is too short: the index counts {rows} rows ({rows * column.row_bytes} bytes), "
+                    f"the file has {size} bytes; restore it from a copy, or collect again"
+                )
 
-    def _parse(self, line: bytes, number: int) -> dict:
-        try:
-            entry = json.loads(line)
-            if entry["length"] >= 1 and entry.keys() >= {"terminated", "truncated", "metadata"}:
-                return entry
-        except (ValueError, KeyError, TypeError, AttributeError):
-            pass
-        raise ValueError(f"{self.path / _INDEX} line {number + 1} is damaged: {line[:80]!r}")
-
-    def _check_size(self, column: Column, rows: int) -> None:
-        file = self.path / column.file
-        size = file.stat().st_size if file.exists() else 0
-        if size < rows * column.row_bytes:
-            raise ValueError(
-                f"{file} is too short: the index counts {rows} rows ({rows * column.row_bytes} bytes), "
-                f"the file has {size} bytes; restore it from a copy, or collect again"
-            )
+    def _size(self, column: Column) -> int:
+        """Bytes of the column that belong to committed episodes."""
+        return column.rows(self.num_steps, len(self)) * column.row_bytes
 
     def _map(self, column: Column) -> np.ndarray:
         shape = (column.rows(self.num_steps, len(self)), *column.shape)
@@ -344,16 +269,8 @@ class EpisodeStore:
         return np.asarray(np.memmap(self.path / column.file, column.dtype, "r", shape=shape))
 
 
-def _rows(episode: Episode, name: str) -> np.ndarray:
-    is_extra = name.startswith("extra.")
-    return episode.extras[name.removeprefix("extra.")] if is_extra else getattr(episode, name)
-
-
-def _write_all(file: Any, block: np.ndarray) -> None:
-    """An unbuffered write may write less than it was given."""
-    rest = memoryview(block.reshape(-1).view(np.uint8))
-    while len(rest):
-        rest = rest[file.write(rest) :]
+def _as_bytes(rows: np.ndarray, column: Column) -> memoryview:
+    return np.ascontiguousarray(rows, column.dtype).reshape(-1).view(np.uint8).data
 
 
 def _write_atomic(path: Path, text: str) -> None:
