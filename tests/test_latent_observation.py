@@ -1,0 +1,408 @@
+"""Latent wrappers: histories across resets worked out by hand, one batch per step, and clear refusals."""
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from gymnasium.envs.registration import EnvSpec
+from gymnasium.utils.env_checker import check_env
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
+from stable_baselines3 import PPO
+from stable_baselines3.common.env_checker import check_env as check_env_sb3
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNormalize
+from torch import nn
+
+from jepa_rl.envs import (
+    LatentObservation,
+    PixelObservation,
+    VecLatentObservation,
+    VectorLatentObservation,
+    world_spec,
+    wrap,
+)
+from jepa_rl.types import ActionSpec, WorldSpec
+from jepa_rl.world_model import WorldModel, WorldModelConfig
+
+
+class Clock(gym.Env):
+    """Pixels of brightness 10 * episode + t, state -t; an episode ends after ``length`` steps."""
+
+    metadata = {"render_modes": []}  # noqa: RUF012
+
+    def __init__(self, length=2, state=False):
+        pixels = spaces.Box(0, 255, (1, 8, 8), np.uint8)
+        self.observation_space = pixels
+        if state:
+            self.observation_space = spaces.Dict(pixels=pixels, state=spaces.Box(-9, 0, (1,)))
+        self.action_space = spaces.Discrete(2)
+        self.length, self.state, self.episode = length, state, -1
+
+    def _observation(self):
+        pixels = np.full((1, 8, 8), 10 * self.episode + self.t, np.uint8)
+        return {"pixels": pixels, "state": np.float32([-self.t])} if self.state else pixels
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.episode, self.t = self.episode + 1, 0
+        return self._observation(), {}
+
+    def step(self, action):
+        self.t += 1
+        return self._observation(), 1.0, self.t == self.length, False, {}
+
+
+class Brightness(nn.Module):
+    """The mean brightness as a latent of width 1; notes the size of every batch it encodes."""
+
+    latent_dim = 1
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1))
+        self.dropout = nn.Dropout(0.5)
+        self.batches = []
+
+    def encode(self, pixels):
+        self.batches.append(len(pixels))
+        return self.dropout(pixels.float().mean((1, 2, 3))[:, None] * self.scale)
+
+
+def clocks(*lengths, state=False):
+    return [lambda length=length: Clock(length, state) for length in lengths]
+
+
+def rows(array):
+    return array.tolist()
+
+
+# --- histories, by hand: row 0 has episodes of 2 steps, row 1 of 3 ---
+
+
+def test_one_environment():
+    env = LatentObservation(Clock(2, state=True), Brightness(), history=2, append_state=True)
+    assert env.observation_space.shape == (3,) and env.observation_space.dtype == np.float32
+    assert rows(env.reset()[0]) == [0, 0, 0]
+    assert rows(env.step(0)[0]) == [0, 1, -1]
+    assert rows(env.step(0)[0]) == [1, 2, -2]
+    assert rows(env.reset()[0]) == [10, 10, 0]
+    assert rows(env.step(0)[0]) == [10, 11, -1]
+
+
+def test_next_step_autoreset():
+    encoder = Brightness()
+    venv = SyncVectorEnv(clocks(2, 3), autoreset_mode=AutoresetMode.NEXT_STEP)
+    venv = VectorLatentObservation(venv, encoder, history=2)
+    actions = np.zeros(2, int)
+    assert rows(venv.reset()[0]) == [[0, 0], [0, 0]]
+    assert rows(venv.step(actions)[0]) == [[0, 1], [0, 1]]
+    assert rows(venv.step(actions)[0]) == [[1, 2], [1, 2]]
+    assert rows(venv.step(actions)[0]) == [[10, 10], [2, 3]]
+    assert rows(venv.step(actions)[0]) == [[10, 11], [10, 10]]
+    assert rows(venv.reset()[0]) == [[20, 20], [20, 20]]
+    assert rows(venv.step(actions)[0]) == [[20, 21], [20, 21]]
+    assert encoder.batches == [2] * 7
+
+
+def test_same_step_autoreset_encodes_the_final_observations_in_the_same_batch():
+    encoder = Brightness()
+    venv = SyncVectorEnv(clocks(2, 3), autoreset_mode=AutoresetMode.SAME_STEP)
+    venv = VectorLatentObservation(venv, encoder, history=2)
+    actions = np.zeros(2, int)
+    assert rows(venv.reset()[0]) == [[0, 0], [0, 0]]
+    assert rows(venv.step(actions)[0]) == [[0, 1], [0, 1]]
+    latents, _, terminated, _, infos = venv.step(actions)
+    assert rows(latents) == [[10, 10], [1, 2]] and rows(terminated) == [True, False]
+    assert rows(infos["final_obs"][0]) == [1, 2] and infos["final_obs"][1] is None
+    latents, _, _, _, infos = venv.step(actions)
+    assert rows(latents) == [[10, 11], [10, 10]]
+    assert infos["final_obs"][0] is None and rows(infos["final_obs"][1]) == [2, 3]
+    assert encoder.batches == [2, 2, 3, 3]
+
+
+def test_disabled_autoreset_resets_only_the_masked_rows():
+    venv = SyncVectorEnv(clocks(2, 3), autoreset_mode=AutoresetMode.DISABLED)
+    venv = VectorLatentObservation(venv, Brightness(), history=2)
+    actions = np.zeros(2, int)
+    venv.reset()
+    venv.step(actions)
+    assert rows(venv.step(actions)[0]) == [[1, 2], [1, 2]]
+    options = {"reset_mask": np.array([True, False])}
+    assert rows(venv.reset(options=options)[0]) == [[10, 10], [1, 2]]
+    assert rows(venv.step(actions)[0]) == [[10, 11], [2, 3]]
+
+
+def test_states_are_appended_in_every_row_and_final_observation():
+    venv = SyncVectorEnv(clocks(2, 3, state=True), autoreset_mode=AutoresetMode.SAME_STEP)
+    venv = VectorLatentObservation(venv, Brightness(), history=2, append_state=True)
+    venv.reset()
+    venv.step(np.zeros(2, int))
+    latents, _, _, _, infos = venv.step(np.zeros(2, int))
+    assert rows(latents) == [[10, 10, 0], [1, 2, -2]]
+    assert rows(infos["final_obs"][0]) == [1, 2, -2]
+    assert venv.observation_space.contains(latents)
+
+
+@pytest.mark.parametrize("make_venv", [DummyVecEnv, lambda fns: SubprocVecEnv(fns, start_method="fork")])
+def test_sb3_encodes_the_terminal_observation_in_the_same_batch(make_venv):
+    encoder = Brightness()
+    venv = VecLatentObservation(make_venv(clocks(2, 3, state=True)), encoder, history=2, append_state=True)
+    try:
+        actions = np.zeros(2, int)
+        assert rows(venv.reset()) == [[0, 0, 0], [0, 0, 0]]
+        assert rows(venv.step(actions)[0]) == [[0, 1, -1], [0, 1, -1]]
+        latents, _, dones, infos = venv.step(actions)
+        assert rows(latents) == [[10, 10, 0], [1, 2, -2]] and rows(dones) == [True, False]
+        assert rows(infos[0]["terminal_observation"]) == [1, 2, -2]
+        assert "terminal_observation" not in infos[1]
+        latents, _, _, infos = venv.step(actions)
+        assert rows(latents) == [[10, 11, -1], [10, 10, 0]]
+        assert rows(infos[1]["terminal_observation"]) == [2, 3, -3]
+        assert encoder.batches == [2, 2, 3, 3]
+    finally:
+        venv.close()
+
+
+@pytest.mark.parametrize("mode", list(AutoresetMode))
+def test_a_natively_vectorised_world(mode):
+    """Two Rooms steps itself as one array; its first rows equal those of single environments."""
+    kwargs = {"num_envs": 3, "max_episode_steps": 4, "autoreset_mode": mode}
+    venv = VectorLatentObservation(gym.make_vec("jepa_rl/TwoRooms-v0", **kwargs), Brightness(), history=2)
+    plain = gym.make_vec("jepa_rl/TwoRooms-v0", **kwargs)
+    latents, pixels = venv.reset(seed=0)[0], plain.reset(seed=0)[0]
+    rng = np.random.default_rng(0)
+    for _ in range(9):
+        np.testing.assert_allclose(latents[:, 1], pixels.mean((1, 2, 3)), rtol=1e-5)
+        actions = rng.uniform(-1, 1, (3, 2)).astype(np.float32)
+        latents, _, _, truncated, infos = venv.step(actions)
+        pixels, _, _, _, raw = plain.step(actions)
+        if truncated.any() and mode is AutoresetMode.SAME_STEP:
+            final = np.stack(list(infos["final_obs"]))
+            last = np.stack(list(raw["final_obs"])).mean((1, 2, 3))
+            np.testing.assert_allclose(final[:, 1], last, rtol=1e-5)
+        if truncated.any() and mode is AutoresetMode.DISABLED:
+            options = {"reset_mask": truncated}
+            latents, pixels = venv.reset(options=dict(options))[0], plain.reset(options=dict(options))[0]
+
+
+# --- with a real world model ---
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """An untrained world model of CartPole pictures, saved."""
+    path = tmp_path_factory.mktemp("model") / "cartpole.safetensors"
+    spec = WorldSpec((6, 32, 32), 2, ActionSpec("discrete", 2))
+    torch.manual_seed(0)
+    WorldModel(WorldModelConfig(spec, latent_dim=8)).save(path)
+    return path
+
+
+def pixels(**kwargs):
+    return PixelObservation(
+        gym.make("CartPole-v1", render_mode="rgb_array"), **{"size": 32, "frames": 2} | kwargs
+    )
+
+
+@pytest.mark.parametrize("options", [{}, {"history": 3}, {"append_state": True}])
+def test_both_checkers_pass_on_the_whole_chain(checkpoint, options):
+    check_env(wrap("CartPole-v1", checkpoint, **options))
+    check_env_sb3(wrap("CartPole-v1", checkpoint, **options))
+
+
+def test_the_spec_makes_the_same_environment_again(checkpoint):
+    env = wrap("CartPole-v1", checkpoint, history=2, append_state=True)
+    again = gym.make(EnvSpec.from_json(env.spec.to_json()))
+    assert isinstance(again, LatentObservation)
+    np.testing.assert_array_equal(env.reset(seed=1)[0], again.reset(seed=1)[0])
+    np.testing.assert_array_equal(env.step(1)[0], again.step(1)[0])
+
+
+def test_a_live_encoder_is_shared_and_its_environment_can_be_made_again():
+    encoder = Brightness()
+    env = LatentObservation(pixels(), encoder)
+    assert env._tracker.encoder is encoder
+    again = gym.make(env.spec)
+    np.testing.assert_array_equal(env.reset(seed=1)[0], again.reset(seed=1)[0])
+
+
+def test_all_three_wrappers_agree(checkpoint):
+    single = LatentObservation(pixels(), checkpoint, history=2)
+    vector = VectorLatentObservation(AsyncVectorEnv([pixels] * 2), checkpoint, history=2)
+    sb3 = VecLatentObservation(DummyVecEnv([pixels] * 2), checkpoint, history=2)
+    try:
+        sb3.seed(4)
+        seen = [single.reset(seed=4)[0], vector.reset(seed=4)[0][0], sb3.reset()[0]]
+        for _ in range(3):
+            np.testing.assert_allclose(seen[0], seen[1], atol=1e-5)
+            np.testing.assert_allclose(seen[0], seen[2], atol=1e-5)
+            ones = np.ones(2, int)
+            seen = [single.step(1)[0], vector.step(ones)[0][0], sb3.step(ones)[0][0]]
+    finally:
+        vector.close()
+        sb3.close()
+
+
+def test_latents_are_those_of_the_model_and_carry_no_gradient(checkpoint):
+    model = WorldModel.load(checkpoint)
+    plain, env = pixels(), LatentObservation(pixels(), model)
+    observation = env.reset(seed=0)[0]
+    expected = model.encode(torch.from_numpy(plain.reset(seed=0)[0][None]))
+    np.testing.assert_allclose(observation, expected[0].detach().numpy(), atol=1e-6)
+    observation[:] = 7  # the caller may scribble on it
+    assert not (env.step(0)[0] == 7).any()
+    assert env.render().shape == (400, 600, 3)
+
+
+def test_a_model_in_training_mode_is_evaluated_and_left_as_it_was():
+    encoder = Brightness().train()
+    encoder.dropout.eval()
+    frozen, dropping = nn.Dropout(0.5).eval(), nn.Dropout(0.5)
+    encoder.more = nn.ModuleList([frozen, dropping])
+    encoder.dropout = dropping
+    env = LatentObservation(Clock(), encoder)
+    env.reset()
+    assert env.step(0)[0].item() == 1.0  # dropout would give 0 or 2
+    assert encoder.training and dropping.training and not frozen.training
+
+
+def test_wrap_leaves_alone_what_is_ready(checkpoint, tmp_path):
+    env = pixels()
+    assert wrap(env, checkpoint).env is env
+    rooms = gym.make("jepa_rl/TwoRooms-v0")
+    model = WorldModel(WorldModelConfig(world_spec(rooms), latent_dim=4))
+    model.save(tmp_path / "rooms.safetensors")
+    assert isinstance(wrap("jepa_rl/TwoRooms-v0", tmp_path / "rooms.safetensors").env, gym.wrappers.TimeLimit)
+    with pytest.raises(TypeError, match="max_episode_steps"):
+        wrap(rooms, tmp_path / "rooms.safetensors", max_episode_steps=5)
+
+
+def test_wrap_of_gray_pictures_and_of_a_dict_entry(tmp_path):
+    class Camera(Clock):
+        def __init__(self):
+            super().__init__(state=True)
+            colour = spaces.Box(0, 255, (20, 24, 3), np.uint8)
+            self.observation_space = spaces.Dict(camera=colour, speed=spaces.Box(-9, 0, (1,)))
+
+        def _observation(self):
+            return {"camera": np.full((20, 24, 3), self.t, np.uint8), "speed": np.float32([-self.t])}
+
+    model = WorldModel(WorldModelConfig(WorldSpec((3, 32, 32), 3, ActionSpec("discrete", 2)), latent_dim=4))
+    model.save(tmp_path / "gray.safetensors")
+    env = wrap(Camera(), tmp_path / "gray.safetensors", key="camera", append_state=True)
+    env.reset()
+    assert env.observation_space.shape == (5,) and env.step(0)[0][-1] == -1.0
+
+
+# --- Stable-Baselines3 on top ---
+
+
+def test_ppo_vec_normalize_and_evaluate_policy(checkpoint):
+    venv = make_vec_env(pixels, n_envs=2, seed=0)
+    venv = VecNormalize(VecLatentObservation(venv, checkpoint))
+    agent = PPO("MlpPolicy", venv, n_steps=32, batch_size=32, n_epochs=1, seed=0, device="cpu")
+    agent.learn(128)
+    assert venv.obs_rms.count > 100
+    mean, _ = evaluate_policy(agent, venv, n_eval_episodes=2)
+    assert mean >= 1
+
+
+def test_record_video(checkpoint, tmp_path):
+    pytest.importorskip("moviepy", reason="RecordVideo needs moviepy")
+    env = gym.wrappers.RecordVideo(wrap("CartPole-v1", checkpoint), str(tmp_path), disable_logger=True)
+    env.reset(seed=0)
+    while not any(env.step(env.action_space.sample())[2:4]):
+        pass
+    env.close()
+    assert [path.suffix for path in tmp_path.iterdir()] == [".mp4"]
+
+
+# --- refusals ---
+
+
+@pytest.mark.parametrize(
+    "make_env, words",
+    [
+        (lambda: pixels(size=48), r"\(6, 32, 32\), the environment shows \(6, 48, 48\).*size=32, frames=2\)"),
+        (lambda: pixels(frames=3), r"shows \(9, 32, 32\)"),
+        (lambda: pixels(frames=6, grayscale=True), r"2 stacked frames, the environment stacks 6"),
+        (
+            lambda: PixelObservation(gym.make("Acrobot-v1", render_mode="rgb_array"), size=32, frames=2),
+            r"size=2.*by .*size=3",
+        ),
+        (lambda: gym.make("CartPole-v1"), "uint8 pixels.*PixelObservation"),
+        (
+            lambda: gym.wrappers.TransformObservation(
+                pixels(), lambda o: o.astype(np.float32), spaces.Box(0, 255, (6, 32, 32))
+            ),
+            "uint8 pixels of shape.*float32",
+        ),
+    ],
+)
+def test_an_environment_that_differs_from_the_checkpoint(checkpoint, make_env, words):
+    env = make_env()
+    for make in (
+        lambda: LatentObservation(env, checkpoint),
+        lambda: VectorLatentObservation(SyncVectorEnv([make_env]), checkpoint),
+        lambda: VecLatentObservation(DummyVecEnv([make_env]), checkpoint),
+    ):
+        with pytest.raises(ValueError, match=words):
+            make()
+
+
+def test_what_is_not_an_encoder(tmp_path, checkpoint):
+    with pytest.raises(TypeError, match=r"encode\(pixels\) and latent_dim, got int"):
+        LatentObservation(Clock(), 3)
+    with pytest.raises(FileNotFoundError):
+        LatentObservation(Clock(), tmp_path / "missing.safetensors")
+    broken = tmp_path / "broken.safetensors"
+    broken.write_bytes(checkpoint.read_bytes()[:-100])
+    with pytest.raises(ValueError, match="broken"):
+        LatentObservation(pixels(), broken)
+
+
+def test_options_that_make_no_sense():
+    with pytest.raises(ValueError, match="history must be at least 1, got 0"):
+        LatentObservation(Clock(), Brightness(), history=0)
+    with pytest.raises(ValueError, match=r"append_state=True needs a Dict.*keep_state=True"):
+        LatentObservation(Clock(), Brightness(), append_state=True)
+
+
+class Returns(Brightness):
+    def __init__(self, latents):
+        super().__init__()
+        self.latents = latents
+
+    def encode(self, pixels):
+        return self.latents
+
+
+@pytest.mark.parametrize(
+    "latents, words",
+    [(torch.full((1, 1), torch.nan), "NaN"), (torch.zeros(1, 2), r"\(1, 1\).*got \(1, 2\)")],
+)
+def test_an_encoder_that_answers_nonsense(latents, words):
+    with pytest.raises(ValueError, match=words):
+        LatentObservation(Clock(), Returns(latents)).reset()
+
+
+def test_non_finite_states_say_where():
+    class Breaks(Clock):
+        def _observation(self):
+            return {**super()._observation(), "state": np.float32([np.nan if self.t else 0])}
+
+    venv = VectorLatentObservation(
+        SyncVectorEnv([lambda: Breaks(9, True)] * 2), Brightness(), append_state=True
+    )
+    venv.reset()
+    with pytest.raises(ValueError, match="environment 0 at index 0"):
+        venv.step(np.zeros(2, int))
+
+
+def test_a_vector_environment_that_hides_its_autoreset_mode():
+    venv = SyncVectorEnv(clocks(2))
+    venv.metadata = {}
+    with pytest.raises(ValueError, match="autoreset_mode"):
+        VectorLatentObservation(venv, Brightness())
