@@ -34,16 +34,16 @@ print(f"imported {len(names)} modules of jepa_rl {jepa_rl.__version__}")
 for name in ("mujoco", "dm_control", "minari", "transformers", "pytest"):
     assert name not in sys.modules, f"{name} is optional but was imported"
 
-import gymnasium as gym  # finds jepa_rl/TwoRooms-v0 through the entry point
-env = gym.make("jepa_rl/TwoRooms-v0")
+import gymnasium as gym
+env = gym.make("jepa_rl.envs:jepa_rl/TwoRooms-v0")
 observation, info = env.reset(seed=0)
 assert observation.shape == info["goal"].shape == (2, 64, 64), observation.shape
 observation, reward, terminated, truncated, info = env.step(env.action_space.sample())
 
 import torch
 from jepa_rl.envs.spec import world_spec
-from jepa_rl.world_model import WorldModel
-model = WorldModel(world_spec(env))
+from jepa_rl.world_model import WorldModel, WorldModelConfig
+model = WorldModel(WorldModelConfig(world_spec(env))).eval()
 z = model.encode(torch.from_numpy(observation)[None])
 assert z.shape == (1, model.latent_dim), z.shape
 assert model.rollout(z, torch.zeros(1, 3, model.action_dim)).shape == (1, 1, 4, model.latent_dim)
