@@ -1,0 +1,188 @@
+"""A causal transformer over the latest latents, steered by the actions."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+# Rows rolled out at a time when no gradient is wanted: their activations then stay in a core's cache.
+ROWS = 128
+
+KeysValues = tuple[Tensor, Tensor]
+
+
+class CausalTransformerDynamics(nn.Module):
+    """The predictor of LeWorldModel (Maes et al. 2026): causal attention, AdaLN-zero actions.
+
+    The next latent is read off the newest token of a window of the last ``context`` latents. Each
+    latent is one token; the action taken in it sets the shift, scale and gate of every block
+    (Peebles and Xie 2023, DiT), which start at zero, so that an untrained block passes its input on.
+    Positions count from the start of the window: while the window grows, the keys and values of
+    older tokens are kept; once it slides, every token moves and the window is read afresh. Either
+    way only the newest token passes the last block's perceptron and the head, and the
+    modulations of each action are computed once.
+
+    Args:
+        latent_dim, action_dim: widths of latent and action.
+        width: width of a token.
+        depth: blocks.
+        heads, head_dim: attention heads and the width of each.
+        mlp_width: hidden units of a block's perceptron and of the head.
+        context: latents in the window.
+        dropout: share of activations dropped in training.
+
+    Raises:
+        ValueError: for a size below 1 or a dropout outside [0, 1).
+    """
+
+    def __init__(
+        self,
+        latent_dim: int,
+        action_dim: int,
+        width: int = 128,
+        depth: int = 3,
+        heads: int = 4,
+        head_dim: int = 32,
+        mlp_width: int = 512,
+        context: int = 3,
+        dropout: float = 0.1,
+    ) -> None:
+        super().__init__()
+        sizes = dict(latent_dim=latent_dim, action_dim=action_dim, width=width, depth=depth, heads=heads)
+        sizes |= dict(head_dim=head_dim, mlp_width=mlp_width, context=context)
+        wrong = {name: size for name, size in sizes.items() if size < 1}
+        if wrong or not 0.0 <= dropout < 1.0:
+            raise ValueError(f"sizes must be at least 1 and dropout in [0, 1), got {wrong or dropout}")
+        self.latent_dim, self.action_dim, self.context = latent_dim, action_dim, context
+        self.position = nn.Parameter(0.02 * torch.randn(context, 1, latent_dim))
+        same = latent_dim == width
+        self.embed_latent = nn.Identity() if same else nn.Linear(latent_dim, width)
+        self.embed_action = nn.Sequential(
+            nn.Linear(action_dim, 4 * width), nn.SiLU(), nn.Linear(4 * width, width)
+        )
+        self.blocks = nn.ModuleList(Block(width, heads, head_dim, mlp_width, dropout) for _ in range(depth))
+        self.head = nn.Sequential(
+            nn.LayerNorm(width), nn.Linear(width, mlp_width), nn.GELU(), nn.Linear(mlp_width, latent_dim)
+        )
+
+    def predict(
+        self, latents: Float[Tensor, "b t d"], actions: Float[Tensor, "b t a"]
+    ) -> Float[Tensor, "b t d"]:
+        """The next latent after each of ``t <= context`` given ones (teacher forcing).
+
+        Raises:
+            ValueError: if the window is longer than ``context``.
+        """
+        steps = latents.shape[1]
+        if steps > self.context:
+            raise ValueError(f"a window holds at most context={self.context} latents, got {steps}")
+        x = self.embed_latent(latents.transpose(0, 1) + self.position[:steps])
+        for block, modulation in zip(self.blocks, self._modulations(actions), strict=True):
+            x, _ = block(x, modulation)
+        return self.head(x).transpose(0, 1)
+
+    def rollout(
+        self,
+        z: Float[Tensor, "b d"],
+        actions: Float[Tensor, "b h a"],
+        *,
+        futures: int = 1,
+        generator: torch.Generator | None = None,
+    ) -> Float[Tensor, "b 1 h+1 d"]:
+        """The predicted path, ``z`` first; one future whatever ``futures`` asks for. Differentiable."""
+        if torch.is_grad_enabled() or z.is_cuda:
+            return self._roll(z, actions)
+        parts = zip(z.split(ROWS), actions.split(ROWS), strict=True)
+        return torch.cat([self._roll(*part) for part in parts])
+
+    def _roll(self, z: Float[Tensor, "b d"], actions: Float[Tensor, "b h a"]) -> Float[Tensor, "b 1 h+1 d"]:
+        modulations = self._modulations(actions)
+        path, cache = [z], [None] * len(self.blocks)
+        for now in range(actions.shape[1]):
+            grows = now < self.context
+            first = now if grows else now + 1 - self.context  # of the tokens to be read
+            position = self.position[now : now + 1] if grows else self.position
+            x = self.embed_latent(torch.stack(path[first:]) + position)
+            for i, block in enumerate(self.blocks):
+                modulation = [m[first : now + 1] for m in modulations[i]]
+                past = cache[i] if grows else None
+                x, cache[i] = block(x, modulation, past, newest_only=i + 1 == len(self.blocks))
+            path.append(self.head(x[-1]))
+        return torch.stack(path, dim=1).unsqueeze(1)
+
+    def _modulations(self, actions: Float[Tensor, "b h a"]) -> list[tuple[Tensor, ...]]:
+        """Shift, scale and gate (twice) of each block for each action, "h b width" each."""
+        condition = F.silu(self.embed_action(actions.transpose(0, 1)))
+        return [block.modulations(condition) for block in self.blocks]
+
+
+class Block(nn.Module):
+    """Attention and perceptron, each shifted, scaled and gated by the action. Tokens are "t b width"."""
+
+    def __init__(self, width: int, heads: int, head_dim: int, mlp_width: int, dropout: float) -> None:
+        super().__init__()
+        self.heads, self.dropout = heads, dropout
+        inner = heads * head_dim
+        self.attention_norm = nn.LayerNorm(width)
+        self.query = nn.Linear(width, inner, bias=False)
+        self.key_value = nn.Linear(width, 2 * inner, bias=False)
+        self.attention_out = nn.Linear(inner, width)
+        self.mlp_norm = nn.LayerNorm(width)
+        self.mlp_in = nn.Linear(width, mlp_width)
+        self.mlp_out = nn.Linear(mlp_width, width)
+        self.modulation = nn.Linear(width, 6 * width)
+        nn.init.zeros_(self.modulation.weight)
+        nn.init.zeros_(self.modulation.bias)
+        # Turns the predicted scales s into factors 1 + s without a pass over the activations.
+        one = torch.zeros(6, width)
+        one[1] = one[4] = 1.0
+        self.register_buffer("one", one.flatten(), persistent=False)
+
+    def modulations(self, condition: Float[Tensor, "h b w"]) -> tuple[Tensor, ...]:
+        return F.linear(condition, self.modulation.weight, self.modulation.bias + self.one).chunk(6, dim=-1)
+
+    def forward(
+        self,
+        x: Float[Tensor, "t b w"],
+        modulation: list[Tensor] | tuple[Tensor, ...],
+        past: KeysValues | None = None,
+        newest_only: bool = False,
+    ) -> tuple[Tensor, KeysValues]:
+        """The tokens after this block (the newest alone if asked), and all keys and values so far."""
+        shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = modulation
+        y = self.attention_norm(torch.addcmul(shift, _normalise(x), scale))
+        keys_values = self._keys_values(y, past)
+        if newest_only:
+            x, y, gate = x[-1:], y[-1:], gate[-1:]
+            mlp_shift, mlp_scale, mlp_gate = mlp_shift[-1:], mlp_scale[-1:], mlp_gate[-1:]
+        x = torch.addcmul(x, gate, self._drop(self.attention_out(self._attend(y, *keys_values))))
+        y = self.mlp_norm(torch.addcmul(mlp_shift, _normalise(x), mlp_scale))
+        y = self.mlp_out(self._drop(F.gelu(self.mlp_in(y))))
+        return torch.addcmul(x, mlp_gate, self._drop(y)), keys_values
+
+    def _keys_values(self, y: Float[Tensor, "t b w"], past: KeysValues | None) -> KeysValues:
+        keys, values = self.key_value(y).chunk(2, dim=-1)
+        if past is None:
+            return keys, values
+        return torch.cat([past[0], keys]), torch.cat([past[1], values])
+
+    def _attend(self, y: Float[Tensor, "i b w"], keys: Tensor, values: Tensor) -> Float[Tensor, "i b e"]:
+        """Attention of the ``i`` newest tokens over all of them, none looking ahead."""
+        if len(keys) == 1:  # a token alone attends to itself
+            return values
+        q, k, v = (
+            x.unflatten(-1, (self.heads, -1)).permute(1, 2, 0, 3) for x in (self.query(y), keys, values)
+        )
+        dropout = self.dropout if self.training else 0.0
+        # With a single query there is nothing ahead to hide.
+        out = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=len(y) > 1)
+        return out.permute(2, 0, 1, 3).flatten(-2)
+
+    def _drop(self, x: Tensor) -> Tensor:
+        return F.dropout(x, self.dropout, self.training)
+
+
+def _normalise(x: Float[Tensor, "*b w"]) -> Float[Tensor, "*b w"]:
+    return F.layer_norm(x, x.shape[-1:], eps=1e-6)
