@@ -7,6 +7,7 @@ Gymnasium (1.0 and later) loads no plugins, so without this import name the modu
 import gymnasium as gym
 
 from jepa_rl.envs.collect import collect
+from jepa_rl.envs.dm_control import register_dm_control
 from jepa_rl.envs.latent import LatentObservation
 from jepa_rl.envs.pixels import PixelObservation
 from jepa_rl.envs.policies import RandomPolicy, SmoothRandomPolicy
@@ -27,6 +28,7 @@ __all__ = [
     "VectorLatentObservation",
     "action_spec",
     "collect",
+    "register_dm_control",
     "register_envs",
     "world_spec",
     "wrap",
@@ -34,7 +36,8 @@ __all__ = [
 
 
 def register_envs() -> None:
-    """Register this package's environments with Gymnasium; calling it again changes nothing."""
+    """Register Two Rooms and the dm_control suite with Gymnasium; calling it again changes nothing."""
+    register_dm_control()
     if "jepa_rl/TwoRooms-v0" not in gym.registry:
         gym.register(
             "jepa_rl/TwoRooms-v0",

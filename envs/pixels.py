@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import cv2
@@ -9,6 +10,8 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 from gymnasium.error import ClosedEnvironmentError
+
+from jepa_rl.envs.gl import find_backend
 
 # This module runs in the worker processes of vector environments, so it imports no torch.
 
@@ -40,6 +43,7 @@ class PixelObservation(gym.Wrapper, gym.utils.RecordConstructorArgs):
         ValueError: if the environment shows no pictures, or an option does not fit it; while running, if an
             observation holds NaN or infinite values or a picture changes its shape.
         gymnasium.error.ClosedEnvironmentError: on ``step`` or ``reset`` after ``close``.
+        gymnasium.error.DependencyNotInstalled: on ``reset``, if Gymnasium's MuJoCo finds no OpenGL library.
     """
 
     def __init__(
@@ -68,6 +72,7 @@ class PixelObservation(gym.Wrapper, gym.utils.RecordConstructorArgs):
         self.channels = 1 if grayscale else channels
         self._stack = np.zeros((frames * self.channels, size, size), np.uint8)
         self._closed = False
+        self._opens_mujoco = self._image is None and _is_mujoco(env)
 
         pixels = spaces.Box(0, 255, self._stack.shape, np.uint8)
         self.observation_space = pixels
@@ -108,7 +113,7 @@ class PixelObservation(gym.Wrapper, gym.utils.RecordConstructorArgs):
     def _picture(self, observation: Any) -> np.ndarray:
         """The newest picture, uint8 (channels, size, size), as a view where nothing had to change."""
         if self._image is None:
-            picture, name = self.env.render(), "render()"
+            picture, name = self._render(), "render()"
             if not isinstance(picture, np.ndarray) or picture.ndim != 3 or picture.shape[2] != 3:
                 raise ValueError(
                     "render() must return an array (y, x, 3), got "
@@ -130,6 +135,18 @@ class PixelObservation(gym.Wrapper, gym.utils.RecordConstructorArgs):
             picture = _resize(picture, self.size)
         return picture.transpose(2, 0, 1)
 
+    def _render(self) -> Any:
+        if not self._opens_mujoco or "MUJOCO_GL" in os.environ:
+            return self.env.render()
+        # Gymnasium's MuJoCo viewer reads this when it opens; left alone it fails where there is no display.
+        os.environ["MUJOCO_GL"] = find_backend()
+        try:
+            picture = self.env.render()
+        finally:
+            del os.environ["MUJOCO_GL"]
+        self._opens_mujoco = False
+        return picture
+
     def _observation(self, observation: Any) -> np.ndarray | dict[str, np.ndarray]:
         pixels = self._stack.copy()
         if self._rest is None:
@@ -150,6 +167,11 @@ def is_image(space: gym.Space) -> bool:
     return (
         len(space.shape) == 3 and (space.low == 0).all() and space.high.min() == space.high.max() in (1, 255)
     )
+
+
+def _is_mujoco(env: gym.Env) -> bool:
+    """Whether the environment builds on Gymnasium's ``MujocoEnv``; answered without importing MuJoCo."""
+    return any(cls.__module__.startswith("gymnasium.envs.mujoco") for cls in type(env.unwrapped).__mro__)
 
 
 def _picture_source(env: gym.Env, key: str | None) -> tuple[spaces.Box | None, gym.Space | None]:
