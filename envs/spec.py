@@ -17,13 +17,13 @@ class EnvSpaces(NamedTuple):
     Attributes:
         observation: observation space of one environment.
         action: action space of one environment.
-        frames: frames stacked in its pixels, or None where the environment does not say
-            (``PixelObservation`` says it in ``metadata["frames"]``).
+        frames: frames stacked in its pixels; 1 unless ``metadata["frames"]`` says otherwise, as
+            ``PixelObservation`` does.
     """
 
     observation: gym.Space
     action: gym.Space
-    frames: int | None
+    frames: int
 
 
 def env_spaces(env: Any) -> EnvSpaces:
@@ -33,9 +33,9 @@ def env_spaces(env: Any) -> EnvSpaces:
         TypeError: if ``env`` is none of the three.
     """
     if isinstance(env, gym.Env):
-        return EnvSpaces(env.observation_space, env.action_space, env.metadata.get("frames"))
+        return EnvSpaces(env.observation_space, env.action_space, env.metadata.get("frames", 1))
     if isinstance(env, gym.vector.VectorEnv):
-        return EnvSpaces(env.single_observation_space, env.single_action_space, env.metadata.get("frames"))
+        return EnvSpaces(env.single_observation_space, env.single_action_space, env.metadata.get("frames", 1))
     # Imported here only: worker processes and plain Gymnasium users do without Stable-Baselines3.
     from stable_baselines3.common.vec_env import VecEnv
 
@@ -45,12 +45,12 @@ def env_spaces(env: Any) -> EnvSpaces:
             f"got {type(env).__name__}"
         )
     try:
-        frames = env.get_attr("metadata", indices=0)[0].get("frames")
+        frames = env.get_attr("metadata", indices=0)[0].get("frames", 1)
     except (
         AttributeError,
         NotImplementedError,
     ):  # a natively vectorised VecEnv need not have sub-environments
-        frames = None
+        frames = 1
     return EnvSpaces(env.observation_space, env.action_space, frames)
 
 
@@ -127,4 +127,4 @@ def world_spec(env: Any, block: int = 1) -> WorldSpec:
         ValueError, TypeError: if the pixels or the actions are not of a supported kind.
     """
     observation, action, frames = env_spaces(env)
-    return WorldSpec(pixel_space(observation).shape, frames or 1, action_spec(action), block)
+    return WorldSpec(pixel_space(observation).shape, frames, action_spec(action), block)
