@@ -89,7 +89,7 @@ class Recorder:
 def check_finite(name: str, values: np.ndarray, which: np.ndarray) -> None:
     """Raise ValueError if a value of the environments ``which`` is NaN or infinite."""
     if values.dtype.kind == "f" and not np.isfinite(values[which]).all():
-        bad = [i for i in np.flatnonzero(which) if not np.isfinite(values[i]).all()]
+        bad = [i for i in np.flatnonzero(which).tolist() if not np.isfinite(values[i]).all()]
         raise ValueError(
             f"{name} is NaN or infinite in environment(s) {bad}; the episodes under way are not stored, "
             "those that ended before are"
