@@ -13,8 +13,6 @@ from gymnasium.error import ClosedEnvironmentError
 
 from jepa_rl.envs.gl import find_backend
 
-# This module runs in the worker processes of vector environments, so it imports no torch.
-
 
 class PixelObservation(gym.Wrapper, gym.utils.RecordConstructorArgs):
     """Observations become uint8 pictures ``(frames * channels, size, size)``, oldest frame first.
@@ -32,7 +30,7 @@ class PixelObservation(gym.Wrapper, gym.utils.RecordConstructorArgs):
 
     Args:
         env: the environment.
-        size: height and width of the pictures; area interpolation, no copy of the aspect ratio.
+        size: height and width of the pictures; area interpolation, the aspect ratio is not kept.
         frames: pictures in one observation; at reset the first one is repeated.
         grayscale: turn RGB into one channel.
         key: which entry of a Dict observation is the picture.

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
+from stable_baselines3.common.vec_env import VecEnv
 
 from jepa_rl.types import ActionSpec, WorldSpec
 
@@ -36,9 +37,6 @@ def env_spaces(env: Any) -> EnvSpaces:
         return EnvSpaces(env.observation_space, env.action_space, env.metadata.get("frames", 1))
     if isinstance(env, gym.vector.VectorEnv):
         return EnvSpaces(env.single_observation_space, env.single_action_space, env.metadata.get("frames", 1))
-    # Imported here only: worker processes and plain Gymnasium users do without Stable-Baselines3.
-    from stable_baselines3.common.vec_env import VecEnv
-
     if not isinstance(env, VecEnv):
         raise TypeError(
             "expected a gymnasium.Env, a gymnasium.vector.VectorEnv or a Stable-Baselines3 VecEnv, "

@@ -75,6 +75,7 @@ def main(args: Args) -> None:
             env = gym.make(env_id, render_mode="rgb_array")
             env = PixelObservation(env, size=64, frames=3)
             pixels, _ = env.reset(seed=args.seed)
+            pictures[env_id] = (env.render(), pixels)
 
             # Latents: three lines. Any agent for vector observations trains on this environment.
             latent_env = wrap(env_id, checkpoint)
@@ -100,7 +101,6 @@ def main(args: Args) -> None:
             )
             for name in ("pixel_fps", "latent_fps", "vector_latent_fps"):
                 board.add_scalar(f"{env_id}/{name}", row[name])
-            pictures[env_id] = (env.render(), pixels)
             for each in (env, latent_env, venv):
                 each.close()
         board.add_figure("wrapped", figure := draw(pictures), close=False)

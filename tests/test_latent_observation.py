@@ -9,6 +9,7 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from stable_baselines3 import PPO
+from stable_baselines3.common.callbacks import CheckpointCallback, EvalCallback
 from stable_baselines3.common.env_checker import check_env as check_env_sb3
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
@@ -307,6 +308,18 @@ def test_ppo_vec_normalize_and_evaluate_policy(checkpoint):
     assert venv.obs_rms.count > 100
     mean, _ = evaluate_policy(agent, venv, n_eval_episodes=2)
     assert mean >= 1
+
+
+def test_eval_and_checkpoint_callbacks(checkpoint, tmp_path):
+    venv = VecLatentObservation(make_vec_env(pixels, n_envs=2, seed=0), checkpoint)
+    held_out = VecLatentObservation(make_vec_env(pixels, n_envs=1, seed=9), checkpoint)
+    evaluate = EvalCallback(held_out, n_eval_episodes=1, eval_freq=16, log_path=str(tmp_path), verbose=0)
+    keep = CheckpointCallback(16, str(tmp_path))
+    PPO("MlpPolicy", venv, n_steps=16, batch_size=32, n_epochs=1, seed=0, device="cpu").learn(
+        64, [evaluate, keep]
+    )
+    assert evaluate.best_mean_reward >= 1
+    assert len(list(tmp_path.glob("rl_model_*_steps.zip"))) == 2
 
 
 def test_record_video(checkpoint, tmp_path):
