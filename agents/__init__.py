@@ -1,5 +1,9 @@
 """What acts: planners that search in the learned dynamics, and the agents built on them."""
 
+from jepa_rl.agents.categorical import CategoricalCEM
 from jepa_rl.agents.cem import CEM
+from jepa_rl.agents.gradient import GradientPlanner
+from jepa_rl.agents.icem import ICEM
+from jepa_rl.agents.mppi import MPPI
 
-__all__ = ["CEM"]
+__all__ = ["CEM", "ICEM", "MPPI", "CategoricalCEM", "GradientPlanner"]

@@ -46,12 +46,14 @@ class Problem:
         if self.futures > 1:
             generator = torch.Generator(self.z.device).manual_seed(self.seed)
         latents = self.dynamics.rollout(z, rows, futures=self.futures, generator=generator)
-        costs = self.risk(self.cost(latents, rows))
-        if costs.shape != (b * s,):
+        futures = self.cost(latents, rows)
+        if futures.shape != latents.shape[:2]:
             raise ValueError(
-                f"cost and risk must give one number for each of {b * s} rows, got {tuple(costs.shape)}; "
-                "a cost answers (rows, futures) and a risk answers (rows,)"
+                f"a cost must answer (rows, futures) = {tuple(latents.shape[:2])}, got {tuple(futures.shape)}"
             )
+        costs = self.risk(futures)
+        if costs.shape != (b * s,):
+            raise ValueError(f"a risk must answer (rows,) = {(b * s,)}, got {tuple(costs.shape)}")
         return latents, costs.view(b, s)
 
     def costs(self, candidates: Float[Tensor, "b s h a"]) -> Float[Tensor, "b s"]:
@@ -60,12 +62,20 @@ class Problem:
         Raises:
             ValueError: if all candidates of an environment cost NaN.
         """
-        return _without_nan(self.rollout(candidates)[1])
+        costs = self.rollout(candidates)[1]
+        lost = torch.isnan(costs).all(1)
+        if lost.any():
+            raise ValueError(
+                f"every candidate plan costs NaN for environments {lost.nonzero().flatten().tolist()}: the "
+                "dynamics or the cost diverged; check that the model was trained on this environment, or "
+                "shorten the horizon"
+            )
+        return without_nan(costs)
 
     def finish(self, choices: Float[Tensor, "b s h a"], candidates: Tensor, costs: Tensor) -> Plan:
         """The cheapest of ``choices``; ``candidates`` and ``costs`` are what the search saw last."""
         latents, choice_costs = self.rollout(choices)
-        choice_costs = _without_nan(choice_costs)
+        choice_costs = without_nan(choice_costs)
         best = choice_costs.argmin(1)
         env = torch.arange(len(best), device=best.device)
         return Plan(
@@ -77,17 +87,9 @@ class Problem:
         )
 
 
-def _without_nan(costs: Float[Tensor, "b s"]) -> Float[Tensor, "b s"]:
-    nan = torch.isnan(costs)
-    if nan.any():
-        lost = nan.all(1).nonzero().flatten().tolist()
-        if lost:
-            raise ValueError(
-                f"every candidate plan costs NaN for environments {lost}: the dynamics or the cost diverged; "
-                "check that the model was trained on this environment, or shorten the horizon"
-            )
-        costs = costs.masked_fill(nan, torch.inf)
-    return costs
+def without_nan(costs: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
+    """A candidate whose cost is NaN is worse than any other: +inf."""
+    return costs.masked_fill(torch.isnan(costs), torch.inf)
 
 
 def pose(

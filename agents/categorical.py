@@ -1,0 +1,99 @@
+"""The cross-entropy method for discrete actions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from jepa_rl.agents.sampling import Incumbent, Risk, best_of, check_settings, expected_cost, pose
+from jepa_rl.types import Cost, Dynamics, Plan
+
+
+@dataclass(frozen=True)
+class CategoricalCEM:
+    """Cross-entropy method over sequences of choices (De Boer et al. 2005, section 2).
+
+    Every place in the plan holds a distribution over the choices; each iteration draws plans from it
+    and sets it to how often the elites took each choice. Returned is the cheaper of the likeliest
+    plan and the best one seen. Actions are one-hot, "b h a".
+
+    Attributes:
+        horizon: actions in a plan, in latent steps.
+        choices: discrete actions of the environment; a latent step of several environment steps has
+            ``action_dim = block * choices``. None: one choice for each component.
+        smoothing: share of the old distribution that survives a refit.
+        min_probability: floor of every choice's probability, against freezing too early.
+        futures: futures drawn for each candidate where the dynamics draw any.
+        risk: costs "b n" of the futures -> "b".
+
+    Raises:
+        ValueError, TypeError: for settings that make no sense.
+    """
+
+    horizon: int
+    samples: int = 256
+    elites: int = 32
+    iterations: int = 6
+    choices: int | None = None
+    smoothing: float = 0.1
+    min_probability: float = 0.02
+    futures: int = 1
+    risk: Risk = expected_cost
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        if self.choices is not None and self.choices < 1:
+            raise ValueError(f"choices must be at least 1 or None, got {self.choices}")
+
+    @torch.no_grad()
+    def plan(
+        self,
+        dynamics: Dynamics,
+        cost: Cost,
+        z: Float[Tensor, "b d"],
+        warm_start: Float[Tensor, "b h a"] | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Plan:
+        """See ``jepa_rl.types.Planner``. Raises ValueError for arguments of the wrong shape or not
+        finite, and if ``choices`` does not divide the width of an action."""
+        problem, start = pose(self, dynamics, cost, z, warm_start, generator)
+        choices = self.choices or start.shape[-1]
+        if start.shape[-1] % choices:
+            raise ValueError(f"choices={choices} does not divide the action width {start.shape[-1]}")
+        probability = _mix_in_uniform(start.clamp_min(0.0).unflatten(-1, (-1, choices)), 0.5)
+        best = Incumbent()
+        for _ in range(self.iterations):
+            candidates = _draw(probability, self.samples, generator).flatten(-2)
+            costs = problem.costs(candidates)
+            elites, elite_costs = best_of(candidates, costs, self.elites)
+            best.offer(elites[:, 0], elite_costs[:, 0])
+            frequency = elites.mean(1).unflatten(-1, (-1, choices))
+            probability = torch.lerp(frequency, probability, self.smoothing)
+            probability = _mix_in_uniform(probability, min(1.0, self.min_probability * choices))
+        likeliest = _one_hot(probability).flatten(-2)
+        return problem.finish(torch.stack([likeliest, best.actions], dim=1), candidates, costs)
+
+
+def _mix_in_uniform(weights: Float[Tensor, "*b c"], share: float) -> Float[Tensor, "*b c"]:
+    """``share`` of a uniform distribution and the rest of the weights; uniform where all weights are 0."""
+    c, total = weights.shape[-1], weights.sum(-1, keepdim=True)
+    given = torch.where(total > 0, weights / total.clamp_min(1e-12), 1.0 / c)
+    return (1.0 - share) * given + share / c
+
+
+def _draw(
+    probability: Float[Tensor, "b h k c"], samples: int, generator: torch.Generator | None
+) -> Float[Tensor, "b s h k c"]:
+    """One-hot draws by the Gumbel-max trick, one draw of noise for all environments; the mode first."""
+    shape = (samples, *probability.shape[1:])
+    uniform = torch.rand(shape, generator=generator, device=probability.device, dtype=probability.dtype)
+    gumbel = -torch.log(-torch.log(uniform.clamp(1e-20, 1.0 - 1e-7)))
+    gumbel[0] = 0.0
+    return _one_hot(probability.log()[:, None] + gumbel)
+
+
+def _one_hot(score: Float[Tensor, "*b c"]) -> Float[Tensor, "*b c"]:
+    return torch.zeros_like(score).scatter_(-1, score.argmax(-1, keepdim=True), 1.0)

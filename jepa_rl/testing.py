@@ -1,0 +1,340 @@
+"""The contracts as tests: subclass one in a test file, say how to make your part, and run pytest.
+
+::
+
+    from jepa_rl.testing import DynamicsContract
+
+    class TestMyDynamics(DynamicsContract):
+        def make_dynamics(self):
+            return MyDynamics(latent_dim=8, action_dim=2).eval()
+
+Every test builds the part anew. The contracts themselves are described in ``jepa_rl.types``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.testing import assert_close
+
+from jepa_rl.costs import ActionPenalty, GoalCost
+from jepa_rl.types import Dynamics, Encoder, Plan, Planner
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def assert_raises(error: type[Exception], call: Callable[[], Any], because: str) -> None:
+    try:
+        call()
+    except error:
+        return
+    raise AssertionError(f"expected a {error.__name__}: {because}")
+
+
+class EncoderContract:
+    """What every encoder promises. Say how to make one, and set ``pixels`` if it reads another shape."""
+
+    pixels: tuple[int, int, int] = (3, 64, 64)
+    tolerance: float = 1e-4
+
+    def make_encoder(self) -> Encoder:
+        """The encoder in evaluation mode, the same at every call."""
+        raise NotImplementedError
+
+    def _pictures(self, batch: int, seed: int = 0) -> Tensor:
+        return torch.randint(0, 256, (batch, *self.pixels), generator=seeded(seed), dtype=torch.uint8)
+
+    @torch.no_grad()
+    def test_gives_one_finite_float32_latent_per_picture(self) -> None:
+        encoder = self.make_encoder()
+        assert isinstance(encoder, Encoder) and encoder.latent_dim >= 1
+        for batch in (1, 3):
+            z = encoder.encode(self._pictures(batch))
+            assert z.shape == (batch, encoder.latent_dim), tuple(z.shape)
+            assert z.dtype == torch.float32 and torch.isfinite(z).all()
+
+    @torch.no_grad()
+    def test_equal_pictures_have_equal_latents(self) -> None:
+        encoder, pixels = self.make_encoder(), self._pictures(2)
+        assert_close(encoder.encode(pixels), encoder.encode(pixels), rtol=0, atol=0)
+
+    @torch.no_grad()
+    def test_different_pictures_have_different_latents(self) -> None:
+        z = self.make_encoder().encode(self._pictures(2))
+        assert not torch.equal(z[0], z[1]), "the encoder gives a constant"
+
+    @torch.no_grad()
+    def test_leaves_the_pixels_alone(self) -> None:
+        pixels = self._pictures(2)
+        before = pixels.clone()
+        self.make_encoder().encode(pixels)
+        assert torch.equal(pixels, before)
+
+    @torch.no_grad()
+    def test_a_latent_does_not_depend_on_its_neighbours(self) -> None:
+        encoder, pixels = self.make_encoder(), self._pictures(4)
+        alone = torch.cat([encoder.encode(p[None]) for p in pixels])
+        assert_close(encoder.encode(pixels), alone, rtol=self.tolerance, atol=self.tolerance)
+
+    def test_works_under_inference_mode(self) -> None:
+        with torch.inference_mode():
+            assert not self.make_encoder().encode(self._pictures(1)).requires_grad
+
+
+class DynamicsContract:
+    """What all dynamics promise, those with one future and those that draw several.
+
+    Attributes:
+        markov: whether the newest latent says all, so that rolling out in two parts changes nothing.
+        differentiable: whether a gradient reaches the actions.
+    """
+
+    markov: bool = True
+    differentiable: bool = True
+    tolerance: float = 1e-4
+    horizon: int = 5
+    futures: int = 3
+
+    def make_dynamics(self) -> Dynamics:
+        """The dynamics in evaluation mode, the same at every call."""
+        raise NotImplementedError
+
+    def _inputs(self, dynamics: Dynamics, batch: int = 3, seed: int = 0) -> tuple[Tensor, Tensor]:
+        generator = seeded(seed)
+        z = torch.randn(batch, dynamics.latent_dim, generator=generator)
+        actions = 2 * torch.rand(batch, self.horizon, dynamics.action_dim, generator=generator) - 1
+        return z, actions
+
+    def _close(self, actual: Tensor, expected: Tensor, because: str) -> None:
+        assert_close(
+            actual, expected, rtol=self.tolerance, atol=self.tolerance, msg=lambda m: f"{because}\n{m}"
+        )
+
+    @torch.no_grad()
+    def test_gives_the_promised_shapes_and_starts_from_now(self) -> None:
+        dynamics = self.make_dynamics()
+        assert isinstance(dynamics, Dynamics)
+        for batch in (1, 3):
+            z, actions = self._inputs(dynamics, batch)
+            for futures in (1, self.futures):
+                path = dynamics.rollout(z, actions, futures=futures, generator=seeded())
+                n = path.shape[1]
+                assert n in (1, futures), f"asked for {futures} futures, got {n}"
+                assert path.shape == (batch, n, self.horizon + 1, dynamics.latent_dim), tuple(path.shape)
+                assert path.dtype == z.dtype and torch.isfinite(path).all()
+                assert_close(path[:, :, 0], z[:, None].expand(-1, n, -1), rtol=0, atol=0)
+
+    @torch.no_grad()
+    def test_equal_seeds_give_equal_futures(self) -> None:
+        dynamics = self.make_dynamics()
+        inputs = self._inputs(dynamics)
+        first, second = (
+            dynamics.rollout(*inputs, futures=self.futures, generator=seeded(7)) for _ in range(2)
+        )
+        assert_close(first, second, rtol=0, atol=0)
+
+    @torch.no_grad()
+    def test_leaves_its_inputs_and_the_global_generator_alone(self) -> None:
+        dynamics = self.make_dynamics()
+        z, actions = self._inputs(dynamics)
+        before, state = (z.clone(), actions.clone()), torch.get_rng_state()
+        dynamics.rollout(z, actions, futures=self.futures, generator=seeded())
+        assert torch.equal(z, before[0]) and torch.equal(actions, before[1])
+        assert torch.equal(torch.get_rng_state(), state), "randomness must come from the generator passed in"
+
+    @torch.no_grad()
+    def test_rows_meet_common_random_numbers_and_do_not_touch_each_other(self) -> None:
+        """A row has the same futures alone and in a batch: noise belongs to a future, not to a row."""
+        dynamics = self.make_dynamics()
+        z, actions = self._inputs(dynamics)
+        together = dynamics.rollout(z, actions, futures=self.futures, generator=seeded(1))
+        for i in range(len(z)):
+            alone = dynamics.rollout(
+                z[i : i + 1], actions[i : i + 1], futures=self.futures, generator=seeded(1)
+            )
+            self._close(together[i : i + 1], alone, f"row {i} differs alone and in a batch")
+
+    @torch.no_grad()
+    def test_later_actions_do_not_change_earlier_latents(self) -> None:
+        dynamics = self.make_dynamics()
+        z, actions = self._inputs(dynamics)
+        other = actions.clone()
+        other[:, -1] = -other[:, -1]
+        first, second = (
+            dynamics.rollout(z, a, futures=self.futures, generator=seeded(2)) for a in (actions, other)
+        )
+        self._close(first[:, :, :-1], second[:, :, :-1], "the last action changed the past")
+
+    @torch.no_grad()
+    def test_rolling_out_in_two_parts_changes_nothing(self) -> None:
+        dynamics = self.make_dynamics()
+        z, actions = self._inputs(dynamics)
+        whole = dynamics.rollout(z, actions, generator=seeded(3))
+        if not self.markov or dynamics.rollout(z, actions, futures=2, generator=seeded(3)).shape[1] > 1:
+            return  # says nothing about dynamics with memory or with chance
+        middle = dynamics.rollout(z, actions[:, :2])[:, 0, -1]
+        self._close(dynamics.rollout(middle, actions[:, 2:])[:, 0], whole[:, 0, 2:], "2 + rest is not whole")
+
+    def test_a_gradient_reaches_the_actions(self) -> None:
+        if not self.differentiable:
+            return
+        dynamics = self.make_dynamics()
+        z, actions = self._inputs(dynamics)
+        actions.requires_grad_()
+        dynamics.rollout(z, actions, generator=seeded())[:, :, -1].square().sum().backward()
+        assert actions.grad is not None and torch.isfinite(actions.grad).all()
+
+
+@dataclass(frozen=True, eq=False)
+class PointMass:
+    """A point that every action moves: ``z' = z + action @ moves``. Dynamics with a plain answer.
+
+    Attributes:
+        moves: how far each component of the action (or each choice) moves the point.
+    """
+
+    moves: Float[Tensor, "a d"] = field(default_factory=lambda: 0.2 * torch.eye(2))
+
+    @property
+    def latent_dim(self) -> int:
+        return self.moves.shape[1]
+
+    @property
+    def action_dim(self) -> int:
+        return self.moves.shape[0]
+
+    def rollout(
+        self,
+        z: Float[Tensor, "b d"],
+        actions: Float[Tensor, "b h a"],
+        *,
+        futures: int = 1,
+        generator: torch.Generator | None = None,
+    ) -> Float[Tensor, "b 1 h+1 d"]:
+        return torch.cat([z[:, None], z[:, None] + (actions @ self.moves).cumsum(1)], dim=1).unsqueeze(1)
+
+
+COMPASS = 0.2 * torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
+
+
+class PlannerContract:
+    """What every planner promises, tested on a point that moves to a goal.
+
+    Attributes:
+        discrete: whether the planner chooses one-hot actions (the four directions of the compass).
+    """
+
+    discrete: bool = False
+
+    def make_planner(self) -> Planner:
+        """A planner with a horizon of at least 4; small settings keep the tests fast."""
+        raise NotImplementedError
+
+    def _plan(self, batch: int = 3, warm_start: Tensor | None = None, **changes: Any) -> Plan:
+        problem = self._problem(batch) | changes
+        return self.make_planner().plan(**problem, warm_start=warm_start, generator=seeded())
+
+    def _problem(self, batch: int) -> dict[str, Any]:
+        goal = torch.tensor([[0.4, 0.2], [-0.3, 0.4], [0.0, -0.6]])[:batch]
+        cost = GoalCost(goal) + 0.01 * ActionPenalty()
+        dynamics = PointMass(COMPASS) if self.discrete else PointMass()
+        return {"dynamics": dynamics, "cost": cost, "z": torch.zeros(batch, 2)}
+
+    def _some_plan(self, batch: int = 3) -> Tensor:
+        shape = (batch, self.make_planner().horizon)
+        if self.discrete:
+            return torch.eye(4)[torch.randint(0, 4, shape, generator=seeded(5))]
+        return 2 * torch.rand(*shape, 2, generator=seeded(5)) - 1
+
+    def test_plans_have_the_promised_shapes_and_bounds(self) -> None:
+        planner = self.make_planner()
+        assert isinstance(planner, Planner) and planner.horizon >= 4
+        plan = self._plan()
+        a = 4 if self.discrete else 2
+        assert plan.actions.shape == (3, planner.horizon, a), tuple(plan.actions.shape)
+        assert plan.cost.shape == (3,)
+        assert plan.branches.shape[0] == 3 and plan.branches.shape[2:] == (planner.horizon + 1, 2)
+        seen = [plan.actions]
+        if plan.candidates is not None and plan.candidate_costs is not None:
+            assert plan.candidates.shape[2:] == plan.actions.shape[1:]
+            assert plan.candidate_costs.shape == plan.candidates.shape[:2]
+            seen.append(plan.candidates)
+        for actions in seen:
+            assert not actions.requires_grad
+            if self.discrete:
+                assert ((actions == 0) | (actions == 1)).all() and (actions.sum(-1) == 1).all()
+            else:
+                assert actions.abs().max() <= 1.0
+
+    def test_cost_and_branches_are_those_of_the_plan(self) -> None:
+        problem, plan = self._problem(3), self._plan()
+        branches = problem["dynamics"].rollout(problem["z"], plan.actions)
+        assert_close(plan.branches, branches)
+        assert_close(plan.cost, problem["cost"](branches, plan.actions).mean(-1))
+
+    def test_gets_closer_to_the_goal_than_standing_still(self) -> None:
+        problem, plan = self._problem(3), self._plan()
+        still = problem["z"][:, None, None].expand(-1, 1, plan.actions.shape[1] + 1, -1)
+        assert (plan.cost < 0.8 * problem["cost"](still, torch.zeros_like(plan.actions))[:, 0]).all()
+
+    def test_is_never_worse_than_its_warm_start(self) -> None:
+        problem = self._problem(3)
+        best = self._plan().actions
+        for warm_start in (best, self._some_plan()):
+            given = problem["cost"](problem["dynamics"].rollout(problem["z"], warm_start), warm_start)[:, 0]
+            assert (self._plan(warm_start=warm_start).cost <= given + 1e-5).all()
+
+    def test_equal_seeds_give_equal_plans_whatever_was_planned_before(self) -> None:
+        planner, problem = self.make_planner(), self._problem(3)
+        first = planner.plan(**problem, generator=seeded())
+        planner.plan(**(problem | {"z": torch.ones(3, 2)}), generator=seeded(9))
+        second = planner.plan(**problem, generator=seeded())
+        assert_close(first.actions, second.actions, rtol=0, atol=0)
+
+    def test_leaves_its_inputs_and_the_global_generator_alone(self) -> None:
+        z, warm_start, state = torch.zeros(3, 2), self._some_plan(), torch.get_rng_state()
+        before = warm_start.clone()
+        self._plan(z=z, warm_start=warm_start)
+        assert not z.any() and torch.equal(warm_start, before)
+        assert torch.equal(torch.get_rng_state(), state), "randomness must come from the generator passed in"
+
+    def test_a_plan_does_not_depend_on_its_neighbours(self) -> None:
+        assert_close(self._plan(batch=3).actions[:1], self._plan(batch=1).actions, rtol=1e-4, atol=1e-4)
+
+    def test_plans_under_inference_mode(self) -> None:
+        problem = self._problem(3)
+        with torch.inference_mode():  # as an agent plans: the encoder's latents are inference tensors
+            assert torch.isfinite(self._plan(**(problem | {"z": torch.zeros(3, 2)})).cost).all()
+
+    def test_a_candidate_that_costs_nan_is_never_chosen(self) -> None:
+        problem = self._problem(3)
+
+        def cost(latents: Tensor, actions: Tensor) -> Tensor:
+            broken = latents[:, :, -1, 0] > 0.35  # where the first goal lies
+            return torch.where(broken, torch.nan, problem["cost"](latents, actions))
+
+        plan = self._plan(cost=cost)
+        assert torch.isfinite(plan.cost).all() and (plan.branches[0, :, -1, 0] <= 0.35).all()
+
+    def test_says_so_when_every_candidate_costs_nan(self) -> None:
+        nan = lambda latents, actions: latents.new_full(latents.shape[:2], torch.nan)  # noqa: E731
+        assert_raises(ValueError, lambda: self._plan(cost=nan), "every candidate costs NaN")
+
+    def test_refuses_arguments_of_the_wrong_shape_or_not_finite(self) -> None:
+        wrong = {
+            "z without a batch axis": {"z": torch.zeros(2)},
+            "z of the wrong width": {"z": torch.zeros(3, 5)},
+            "NaN in z": {"z": torch.full((3, 2), torch.nan)},
+            "a warm start that is too short": {"warm_start": self._some_plan()[:, 1:]},
+            "a warm start for other environments": {"warm_start": self._some_plan(2)},
+            "NaN in the warm start": {"warm_start": self._some_plan() * torch.nan},
+        }
+        for because, change in wrong.items():
+            assert_raises(ValueError, lambda change=change: self._plan(**change), because)
