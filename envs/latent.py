@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -97,7 +98,8 @@ class LatentTracker:
             raise ValueError(f"history must be at least 1, got {history}")
         self._pixels = pixel_space(source.observation)
         self._append_state = append_state
-        low = high = np.full(0, np.inf, np.float32)
+        low: np.ndarray = np.empty(0, np.float32)
+        high = low
         if append_state:
             state = _state_space(source.observation)
             low, high = state.low, state.high
@@ -197,7 +199,7 @@ def load_encoder(encoder: Any, device: str = "cpu") -> Encoder:
         TypeError: if it is neither a path nor has ``encode`` and ``latent_dim``.
     """
     if isinstance(encoder, str | os.PathLike):
-        return WorldModel.load(encoder, device=device)
+        return WorldModel.load(Path(encoder), device=device)
     if not isinstance(encoder, Encoder):
         raise TypeError(
             "encoder must be the path of a saved world model or an object with encode(pixels) and "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import Any, TypeGuard
 
 import cv2
 import gymnasium as gym
@@ -156,7 +156,7 @@ class PixelObservation(gym.Wrapper, gym.utils.RecordConstructorArgs):
         return {"pixels": pixels, "state": state}
 
 
-def is_image(space: gym.Space) -> bool:
+def is_image(space: gym.Space) -> TypeGuard[spaces.Box]:
     """Whether observations of this space are pictures (see ``PixelObservation``)."""
     if not isinstance(space, spaces.Box):
         return False
@@ -178,18 +178,18 @@ def _picture_source(env: gym.Env, key: str | None) -> tuple[spaces.Box | None, g
     if key is not None:
         if not isinstance(space, spaces.Dict):
             raise ValueError(f"key={key!r} needs a Dict observation, got {space}; leave key out")
-        images = [name for name, part in space.items() if is_image(part)]
+        images = {name: part for name, part in space.items() if is_image(part)}
         if key not in space.spaces:
             raise ValueError(
                 f"key={key!r} is not in the observation; its keys are {list(space.spaces)}, "
-                f"images among them: {images}"
+                f"images among them: {list(images)}"
             )
         if key not in images:
             raise ValueError(
-                f"observation[{key!r}] is {space[key]}, not an image; images among the keys: {images}"
+                f"observation[{key!r}] is {space[key]}, not an image; images among the keys: {list(images)}"
             )
         rest = {name: part for name, part in space.items() if name != key}
-        return space[key], spaces.Dict(rest) if rest else None
+        return images[key], spaces.Dict(rest) if rest else None
     if is_image(space):
         return space, None
     if env.render_mode != "rgb_array":
@@ -216,8 +216,8 @@ def _check_flattens(space: gym.Space, name: str) -> None:
         for entry, part in space.items():
             _check_flattens(part, f"{name}[{entry!r}]")
     elif isinstance(space, spaces.Tuple):
-        for entry, part in enumerate(space):
-            _check_flattens(part, f"{name}[{entry}]")
+        for index, part in enumerate(space):
+            _check_flattens(part, f"{name}[{index}]")
     elif not isinstance(space, spaces.Box | spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary):
         raise ValueError(
             f"keep_state=True cannot turn {name}, a {type(space).__name__} space, into a flat vector; "

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+from typing import cast
 
 import numpy as np
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 
-from jepa_rl.envs.latent import LatentTracker
+from jepa_rl.envs.latent import LatentTracker, Observations
 from jepa_rl.envs.spec import env_spaces
 from jepa_rl.types import Encoder
 
@@ -37,13 +38,13 @@ class VecLatentObservation(VecEnvWrapper):
         super().__init__(venv, observation_space=self._tracker.space)
 
     def reset(self) -> np.ndarray:
-        return self._tracker.start(self.venv.reset())
+        return self._tracker.start(cast("Observations", self.venv.reset()))
 
     def step_wait(self):
         observations, rewards, dones, infos = self.venv.step_wait()
         ended = np.asarray(dones, bool)
         final = [infos[row]["terminal_observation"] for row in np.flatnonzero(ended)]
-        latents, last = self._tracker.step(observations, ended, final)
+        latents, last = self._tracker.step(cast("Observations", observations), ended, final)
         infos = list(infos)
         for row, latent in zip(np.flatnonzero(ended), last, strict=True):
             infos[row] = {**infos[row], "terminal_observation": latent}

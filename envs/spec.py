@@ -125,4 +125,5 @@ def world_spec(env: Any, block: int = 1) -> WorldSpec:
         ValueError, TypeError: if the pixels or the actions are not of a supported kind.
     """
     observation, action, frames = env_spaces(env)
-    return WorldSpec(pixel_space(observation).shape, frames, action_spec(action), block)
+    channels, y, x = pixel_space(observation).shape
+    return WorldSpec((channels, y, x), frames, action_spec(action), block)

@@ -54,7 +54,7 @@ class VectorLatentObservation(VectorWrapper):
         rows = np.ones(self.num_envs, bool)
         if options and "reset_mask" in options:
             rows = np.array(options["reset_mask"], bool)  # the environment takes the mask out of the options
-        observations, infos = self.env.reset(seed=seed, options=options)
+        observations, infos = self.env.reset(seed=seed, options=options)  # type: ignore[arg-type]
         self._ended[rows] = False
         return self._tracker.start(observations, rows), infos
 
