@@ -5,14 +5,11 @@ Needs dm_control (``pip install "jepa-rl[dmc]"``) when used, not when imported.
 
 from __future__ import annotations
 
-import atexit
 import ctypes
 import ctypes.util
 import functools
-import importlib
 import os
 import platform
-import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -49,9 +46,8 @@ def find_backend() -> str:
     for name in [asked] if asked else works:
         if works[name]():
             return name
-    raise DependencyNotInstalled(
-        f"found no working OpenGL library ({asked or 'egl, osmesa'}); {INSTALL_HINT}"
-    )
+    tried = asked or "egl, osmesa"
+    raise DependencyNotInstalled(f"found no working OpenGL library (tried {tried}); {INSTALL_HINT}")
 
 
 @contextmanager
@@ -109,26 +105,22 @@ class Renderer:
 
     def __init__(self, physics: Any, size: int, camera: int | str = 0, fast: bool = False) -> None:
         import mujoco
+        from dm_control.mujoco import wrapper
 
-        self._camera = _fixed_camera(physics.model, camera)
+        self._camera = _camera_view(physics.model, camera)
         _check_not_forked(_first_pid)
         self._physics = physics
         self._gl = _open_context(size)
-        self._gl.make_current()
         with _quality(physics.model.vis, size, fast):
-            self._context = mujoco.MjrContext(physics.model.ptr, mujoco.mjtFontScale.mjFONTSCALE_100)
-        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
+            self._context = wrapper.MjrContext(physics.model, self._gl)
         self._scene = mujoco.MjvScene(physics.model.ptr, maxgeom=10_000)
         if fast:
             for flag in ("SHADOW", "REFLECTION", "SKYBOX", "HAZE"):
                 self._scene.flags[getattr(mujoco.mjtRndFlag, f"mjRND_{flag}")] = 0
-        self._option = mujoco.MjvOption()
-        self._option.flags[mujoco.mjtVisFlag.mjVIS_RANGEFINDER] = 0  # as dm_control does
-        self._perturb = mujoco.MjvPerturb()
+        self._option, self._perturb = wrapper.MjvOption(), mujoco.MjvPerturb()
         self._rect = mujoco.MjrRect(0, 0, size, size)
         self._buffer = np.empty((size, size, 3), np.uint8)
         self._pid = os.getpid()
-        _open_renderers.add(self)
 
     def render(self) -> np.ndarray:
         """The present state of the physics as a fresh uint8 array (size, size, 3)."""
@@ -136,36 +128,33 @@ class Renderer:
 
         _check_not_forked(self._pid)
         model, data = self._physics.model.ptr, self._physics.data.ptr
-        self._gl.make_current()
-        everything = mujoco.mjtCatBit.mjCAT_ALL
         mujoco.mjv_updateScene(
-            model, data, self._option, self._perturb, self._camera, everything, self._scene
+            model, data, self._option, self._perturb, self._camera, mujoco.mjtCatBit.mjCAT_ALL, self._scene
         )
-        mujoco.mjr_render(self._rect, self._scene, self._context)
-        mujoco.mjr_readPixels(self._buffer, None, self._rect, self._context)
+        with self._gl.make_current() as thread:
+            thread.call(self._draw)
         return self._buffer[::-1].copy()  # OpenGL's first row is the lowest
+
+    def _draw(self) -> None:
+        import mujoco
+
+        mujoco.mjr_render(self._rect, self._scene, self._context.ptr)
+        mujoco.mjr_readPixels(self._buffer, None, self._rect, self._context.ptr)
 
     def reload_terrain(self) -> None:
         """Take over height fields that changed in the model (quadruped-escape draws one per episode)."""
         import mujoco
 
-        self._gl.make_current()
-        for field in range(self._physics.model.nhfield):
-            mujoco.mjr_uploadHField(self._physics.model.ptr, self._context, field)
+        with self._gl.make_current() as thread:
+            for field in range(self._physics.model.nhfield):
+                thread.call(mujoco.mjr_uploadHField, self._physics.model.ptr, self._context.ptr, field)
 
     def close(self) -> None:
         """Free the OpenGL context. A second call does nothing."""
-        if getattr(self, "_context", None) is not None and self._pid == os.getpid():
-            self._gl.make_current()
-            self._context.free()
-            self._gl.free()
-        self._context = self._gl = None
-
-    def __del__(self) -> None:
-        self.close()
+        self._context.free()
+        self._gl.free()
 
 
-_open_renderers: weakref.WeakSet[Renderer] = weakref.WeakSet()
 _first_pid: int | None = None
 
 
@@ -180,34 +169,43 @@ def _check_not_forked(pid: int | None) -> None:
 
 
 def _open_context(size: int) -> Any:
+    """dm_control's own kind of context, so that ``physics.render()`` goes on working beside it."""
     global _first_pid
-    context_class = _context_class()
+    context_class, options = _context_class()
     try:
-        context = context_class(size, size)
-    except (ImportError, RuntimeError) as error:
+        context = context_class(max_width=size, max_height=size, **options)
+    except RuntimeError as error:
         raise DependencyNotInstalled(f"OpenGL could not start ({error}); {INSTALL_HINT}") from error
-    if _first_pid is None:
-        _first_pid = os.getpid()
-        # Registered after the first context, so it runs before EGL's own exit handler ends the display.
-        atexit.register(_close_all)
+    _first_pid = _first_pid or os.getpid()
     return context
 
 
-def _close_all() -> None:
-    for renderer in list(_open_renderers):
-        renderer.close()
-
-
 @functools.cache
-def _context_class() -> type:
+def _context_class() -> tuple[type, dict[str, Any]]:
+    """The class of ``find_backend()``, whatever dm_control chose for itself when it was imported.
+
+    (Imported without MUJOCO_GL, it settles for GLFW even where there is no screen.)
+    """
     backend = find_backend()
     try:
-        return importlib.import_module(f"mujoco.{backend}").GLContext
+        if backend == "egl":
+            from dm_control._render.pyopengl.egl_renderer import EGLContext
+
+            return EGLContext, {}
+        if backend == "osmesa":
+            from dm_control._render.executor import PassthroughRenderExecutor
+            from dm_control._render.pyopengl.osmesa_renderer import OSMesaContext
+
+            # Its default is a thread of its own, which costs time and complains at exit.
+            return OSMesaContext, {"render_executor_class": PassthroughRenderExecutor}
+        from dm_control._render.glfw_renderer import GLFWContext
+
+        return GLFWContext, {}
     except (ImportError, AttributeError, OSError) as error:
         raise DependencyNotInstalled(f"{backend} could not be loaded ({error}); {INSTALL_HINT}") from error
 
 
-def _fixed_camera(model: Any, camera: int | str) -> Any:
+def _camera_view(model: Any, camera: int | str) -> Any:
     import mujoco
 
     names = [model.id2name(i, "camera") for i in range(model.ncam)]
