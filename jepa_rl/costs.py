@@ -53,6 +53,9 @@ def per_environment(rows: Tensor, environments: int) -> Tensor:
 class Composable:
     """Gives a cost ``a + b`` and ``weight * a``."""
 
+    def __call__(self, latents: Tensor, actions: Tensor) -> Tensor:
+        raise NotImplementedError
+
     def __add__(self, other: Cost) -> WeightedSum:
         return WeightedSum((self, other), (1.0, 1.0))
 

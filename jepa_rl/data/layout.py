@@ -69,7 +69,8 @@ class Layout:
             name: (tuple(int(n) for n in shape), np.dtype(dtype).newbyteorder("<").str)
             for name, (shape, dtype) in (extras or {}).items()
         }
-        return Layout(tuple(int(n) for n in frame_shape), action, int(frames), rows)
+        channels, height, width = (int(n) for n in frame_shape)
+        return Layout((channels, height, width), action, int(frames), rows)
 
     def columns(self) -> dict[str, Column]:
         discrete = self.action.kind == "discrete"

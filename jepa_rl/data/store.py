@@ -43,6 +43,7 @@ class EpisodeStore:
         self._columns = layout.columns()
         self._maps: dict[str, np.ndarray] = {}
         self._lock: int | None = None
+        self._owner: int | None = None  # the process that took the lock
         self._index = EpisodeIndex(path / _INDEX)
         self._read_index(warn=True)
 
