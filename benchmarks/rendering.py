@@ -37,9 +37,9 @@ SIZE = 64
 
 @dataclass
 class Args:
-    rounds: int = 7
+    rounds: int = 5
     """measurements of each renderer per task, of which the median counts"""
-    round_seconds: float = 1.0
+    round_seconds: float = 0.5
     """length of one measurement"""
     quick: bool = False
     """three short rounds; writes runs/benchmarks/rendering.quick.json"""
@@ -86,7 +86,7 @@ def measure(task: str, rounds: int, seconds: float) -> dict[str, float]:
 
 
 def main(args: Args) -> None:
-    rounds, seconds = (3, 0.25) if args.quick else (args.rounds, args.round_seconds)
+    rounds, seconds = (3, 0.15) if args.quick else (args.rounds, args.round_seconds)
     print(f"{'task':<20}{'default':>10}{'kept':>10}{'fast':>10}{'ratio':>9}   ({SIZE}x{SIZE}, frames/s)")
     tasks = {}
     for task in TASKS:
