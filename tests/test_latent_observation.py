@@ -104,7 +104,10 @@ def test_next_step_autoreset():
     assert rows(venv.step(actions)[0]) == [[10, 11], [10, 10]]
     assert rows(venv.reset()[0]) == [[20, 20], [20, 20]]
     assert rows(venv.step(actions)[0]) == [[20, 21], [20, 21]]
-    assert encoder.batches == [2] * 7
+    assert rows(venv.step(actions)[2]) == [True, False]
+    venv.reset()  # by hand, just before row 0 would have reset itself
+    assert rows(venv.step(actions)[0]) == [[30, 31], [30, 31]]
+    assert encoder.batches == [2] * 10
 
 
 def test_same_step_autoreset_encodes_the_final_observations_in_the_same_batch():
