@@ -189,17 +189,24 @@ def take(candidates: Float[Tensor, "b s h a"], index: Int[Tensor, "b k"]) -> Flo
     return candidates[torch.arange(len(index), device=index.device)[:, None], index]
 
 
-@dataclass
 class Incumbent:
-    """The cheapest plan seen so far, one for each environment."""
+    """The cheapest plan seen so far, one for each environment; empty until the first offer."""
 
-    actions: Tensor | None = None
-    cost: Tensor | None = None
+    def __init__(self) -> None:
+        self._best: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def actions(self) -> Float[Tensor, "b h a"]:
+        assert self._best is not None, "asked for the best plan before any was offered"
+        return self._best[0]
 
     def offer(self, actions: Float[Tensor, "b h a"], cost: Float[Tensor, " b"]) -> None:
-        if self.actions is None:
-            self.actions, self.cost = actions, cost
+        if self._best is None:
+            self._best = actions, cost
             return
-        better = cost < self.cost
-        self.actions = torch.where(better[:, None, None], actions, self.actions)
-        self.cost = torch.where(better, cost, self.cost)
+        old_actions, old_cost = self._best
+        better = cost < old_cost
+        self._best = (
+            torch.where(better[:, None, None], actions, old_actions),
+            torch.where(better, cost, old_cost),
+        )

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -337,4 +338,4 @@ class PlannerContract:
             "NaN in the warm start": {"warm_start": self._some_plan() * torch.nan},
         }
         for because, change in wrong.items():
-            assert_raises(ValueError, lambda change=change: self._plan(**change), because)
+            assert_raises(ValueError, partial(self._plan, **change), because)
