@@ -35,6 +35,11 @@ def collect(
     Episodes that have ended are on disk whatever happens next (an error, Ctrl-C, a killed process). Only
     the newest frame of each observation is stored; the sampler stacks frames again.
 
+    Many environments at once are faster; pictures of any environment come from ``PixelObservation``::
+
+        env = gym.make_vec("CartPole-v1", 8, "sync", wrappers=[PixelObservation], render_mode="rgb_array")
+        store = collect(env, "runs/cartpole/episodes", steps=20_000, seed=0)
+
     Args:
         env: an environment or Gymnasium vector environment (any autoreset mode) with uint8 pixels
             ``(frames * c, y, x)``, or a Dict of them under ``"pixels"``; see ``PixelObservation``. It is
@@ -58,8 +63,8 @@ def collect(
     """
     if (episodes is None) == (steps is None):
         raise ValueError(f"pass either episodes or steps, got episodes={episodes} and steps={steps}")
-    goal = episodes if steps is None else steps
-    if goal < 1:
+    goal = steps if steps is not None else episodes or 0
+    if goal is None or goal < 1:
         raise ValueError(f"episodes and steps must be at least 1, got {goal}")
     venv, spec = _as_vector_env(env), world_spec(env)
     act = _actor(policy, spec.action, venv.num_envs, np.random.default_rng(seed))
@@ -82,7 +87,9 @@ def collect(
             done = (terminated | truncated) & live
             arrived = states.arrived(observations, infos, live, done)
             recorder.step(live, actions, rewards, arrived)
-            ended = [recorder.episode(i, terminated[i], truncated[i]) for i in np.flatnonzero(done)]
+            ended = [
+                recorder.episode(int(i), terminated[i], truncated[i]) for i in np.flatnonzero(done).tolist()
+            ]
             if steps is None:
                 ended = ended[: goal - stored]
             store.append_many(ended)
@@ -98,8 +105,8 @@ def collect(
                 recorder.begin(starts, states.rows(observations, infos, starts))
             bar.update(len(ended) if steps is None else int(live.sum()))
         if steps is not None:
-            running = np.flatnonzero(recorder.lengths > 0)
-            store.append_many([recorder.episode(i, terminated=False, truncated=True) for i in running])
+            running = np.flatnonzero(recorder.lengths > 0).tolist()
+            store.append_many([recorder.episode(int(i), terminated=False, truncated=True) for i in running])
     return store
 
 

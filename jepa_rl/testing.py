@@ -329,7 +329,7 @@ class PlannerContract:
         assert_raises(ValueError, lambda: self._plan(cost=nan), "every candidate costs NaN")
 
     def test_refuses_arguments_of_the_wrong_shape_or_not_finite(self) -> None:
-        wrong = {
+        wrong: dict[str, dict[str, Any]] = {
             "z without a batch axis": {"z": torch.zeros(2)},
             "z of the wrong width": {"z": torch.zeros(3, 5)},
             "NaN in z": {"z": torch.full((3, 2), torch.nan)},

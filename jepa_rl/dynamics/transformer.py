@@ -115,11 +115,14 @@ class CausalTransformerDynamics(nn.Module):
     def _modulations(self, actions: Float[Tensor, "b h a"]) -> list[tuple[Tensor, ...]]:
         """Shift, scale and gate (twice) of each block for each action, "h b width" each."""
         condition = F.silu(self.embed_action(actions.transpose(0, 1)))
-        return [block.modulations(condition) for block in self.blocks]
+        blocks: list[Block] = list(self.blocks)  # type: ignore[arg-type]  # ModuleList forgets what it holds
+        return [block.modulations(condition) for block in blocks]
 
 
 class Block(nn.Module):
     """Attention and perceptron, each shifted, scaled and gated by the action. Tokens are "t b width"."""
+
+    one: Tensor
 
     def __init__(self, width: int, heads: int, head_dim: int, mlp_width: int, dropout: float) -> None:
         super().__init__()
