@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,14 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from tqdm import tqdm
 
-from jepa_rl.data import EpisodeStore
+from jepa_rl.data import Episode, EpisodeStore
 from jepa_rl.data.layout import Layout
 from jepa_rl.envs.policies import Policy, RandomPolicy
 from jepa_rl.envs.recorder import Recorder
 from jepa_rl.envs.spec import world_spec
 from jepa_rl.types import ActionSpec, WorldSpec
+
+_Act = Callable[[Any, np.ndarray], np.ndarray]
 
 
 def collect(
@@ -55,7 +57,7 @@ def collect(
         progress: show a progress bar.
 
     Returns:
-        The store, open.
+        The store. Other writers may have it: the lock is given back.
 
     Raises:
         TypeError, ValueError: if the environment, the policy or the store does not fit, or a reward,
@@ -71,43 +73,54 @@ def collect(
     states = _States(venv, spec, extras)
 
     observations, infos = venv.reset(seed=seed)
-    everyone = np.ones(venv.num_envs, bool)
-    rows = states.rows(observations, infos, everyone)
+    rows = states.rows(observations, infos, np.ones(venv.num_envs, bool))
     recorder = Recorder(rows, spec.action)
-    recorder.begin(everyone, rows)
     store = _open_store(store, states.layout(rows))
-    resetting, starts = ~everyone, everyone
-    stored = 0
-    bar = tqdm(total=goal, unit="episode" if steps is None else "step", disable=not progress, desc="collect")
-    with bar:
-        while (stored if steps is None else recorder.total_steps) < goal:
-            actions = act(observations, starts)
-            observations, rewards, terminated, truncated, infos = venv.step(actions)
-            live = ~resetting
-            done = (terminated | truncated) & live
-            arrived = states.arrived(observations, infos, live, done)
-            recorder.step(live, actions, rewards, arrived)
-            ended = [
-                recorder.episode(int(i), terminated[i], truncated[i]) for i in np.flatnonzero(done).tolist()
-            ]
-            if steps is None:
-                ended = ended[: goal - stored]
-            store.append_many(ended)
-            stored += len(ended)
-
-            if states.autoreset is AutoresetMode.NEXT_STEP:
-                starts, resetting = resetting, done
-            else:
-                starts = done
-                if states.autoreset is AutoresetMode.DISABLED and done.any():
-                    observations, infos = venv.reset(options={"reset_mask": done.copy()})
-            if starts.any():
-                recorder.begin(starts, states.rows(observations, infos, starts))
-            bar.update(len(ended) if steps is None else int(live.sum()))
+    done, unit = 0, "episode" if steps is None else "step"
+    try:
+        with tqdm(total=goal, unit=unit, disable=not progress, desc="collect") as bar:
+            for played, ended in _play(venv, act, states, recorder, observations):
+                if steps is None:
+                    ended = ended[: goal - done]
+                store.append_many(ended)
+                progressed = played if steps is not None else len(ended)
+                done += progressed
+                bar.update(progressed)
+                if done >= goal:
+                    break
         if steps is not None:
             running = np.flatnonzero(recorder.lengths > 0).tolist()
-            store.append_many([recorder.episode(int(i), terminated=False, truncated=True) for i in running])
+            store.append_many([recorder.episode(i, terminated=False, truncated=True) for i in running])
+    finally:
+        store.close()  # gives back the writer's lock; the store stays usable
     return store
+
+
+def _play(
+    venv: VectorEnv, act: _Act, states: _States, recorder: Recorder, observations: Any
+) -> Iterator[tuple[int, list[Episode]]]:
+    """Steps the environments for ever; yields (environment steps played, episodes ended) of each step."""
+    resetting = np.zeros(venv.num_envs, bool)  # NEXT_STEP: these ignore their action and reset
+    starts = ~resetting
+    while True:
+        actions = act(observations, starts)
+        observations, rewards, terminated, truncated, infos = venv.step(actions)
+        live = ~resetting
+        over = (terminated | truncated) & live
+        recorder.step(live, actions, rewards, states.arrived(observations, infos, live, over))
+        ended = np.flatnonzero(over).tolist()
+        episodes = [recorder.episode(i, terminated[i], truncated[i]) for i in ended]
+        recorder.lengths[ended] = 0  # nothing of them is under way any more
+        yield int(live.sum()), episodes
+
+        if states.autoreset is AutoresetMode.NEXT_STEP:
+            starts, resetting = resetting, over
+        else:
+            starts = over
+            if states.autoreset is AutoresetMode.DISABLED and ended:
+                observations, infos = venv.reset(options={"reset_mask": over.copy()})
+        if starts.any():
+            recorder.begin(starts, states.rows(observations, infos, starts))
 
 
 class _States:
@@ -166,9 +179,7 @@ def _from_info(name: str, infos: Mapping[str, Any], needed: np.ndarray) -> np.nd
     return values
 
 
-def _actor(
-    policy: str | Policy | Any, action: ActionSpec, num_envs: int, rng: np.random.Generator
-) -> Callable[[Any, np.ndarray], np.ndarray]:
+def _actor(policy: str | Policy | Any, action: ActionSpec, num_envs: int, rng: np.random.Generator) -> _Act:
     """A function of (observations, which of them start an episode) to actions that the space contains."""
     if policy == "random":
         policy = RandomPolicy(action, num_envs)

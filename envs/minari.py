@@ -227,7 +227,7 @@ def _frames(pictures: np.ndarray, space: spaces.Box, size: int | None) -> np.nda
     pictures = np.asarray(pictures)
     if len(space.shape) == 2:
         pictures = pictures[:, None]
-    elif not channels_first(space.shape):
+    elif not channels_first((space.shape[0], space.shape[1], space.shape[2])):
         pictures = pictures.transpose(0, 3, 1, 2)
     if size is None or pictures.shape[2:] == (size, size):
         return np.ascontiguousarray(pictures)

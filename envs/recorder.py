@@ -17,7 +17,7 @@ class Recorder:
     contiguous piece when it ends. Memory: n times the longest episode under way.
 
     Args:
-        rows: one row of every column that a state has, ``(n, ...)``: ``"frames"`` and the extras.
+        rows: the first states: ``"frames"`` and the extras, each ``(n, ...)``.
         action: the action space.
     """
 
@@ -31,7 +31,7 @@ class Recorder:
         self._rewards = np.empty((n, capacity), np.float32)
         self._capacity = capacity
         self.lengths = np.zeros(n, np.int64)
-        self.total_steps = 0
+        self.begin(np.ones(n, bool), rows)
 
     def begin(self, which: np.ndarray, rows: Mapping[str, np.ndarray]) -> None:
         """Start an episode in the environments ``which``, bool ``(n,)``, with the given first states."""
@@ -49,11 +49,13 @@ class Recorder:
         """Add a step to the environments ``which``: actions, rewards, and the states that they led to.
 
         Raises:
-            ValueError: if a reward or an extra is NaN or infinite.
+            ValueError: if a reward or an extra is NaN or infinite, or the shape of an extra changes.
+            TypeError: if the dtype of an extra changes to one that its first values cannot hold.
         """
-        check_finite("reward", rewards, which)
+        _check_finite("reward", rewards, which)
         for name, values in rows.items():
-            check_finite(name, values, which)
+            _check_like(name, values, self._states[name])
+            _check_finite(name, values, which)
         envs = np.flatnonzero(which)
         at = self.lengths[envs]
         if len(envs) and at.max() + 2 > self._capacity:
@@ -63,7 +65,6 @@ class Recorder:
         for name, values in rows.items():
             self._states[name][envs, at + 1] = values[envs]
         self.lengths[envs] += 1
-        self.total_steps += len(envs)
 
     def episode(self, env: int, terminated: bool, truncated: bool) -> Episode:
         """The episode of environment ``env`` so far. Its arrays are reused by the next ``begin``."""
@@ -86,7 +87,17 @@ class Recorder:
         self._actions, self._rewards = bigger(self._actions), bigger(self._rewards)
 
 
-def check_finite(name: str, values: np.ndarray, which: np.ndarray) -> None:
+def _check_like(name: str, values: np.ndarray, column: np.ndarray) -> None:
+    if values.shape[1:] != column.shape[2:]:
+        raise ValueError(f"{name} had shape {column.shape[2:]} at reset, now has {values.shape[1:]}")
+    if not np.can_cast(values.dtype, column.dtype, "safe"):
+        raise TypeError(
+            f"{name} had dtype {column.dtype} at reset and now has {values.dtype}; "
+            "let the environment give the same dtype every time"
+        )
+
+
+def _check_finite(name: str, values: np.ndarray, which: np.ndarray) -> None:
     """Raise ValueError if a value of the environments ``which`` is NaN or infinite."""
     if values.dtype.kind == "f" and not np.isfinite(values[which]).all():
         bad = [i for i in np.flatnonzero(which).tolist() if not np.isfinite(values[i]).all()]

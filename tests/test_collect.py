@@ -151,6 +151,35 @@ def test_equal_seeds_give_equal_data(tmp_path, policy):
     assert any(not np.array_equal(a.actions, b.actions) for a, b in zip(one, three, strict=False))
 
 
+@pytest.mark.parametrize("mode", list(AutoresetMode))
+def test_every_step_is_stored_once_wherever_the_recording_stops(tmp_path, mode):
+    for steps in range(1, 25):
+        env = dials(3, mode)
+        store = collect(env, tmp_path / str(steps), steps=steps, seed=0, progress=False)
+        assert steps <= store.num_steps < steps + 3
+        episodes = episodes_of(store)
+        assert len({episode.frames.tobytes() for episode in episodes}) == len(episodes)
+        assert sum(e.env.total for e in env.envs) == store.num_steps
+        assert all(episode.terminated != episode.truncated for episode in episodes)
+
+
+def test_collecting_again_adds_to_the_folder(tmp_path):
+    first = collect(dials(2), tmp_path, episodes=3, progress=False)
+    second = collect(dials(2), tmp_path, episodes=2, progress=False)
+    first.refresh()
+    assert len(first) == len(second) == 5
+
+
+def test_an_extra_that_changes_its_dtype_is_named(tmp_path):
+    class Changing(Dial):
+        def show(self):
+            return super().show()[0], {"odd": 1 if self.step_number == 0 else 0.5}
+
+    with pytest.raises(TypeError, match="odd had dtype int64 at reset and now has float64"):
+        env = PixelObservation(Changing(), size=16, frames=1)
+        collect(env, tmp_path, episodes=1, extras=["odd"], progress=False)
+
+
 def test_random_choices_start_where_the_space_does(tmp_path):
     store = collect(dials(2, discrete=True, start=-1), tmp_path, steps=60, seed=0, progress=False)
     assert set(np.concatenate([episode.actions for episode in episodes_of(store)])) == {-1, 0, 1}

@@ -16,7 +16,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -42,7 +42,7 @@ class EpisodeStore:
         self.layout = layout
         self._columns = layout.columns()
         self._maps: dict[str, np.ndarray] = {}
-        self._lock: int | None = None
+        self._lock: IO[str] | None = None
         self._owner: int | None = None  # the process that took the lock
         self._index = EpisodeIndex(path / _INDEX)
         self._read_index(warn=True)
@@ -215,14 +215,14 @@ class EpisodeStore:
         self._read_index()
 
     def close(self) -> None:
-        """Give back the writer's lock and the memory maps."""
-        self._maps.clear()
+        """Give back the writer's lock and the memory maps; reading or appending again takes them again."""
+        self._maps = {}
         if self._lock is not None:
-            import fcntl
-
             if self._owner == os.getpid():
-                fcntl.flock(self._lock, fcntl.LOCK_UN)
-            os.close(self._lock)
+                import fcntl
+
+                fcntl.flock(self._lock, fcntl.LOCK_UN)  # at once, even if forked children hold the file too
+            self._lock.close()
             self._lock = None
 
     def _roll_back(self) -> None:
@@ -235,11 +235,11 @@ class EpisodeStore:
             return
         import fcntl  # POSIX only; reading works everywhere
 
-        lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+        lock = open(self.path / "lock", "a")  # noqa: SIM115  (held until close, or until nobody has the store)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            os.close(lock)
+            lock.close()
             raise OSError(error.errno, f"another writer has {self.path} open; close it first") from error
         self._lock, self._owner = lock, os.getpid()  # a forked child has to ask for a lock of its own
 
