@@ -1,0 +1,158 @@
+"""Stable-Baselines3's PPO, SAC and DQN on latents, pixels or states, trained and evaluated alike.
+
+What they see is decided by the environments alone, so a comparison is three factories and one call each::
+
+    def pixels(n): return make_vec_env(lambda: PixelObservation(gym.make(name, render_mode="rgb_array")), n)
+    def latents(n): return VecLatentObservation(pixels(n), "model.safetensors")
+    def states(n): return make_vec_env(name, n)
+    run = train_baseline("ppo", latents, 100_000, "runs/ppo_latents")
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from gymnasium import spaces
+from jaxtyping import Float, Int
+from stable_baselines3 import DQN, PPO, SAC
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import EvalCallback
+from stable_baselines3.common.logger import configure
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.preprocessing import is_image_space
+from stable_baselines3.common.vec_env import VecEnv, VecMonitor, is_vecenv_wrapped
+
+ALGORITHMS: dict[str, type[BaseAlgorithm]] = {"ppo": PPO, "sac": SAC, "dqn": DQN}
+EVALUATION_SEED = 1_000_000  # added to the seed, so that no episode of the evaluation is one of the training
+
+
+@dataclass(frozen=True)
+class BaselineRun:
+    """A trained agent and what its evaluations found.
+
+    Attributes:
+        model: the agent after its last update; its environment is closed.
+        timesteps: environment steps (of all environments together) at each of the k evaluations.
+        returns: undiscounted return of every evaluation episode.
+        seconds: wall clock of training, evaluations included.
+    """
+
+    model: BaseAlgorithm
+    timesteps: Int[np.ndarray, " k"]
+    returns: Float[np.ndarray, "k episodes"]
+    seconds: float
+
+
+def train_baseline(
+    algorithm: Literal["ppo", "sac", "dqn"],
+    make_venv: Callable[[int], VecEnv],
+    total_timesteps: int,
+    log_dir: str | Path,
+    *,
+    n_envs: int = 4,
+    seed: int = 0,
+    evaluations: int = 10,
+    eval_episodes: int = 10,
+    **settings: Any,
+) -> BaselineRun:
+    """Train one agent; evaluate it ``evaluations`` times at equal distances with its deterministic policy.
+
+    Pictures get Stable-Baselines3's CnnPolicy, Dicts its MultiInputPolicy, vectors its MlpPolicy. Settings
+    are its own defaults but for two: SAC learns once per environment step however many environments there
+    are, and the replay buffer is no longer than the run (pictures: at most 100,000 steps).
+
+    Writes TensorBoard events, ``evaluations.npz`` and ``best_model.zip`` to ``log_dir``. Stable-Baselines3
+    seeds Python's, NumPy's and torch's global generators with ``seed``; equal seeds give equal runs.
+
+    Args:
+        algorithm: ``"ppo"`` (any actions), ``"sac"`` (continuous) or ``"dqn"`` (discrete).
+        make_venv: makes so many environments; called for training and again for evaluation.
+        total_timesteps: environment steps of all environments together; rounded up to whole rollouts.
+        log_dir: folder of the run.
+        n_envs: environments stepped together.
+        seed: of weights, exploration and environments.
+        evaluations: number of evaluations.
+        eval_episodes: episodes in each.
+        **settings: constructor arguments of the algorithm, e.g. ``learning_rate``, ``n_steps``, ``device``.
+
+    Raises:
+        ValueError: if the algorithm is unknown or does not fit the action space, or a number is below 1.
+    """
+    _check_numbers(
+        total_timesteps=total_timesteps, n_envs=n_envs, evaluations=evaluations, eval_episodes=eval_episodes
+    )
+    if algorithm not in ALGORITHMS:
+        raise ValueError(f"algorithm must be one of {list(ALGORITHMS)}, got {algorithm!r}")
+    venvs: list[VecEnv] = []
+    try:
+        for first_seed in (seed, seed + EVALUATION_SEED):
+            venvs.append(_monitored(make_venv(n_envs)))
+            _check_actions(algorithm, venvs[-1].action_space)
+            venvs[-1].seed(first_seed)
+        train, held_out = venvs
+        space = train.observation_space
+        # A copy: Stable-Baselines3 writes into the policy_kwargs that it is given.
+        settings = _defaults(algorithm, space, total_timesteps) | copy.deepcopy(settings)
+        model = ALGORITHMS[algorithm](policy_for(space), train, seed=seed, **settings)
+        model.set_logger(configure(str(log_dir), ["tensorboard"]))
+        evaluate = EvalCallback(
+            held_out,
+            n_eval_episodes=eval_episodes,
+            eval_freq=max(1, total_timesteps // evaluations // n_envs),
+            log_path=str(log_dir),
+            best_model_save_path=str(log_dir),
+            verbose=0,
+        )
+        start = time.perf_counter()
+        model.learn(total_timesteps, callback=evaluate)
+        seconds = time.perf_counter() - start
+        model.logger.close()
+        timesteps, returns = evaluate.evaluations_timesteps, evaluate.evaluations_results
+        return BaselineRun(model, np.array(timesteps), np.array(returns), seconds)
+    finally:
+        for venv in venvs:
+            venv.close()
+
+
+def policy_for(space: spaces.Space) -> str:
+    """Stable-Baselines3's policy for observations of ``space``."""
+    if isinstance(space, spaces.Dict):
+        return "MultiInputPolicy"
+    return "CnnPolicy" if is_image_space(space) else "MlpPolicy"
+
+
+def _defaults(algorithm: str, space: spaces.Space, total_timesteps: int) -> dict[str, Any]:
+    if algorithm == "ppo":
+        return {}
+    parts = space.spaces.values() if isinstance(space, spaces.Dict) else [space]
+    longest = 100_000 if any(is_image_space(part) for part in parts) else 1_000_000
+    buffer = {"buffer_size": min(longest, max(total_timesteps, 1000))}
+    if algorithm == "sac":
+        return buffer | {"gradient_steps": -1}  # as many as environment steps
+    return buffer
+
+
+def _monitored(venv: VecEnv) -> VecEnv:
+    """With episode returns in ``info``, for which Stable-Baselines3 asks."""
+    if is_vecenv_wrapped(venv, VecMonitor) or all(venv.env_is_wrapped(Monitor)):
+        return venv
+    return VecMonitor(venv)
+
+
+def _check_actions(algorithm: str, space: spaces.Space) -> None:
+    wanted = {"sac": spaces.Box, "dqn": spaces.Discrete}.get(algorithm)
+    if wanted is not None and not isinstance(space, wanted):
+        others = "'ppo' or 'dqn'" if isinstance(space, spaces.Discrete) else "'ppo' or 'sac'"
+        raise ValueError(f"{algorithm!r} needs {wanted.__name__} actions, got {space}; use {others}")
+
+
+def _check_numbers(**numbers: int) -> None:
+    for name, value in numbers.items():
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
