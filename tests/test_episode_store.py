@@ -187,7 +187,7 @@ def test_opening_what_is_not_a_store(tmp_path):
 # -- damage and crashes ------------------------------------------------------------------------------
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(data=st.data())
 def test_a_column_cut_short_is_named(tmp_path_factory, data):
     store = make_store(tmp_path_factory.mktemp("store"))
@@ -205,7 +205,7 @@ def test_a_missing_column_is_named(tmp_path):
         EpisodeStore.open(tmp_path)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(data=st.data())
 def test_a_torn_index_line_loses_that_line_alone(tmp_path_factory, data):
     path = tmp_path_factory.mktemp("store")
@@ -266,7 +266,7 @@ def start_writer(path: Path, **options) -> subprocess.Popen:
 
 
 def test_a_killed_writer_loses_no_episode_that_it_reported(tmp_path):
-    for kill_after in (0.0, 0.013, 0.05):
+    for kill_after in (0.013, 0.05):
         with start_writer(tmp_path / "s") as writer:
             first = writer.stdout.readline()
             time.sleep(kill_after)
@@ -318,26 +318,26 @@ store = make_store({path!r}, extras=None)
 bare = dict(extras={{}})
 store.append(make_episode(10, 0, **bare))
 before = {{file.name: file.stat().st_size for file in store.path.iterdir()}}
-resource.setrlimit(resource.RLIMIT_FSIZE, (before[{column!r}] + 20, resource.RLIM_INFINITY))
-try:
-    store.append_many([make_episode(10, 1, **bare), make_episode(10, 2, **bare)])
-except OSError as error:
-    assert "the 1 stored before are intact" in str(error), error
-else:
-    raise SystemExit("no error")
-assert before == {{file.name: file.stat().st_size for file in store.path.iterdir()}}
-assert len(store) == 1
-assert_same(store.episode(0), make_episode(10, 0, **bare))
+for column in ("frames.bin", "actions.bin"):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (before[column] + 20, resource.RLIM_INFINITY))
+    try:
+        store.append_many([make_episode(10, 1, **bare), make_episode(10, 2, **bare)])
+    except OSError as error:
+        assert "the 1 stored before are intact" in str(error), error
+    else:
+        raise SystemExit("no error")
+    assert before == {{file.name: file.stat().st_size for file in store.path.iterdir()}}
+    assert len(store) == 1
+    assert_same(store.episode(0), make_episode(10, 0, **bare))
 resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 store.append(make_episode(3, 3, **bare))  # room again
 assert_same(store.episode(1), make_episode(3, 3, **bare))
 """
 
 
-@pytest.mark.parametrize("column", ["frames.bin", "actions.bin"])
-def test_a_write_beyond_the_limit_leaves_the_store_as_it_was(tmp_path, column):
+def test_a_write_beyond_the_limit_leaves_the_store_as_it_was(tmp_path):
     """The kernel refuses the write (EFBIG here, ENOSPC on a full disk): nothing is mocked."""
-    code = FULL_DISK.format(tests=str(Path(__file__).parent), path=str(tmp_path / "s"), column=column)
+    code = FULL_DISK.format(tests=str(Path(__file__).parent), path=str(tmp_path / "s"))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert len(EpisodeStore.open(tmp_path / "s")) == 2
