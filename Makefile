@@ -16,7 +16,7 @@ BENCHMARKS := $(filter-out benchmarks/_% benchmarks/readme_table.py,$(wildcard b
 help:
 	@echo 'make demo    learn Two Rooms from pixels and plan through the door (about ten minutes)'
 	@echo 'make test    run the test suite'
-	@echo 'make lint    ruff: rules and formatting'
+	@echo 'make lint    ruff: rules and formatting; the figures in the README'
 	@echo 'make type    mypy over jepa_rl, jepa_rl.agents and jepa_rl.envs'
 	@echo 'make wheel   build sdist and wheel, install the wheel elsewhere and use it'
 	@echo 'make bench   every benchmark (hours); make bench QUICK=1 for a minute each'
@@ -31,6 +31,7 @@ test: $(VENV)/.dev
 lint: $(VENV)/.dev
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+	$(PY) benchmarks/readme_table.py --check
 
 # agents/ and envs/ are installed as jepa_rl.agents and jepa_rl.envs; the link tree shows mypy the same names.
 type: $(VENV)/.dev
@@ -44,7 +45,7 @@ bench: $(VENV)/.dev
 	@set -e; for script in $(BENCHMARKS); do \
 		echo "== $$script"; $(PY) $$script $(if $(QUICK),--quick); \
 	done
-	$(PY) benchmarks/readme_table.py
+	$(if $(QUICK),,$(PY) benchmarks/readme_table.py)
 
 clean:
 	rm -rf $(VENV) .links .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist *.egg-info

@@ -61,12 +61,23 @@ def rendering(r: dict[str, Any]) -> list[tuple[str, str]]:
     return [("dm_control pixels, fast / default rendering, median of tasks", f"{r['median_ratio']:.1f}x")]
 
 
+def data_speed(r: dict[str, Any]) -> list[tuple[str, str]]:
+    return [
+        (
+            "episode store, stacked frames sampled per second, 3 frames",
+            f"{r['sample_frames_per_second_stack_3']:,.0f}",
+        ),
+        ("collecting Two Rooms, environment steps per second", f"{r['collect_steps_per_second']:,.0f}"),
+    ]
+
+
 ROWS = {
     "two_rooms": two_rooms,
     "goal_planning": goal_planning,
     "planning_speed": planning_speed,
     "wrapper_speed": wrapper_speed,
     "rendering": rendering,
+    "data_speed": data_speed,
 }
 
 
