@@ -58,7 +58,12 @@ def wrapper_speed(r: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def rendering(r: dict[str, Any]) -> list[tuple[str, str]]:
-    return [("dm_control pixels, fast / default rendering, median of tasks", f"{r['median_ratio']:.1f}x")]
+    return [
+        (
+            "dm_control pixels, our fast look / dm_control's own rendering, median of tasks",
+            f"{r['median_ratio']:.1f}x",
+        )
+    ]
 
 
 def data_speed(r: dict[str, Any]) -> list[tuple[str, str]]:
