@@ -58,6 +58,7 @@ def run(*command: str | Path, cwd: Path) -> None:
     print("+", *(str(part).partition("\n")[0] or "<smoke>" for part in command), flush=True)
     hidden = ("PYTHONPATH", "VIRTUAL_ENV")
     environment = {key: value for key, value in os.environ.items() if key not in hidden}
+    environment.setdefault("OMP_NUM_THREADS", "1")  # small models: threads that wait for each other only cost
     subprocess.run([str(part) for part in command], cwd=cwd, env=environment, check=True)
 
 
