@@ -90,6 +90,7 @@ class Renderer:
         10 facets per circle               4,741   3,099        2,234
 
     Vertices, not pixels, are what a picture of ball_in_cup costs: its cup and string are many capsules.
+    ``LP_NUM_THREADS=0`` in the environment (llvmpipe without threads of its own) brings up to half more.
 
     Args:
         physics: a ``dm_control.mujoco.Physics``.

@@ -92,7 +92,8 @@ def main(args: Args) -> None:
         runs[name] = run = train_baseline(
             "ppo", makers[name], ppo_steps, args.out / name, n_envs=8, seed=args.seed,
             evaluations=2 if args.quick else 6, eval_episodes=2 if args.quick else 5,
-            n_steps=32 if args.quick else 128, batch_size=256, learning_rate=1e-3, device="cpu",
+            n_steps=32 if args.quick else 128, batch_size=256, device="cpu",
+            learning_rate=lambda left: 1e-3 * left,  # left falls from 1 to 0
         )  # fmt: skip
         print(f"PPO on {name:8} return {run.returns[-1].mean():6.1f}   (random {random_return:.1f})")
 
