@@ -4,10 +4,11 @@ Both sides plan with one network, the predictor of LeWorldModel in its published
 its own ``CEMSolver``, ``LeWM`` and ``Predictor``, this library through ``CEM`` and
 ``CausalTransformerDynamics`` holding the converted weights. Samples, elites, iterations, horizon, cost
 (squared distance of the last latent), starts, goals, action bounds and threads are the same; the peer
-solves at the fastest of its batch sizes. Every case is run in float32 on both sides and under bfloat16
-autocast on both sides; the headline ratios give each side the precision that is faster for it. Start and goal are given as latents: encoding two
-pictures is the same work for both and is left out. Weights are random (seeded); each goal is a latent
-that some plan within the bounds reaches, and both plans are priced by the peer's own model.
+solves at the fastest of its batch sizes. Every case runs in float32 on both sides and under bfloat16
+autocast on both sides; the headline ratios give each side the precision that is faster for it. Start and
+goal are given as latents: encoding two pictures is the same work for both and is left out. Weights are
+random (seeded); each goal is a latent that some plan within the bounds reaches, and both plans are
+priced by the peer's own model. A smaller predictor, this library's default, runs beside the published one.
 
 The first run installs the peer into ``runs/planning_speed/peer``. Its ``__init__`` files import much that
 no solver uses (torchvision, lancedb); they are passed over and the modules in use run unchanged.

@@ -98,7 +98,7 @@ class CausalTransformerDynamics(nn.Module):
         """The predicted path, ``z`` first; one future whatever ``futures`` asks for. Differentiable."""
         if torch.is_grad_enabled() or z.is_cuda:
             return self._roll(z, actions)
-        parts = -(-len(z) // ROWS)
+        parts = max(1, -(-len(z) // ROWS))
         return torch.cat(
             [self._roll(*part) for part in zip(z.chunk(parts), actions.chunk(parts), strict=True)]
         )
