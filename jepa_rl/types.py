@@ -62,10 +62,13 @@ class ActionSpec:
                     f"a continuous action of size {self.size} needs {self.size} low and high bounds, "
                     f"got {len(self.low)} and {len(self.high)}"
                 )
-            if not all(np.isfinite(lo) and np.isfinite(hi) and lo < hi for lo, hi in zip(self.low, self.high, strict=True)):
+            if not all(
+                np.isfinite(lo) and np.isfinite(hi) and lo < hi
+                for lo, hi in zip(self.low, self.high, strict=True)
+            ):
                 raise ValueError(
                     f"action bounds must be finite with low < high, got low={self.low}, high={self.high}; "
-                    "wrap the environment in gymnasium.wrappers.RescaleAction or ClipAction first"
+                    "bound the environment's actions first (gymnasium.wrappers.TransformAction)"
                 )
 
     def encode(self, actions: np.ndarray) -> np.ndarray:
@@ -100,7 +103,9 @@ class ActionSpec:
         if self.kind == "discrete":
             return actions.argmax(-1).astype(np.int64) + self.start
         low, high = np.asarray(self.low, np.float32), np.asarray(self.high, np.float32)
-        return (low + (np.clip(actions, -1.0, 1.0).astype(np.float32) + 1.0) * 0.5 * (high - low)).astype(np.float32)
+        return (low + (np.clip(actions, -1.0, 1.0).astype(np.float32) + 1.0) * 0.5 * (high - low)).astype(
+            np.float32
+        )
 
 
 @dataclass(frozen=True)
@@ -169,7 +174,7 @@ class Plan:
     """
 
     actions: Float[Tensor, "b h a"]
-    cost: Float[Tensor, "b"]
+    cost: Float[Tensor, b]
     candidates: Float[Tensor, "b s h a"] | None
     candidate_costs: Float[Tensor, "b s"] | None
     branches: Float[Tensor, "b n h+1 d"]

@@ -1,0 +1,63 @@
+"""Is the latent space alive? Rank, spread, smoothness, and a collapse alarm that says what is wrong."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+def effective_rank(latents: Float[Tensor, "m d"]) -> float:
+    """Exponential of the entropy of the normalised singular values (Roy & Vetterli 2007); 1 to d."""
+    singular = torch.linalg.svdvals(latents.double() - latents.double().mean(0))
+    share = singular / singular.sum().clamp_min(1e-12)
+    return float(torch.exp(-(share * share.clamp_min(1e-12).log()).sum()))
+
+
+def smoothness(latents: Float[Tensor, "b t d"]) -> float:
+    """Mean cosine of successive velocities, -1 to 1; 1 is a straight path (temporal straightening)."""
+    velocity = latents[:, 1:] - latents[:, :-1]
+    if velocity.shape[1] < 2:
+        raise ValueError(f"smoothness needs at least 3 states along a path, got {latents.shape[1]}")
+    return float(torch.nn.functional.cosine_similarity(velocity[:, 1:], velocity[:, :-1], dim=-1).mean())
+
+
+def collapse_alarm(
+    rank: float, std: Float[Tensor, d], action_gap: float, copy_ratio: float, has_motion: bool = True
+) -> str | None:
+    """A sentence that says what is wrong with a latent space, or None.
+
+    Args:
+        rank: effective rank.
+        std: standard deviation of each dimension over a batch.
+        action_gap: relative rise of the rollout error with shuffled actions (``action_shuffle_gap``).
+        copy_ratio: rollout error over the error of predicting no change; below 1 is better than copying.
+        has_motion: False where the latents of the held-out windows do not move at all.
+    """
+    dead = int((std < 1e-2).sum())
+    if dead > len(std) // 2:
+        return (
+            f"collapse: {dead} of {len(std)} latent dimensions hardly vary (std < 0.01); "
+            "raise the weight of the anti-collapse term (sigreg or variance)"
+        )
+    if rank < 2.0:
+        return (
+            f"collapse: the latents fill {rank:.1f} effective dimensions; raise sigreg or covariance, "
+            "or check that the observations differ from each other"
+        )
+    if not has_motion:
+        return (
+            "the latents do not change along an episode: the encoder sees only what stays constant; "
+            "add or raise inverse_dynamics"
+        )
+    if action_gap < 0.05:
+        return (
+            f"the prediction ignores the actions (shuffling them raises its error by {100 * action_gap:.0f}%); "
+            "add or raise inverse_dynamics, or check that the actions are aligned with the frames"
+        )
+    if copy_ratio > 1.0:
+        return (
+            f"the rollout is worse than predicting no change ({copy_ratio:.2f} times its error); "
+            "train longer or shorten the window"
+        )
+    return None

@@ -1,0 +1,43 @@
+"""How well the dynamics foresee: error along the horizon, use of the actions, surprise."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from jepa_rl.types import Dynamics
+
+
+@torch.no_grad()
+def rollout_error(
+    dynamics: Dynamics, latents: Float[Tensor, "b t d"], actions: Float[Tensor, "b h a"]
+) -> Float[Tensor, h]:
+    """Mean squared error of the open-loop prediction 1..h steps ahead, over that of predicting no change."""
+    predicted = dynamics.rollout(latents[:, 0], actions).mean(1)[:, 1:]
+    error = (predicted - latents[:, 1:]).square().mean((0, 2))
+    copying = (latents[:, :1] - latents[:, 1:]).square().mean((0, 2))
+    return error / copying.clamp_min(1e-12)
+
+
+@torch.no_grad()
+def action_shuffle_gap(
+    dynamics: Dynamics,
+    latents: Float[Tensor, "b t d"],
+    actions: Float[Tensor, "b h a"],
+    generator: torch.Generator | None = None,
+) -> float:
+    """Relative rise of the rollout error when every window gets another window's actions; 0: actions ignored."""
+    shuffled = actions[torch.randperm(len(actions), generator=generator, device=actions.device)]
+    error = rollout_error(dynamics, latents, actions).mean()
+    return float(rollout_error(dynamics, latents, shuffled).mean() / error.clamp_min(1e-12) - 1.0)
+
+
+@torch.no_grad()
+def surprise(
+    dynamics: Dynamics, latents: Float[Tensor, "b t d"], actions: Float[Tensor, "b h a"]
+) -> Float[Tensor, "b h"]:
+    """Euclidean distance between each latent and its one-step prediction from the one before."""
+    before, after = latents[:, :-1].flatten(0, 1), latents[:, 1:].flatten(0, 1)
+    predicted = dynamics.rollout(before, actions.flatten(0, 1).unsqueeze(1)).mean(1)[:, 1]
+    return (predicted - after).norm(dim=-1).view(len(latents), -1)

@@ -1,0 +1,87 @@
+"""Point predictors: one latent and one action in, the next latent out."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+class PointDynamics(nn.Module):
+    """Base of predictors with one future. Subclasses give ``step``."""
+
+    def __init__(self, latent_dim: int, action_dim: int) -> None:
+        super().__init__()
+        self.latent_dim, self.action_dim = latent_dim, action_dim
+
+    def step(self, z: Float[Tensor, "b d"], action: Float[Tensor, "b a"]) -> Float[Tensor, "b d"]:
+        raise NotImplementedError
+
+    def rollout(
+        self,
+        z: Float[Tensor, "b d"],
+        actions: Float[Tensor, "b h a"],
+        *,
+        futures: int = 1,
+        generator: torch.Generator | None = None,
+    ) -> Float[Tensor, "b 1 h+1 d"]:
+        """The predicted path, ``z`` first. Point dynamics know one future whatever ``futures`` asks for."""
+        path = [z]
+        for action in actions.unbind(1):
+            path.append(self.step(path[-1], action))
+        return torch.stack(path, dim=1).unsqueeze(1)
+
+
+class MLPDynamics(PointDynamics):
+    """A residual multilayer perceptron: ``z' = z + f(z, a)``.
+
+    Args:
+        latent_dim, action_dim: widths of latent and action.
+        width: hidden units.
+        depth: hidden layers.
+    """
+
+    def __init__(self, latent_dim: int, action_dim: int, width: int = 256, depth: int = 2) -> None:
+        super().__init__(latent_dim, action_dim)
+        self.embed_latent = nn.Linear(latent_dim, width)
+        self.embed_action = nn.Linear(action_dim, width, bias=False)  # also embeds one-hot discrete actions
+        hidden: list[nn.Module] = [nn.LayerNorm(width), nn.SiLU()]
+        for _ in range(depth - 1):
+            hidden += [nn.Linear(width, width), nn.LayerNorm(width), nn.SiLU()]
+        self.hidden = nn.Sequential(*hidden)
+        self.out = nn.Linear(width, latent_dim)
+
+    def step(self, z: Float[Tensor, "b d"], action: Float[Tensor, "b a"]) -> Float[Tensor, "b d"]:
+        return z + self.out(self.hidden(self.embed_latent(z) + self.embed_action(action)))
+
+
+class GRUDynamics(PointDynamics):
+    """A gated recurrent cell whose hidden state starts from the latent and which reads actions only.
+
+    Args:
+        latent_dim, action_dim: widths of latent and action.
+        width: hidden units.
+    """
+
+    def __init__(self, latent_dim: int, action_dim: int, width: int = 256) -> None:
+        super().__init__(latent_dim, action_dim)
+        self.start = nn.Linear(latent_dim, width)
+        self.cell = nn.GRUCell(action_dim, width)
+        self.out = nn.Linear(width, latent_dim)
+
+    def step(self, z: Float[Tensor, "b d"], action: Float[Tensor, "b a"]) -> Float[Tensor, "b d"]:
+        return z + self.out(self.cell(action, torch.tanh(self.start(z))))
+
+    def rollout(
+        self,
+        z: Float[Tensor, "b d"],
+        actions: Float[Tensor, "b h a"],
+        *,
+        futures: int = 1,
+        generator: torch.Generator | None = None,
+    ) -> Float[Tensor, "b 1 h+1 d"]:
+        hidden, path = torch.tanh(self.start(z)), [z]
+        for action in actions.unbind(1):
+            hidden = self.cell(action, hidden)
+            path.append(path[-1] + self.out(hidden))
+        return torch.stack(path, dim=1).unsqueeze(1)

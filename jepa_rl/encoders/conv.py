@@ -1,0 +1,65 @@
+"""A small convolutional encoder, made for processors as much as for GPUs."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+
+
+def bfloat16_is_fast(device: torch.device) -> bool:
+    """Whether convolutions in bfloat16 pay on this device (AVX512-BF16 or AMX on a processor, Ampere on a GPU)."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+
+
+class ConvEncoder(nn.Module):
+    """A patch convolution, stride-2 convolutions, one linear layer and a batch norm without parameters.
+
+    The first layer reads non-overlapping patches: on a processor the early, large feature maps cost most of a
+    training step, and the patch stem trains about six times faster than four stride-2 layers.
+    The batch norm fixes the scale of every latent dimension. That keeps anti-collapse terms such as SIGReg
+    from standing still at the start, and lets planners compare latents of different models.
+
+    Args:
+        channels: input channels ``k * c``.
+        size: input rows and columns.
+        latent_dim: width of the latent.
+        widths: output channels of the patch layer and of the stride-2 layers, each of which halves the picture.
+        patch: rows and columns of one patch.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        size: int,
+        latent_dim: int,
+        widths: tuple[int, ...] = (32, 32, 64),
+        patch: int = 4,
+    ) -> None:
+        super().__init__()
+        smallest = patch * 2 ** (len(widths) - 1)
+        if size < smallest:
+            raise ValueError(
+                f"widths {widths} and patch {patch} need pixels of at least {smallest}, got size {size}"
+            )
+        self.latent_dim = latent_dim
+        layers: list[nn.Module] = [nn.Conv2d(channels, widths[0], patch, stride=patch), nn.ReLU()]
+        for before, after in pairwise(widths):
+            layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), nn.ReLU()]
+        self.convolutions = nn.Sequential(*layers).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        with torch.no_grad():
+            features = self.convolutions(torch.zeros(1, channels, size, size)).numel()
+        self.project = nn.Linear(features, latent_dim)
+        self.norm = nn.BatchNorm1d(latent_dim, affine=False)
+
+    def forward(self, pixels: UInt8[Tensor, "b c y x"]) -> Float[Tensor, "b d"]:
+        """Latents float32; pixels are scaled from 0..255 to 0..1 here and nowhere else."""
+        half = bfloat16_is_fast(pixels.device) and len(pixels) > 8  # tiny batches are bound by call overhead
+        with torch.autocast(pixels.device.type, torch.bfloat16, enabled=half):
+            x = pixels.to(torch.bfloat16 if half else torch.float32, memory_format=torch.channels_last)
+            x = self.convolutions(x.mul_(1 / 255))
+        return self.norm(self.project(x.float().flatten(1)))

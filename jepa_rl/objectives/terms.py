@@ -1,0 +1,77 @@
+"""Small loss terms that shape a latent space. Each is a function of latents and returns a scalar."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def prediction(predicted: Float[Tensor, "b h d"], target: Float[Tensor, "b h d"]) -> Float[Tensor, ""]:
+    """Mean squared error between predicted and encoded latents (LeWorldModel, arXiv:2603.19312, eq. 1)."""
+    return F.mse_loss(predicted, target)
+
+
+def sigreg(
+    z: Float[Tensor, "t b d"],
+    generator: torch.Generator | None = None,
+    projections: int = 256,
+    knots: int = 17,
+    limit: float = 5.0,
+) -> Float[Tensor, ""]:
+    r"""Sketched isotropic Gaussian regularisation (LeJEPA, Balestriero & LeCun 2025, arXiv:2511.08544).
+
+    The latents of each time step are projected onto random unit vectors, and every projection is compared
+    with a standard normal by the Epps-Pulley statistic
+    :math:`b \int |\hat\varphi(\omega) - e^{-\omega^2/2}|^2 e^{-\omega^2/2} d\omega`, with the empirical
+    characteristic function :math:`\hat\varphi`; the integral is a trapezoid over ``knots`` points of
+    ``[0, limit]`` (the integrand is even). Averaged over projections and time steps, and divided by ``b`` so that
+    its weight does not depend on the batch size. Zero only for a standard normal.
+    """
+    directions = torch.randn(z.shape[-1], projections, generator=generator, device=z.device)
+    directions = directions / directions.norm(dim=0)
+    omega = torch.linspace(0.0, limit, knots, device=z.device)
+    window = torch.exp(-0.5 * omega**2)
+    weights = torch.full_like(omega, 2 * limit / (knots - 1))  # both halves of the real line
+    weights[[0, -1]] *= 0.5
+    angles = (z.float() @ directions).unsqueeze(-1) * omega  # t b p w
+    error = (angles.cos().mean(1) - window).square() + angles.sin().mean(1).square()  # t p w
+    return (error @ (window * weights)).mean()
+
+
+def variance(z: Float[Tensor, "... d"], target_std: float = 1.0, epsilon: float = 1e-4) -> Float[Tensor, ""]:
+    """Hinge on the standard deviation of every dimension (VICReg, Bardes et al. 2022, arXiv:2105.04906, eq. 1)."""
+    std = (z.flatten(0, -2).var(0) + epsilon).sqrt()
+    return F.relu(target_std - std).mean()
+
+
+def covariance(z: Float[Tensor, "... d"]) -> Float[Tensor, ""]:
+    """Squared off-diagonal covariances, summed and divided by d (VICReg, arXiv:2105.04906, eq. 3-4)."""
+    z = z.flatten(0, -2)
+    centred = z - z.mean(0)
+    c = centred.T @ centred / (len(z) - 1)
+    return (c.square().sum() - c.diagonal().square().sum()) / z.shape[-1]
+
+
+def time_similarity(z: Float[Tensor, "b t d"]) -> Float[Tensor, ""]:
+    """Squared distance of neighbours in time (PLDM, Sobal et al. 2025, arXiv:2502.14819)."""
+    return (z[:, 1:] - z[:, :-1]).square().mean()
+
+
+def straightness(z: Float[Tensor, "b t d"], epsilon: float = 1e-6) -> Float[Tensor, ""]:
+    """One minus the cosine of successive velocities (temporal straightening, Hénaff et al. 2019)."""
+    velocity = z[:, 1:] - z[:, :-1]
+    return 1.0 - F.cosine_similarity(velocity[:, 1:], velocity[:, :-1], dim=-1, eps=epsilon).mean()
+
+
+def inverse_dynamics(predicted_actions: Tensor, actions: Tensor, discrete: bool = False) -> Tensor:
+    """How badly neighbouring latents tell the action between them (PLDM, arXiv:2502.14819).
+
+    Args:
+        predicted_actions: ``b h a``, or logits ``b h m c`` for ``m`` one-hot choices in a block.
+        actions: ``b h a``, or one-hot ``b h m c``.
+    """
+    if discrete:
+        return F.cross_entropy(predicted_actions.flatten(0, -2), actions.flatten(0, -2))
+    return F.mse_loss(predicted_actions, actions)
