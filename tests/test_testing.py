@@ -141,11 +141,11 @@ class Searcher:
 
 
 class Remembers(Searcher):
-    last = {}
+    last = None
 
     def plan(self, dynamics, cost, z, warm_start=None, generator=None):
-        plan = super().plan(dynamics, cost, z, self.last.get("actions"), generator)
-        self.last["actions"] = plan.actions
+        plan = super().plan(dynamics, cost, z, self.last, generator)
+        self.last = plan.actions
         return plan
 
 
@@ -172,6 +172,5 @@ def test_broken_planners_are_caught(broken, test):
         def make_planner(self):
             return broken()
 
-    broken.last = {}
     with pytest.raises(AssertionError):
         run(Contract, test)
