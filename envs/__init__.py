@@ -8,6 +8,7 @@ import gymnasium as gym
 
 from jepa_rl.envs.collect import collect
 from jepa_rl.envs.dm_control import register_dm_control
+from jepa_rl.envs.goal import GoalObservation
 from jepa_rl.envs.latent import LatentObservation
 from jepa_rl.envs.pixels import PixelObservation
 from jepa_rl.envs.policies import RandomPolicy, SmoothRandomPolicy
@@ -18,6 +19,7 @@ from jepa_rl.envs.vector_latent import VectorLatentObservation
 from jepa_rl.envs.wrap import wrap
 
 __all__ = [
+    "GoalObservation",
     "LatentObservation",
     "PixelObservation",
     "RandomPolicy",

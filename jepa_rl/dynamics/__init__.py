@@ -1,6 +1,7 @@
 """Latents and actions to the next latents."""
 
+from jepa_rl.dynamics.held import HeldActions
 from jepa_rl.dynamics.point import GRUDynamics, MLPDynamics, PointDynamics
 from jepa_rl.dynamics.transformer import CausalTransformerDynamics
 
-__all__ = ["CausalTransformerDynamics", "GRUDynamics", "MLPDynamics", "PointDynamics"]
+__all__ = ["CausalTransformerDynamics", "GRUDynamics", "HeldActions", "MLPDynamics", "PointDynamics"]

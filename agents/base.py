@@ -1,0 +1,154 @@
+"""What the agents on a world model share: the door between observations and latents, actions and environments."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from jaxtyping import Float, UInt8
+from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.vec_env import VecEnv
+from torch import Tensor, nn
+
+from jepa_rl.types import ActionSpec, WorldSpec
+from jepa_rl.world_model import WorldModel
+
+Observation = np.ndarray | dict[str, np.ndarray]
+
+
+class LatentAgent:
+    """An agent that looks at the world, and at its goal, through a world model.
+
+    ``set_env``, ``get_env``, ``get_vec_normalize_env``, ``logger`` and ``num_timesteps`` are what
+    Stable-Baselines3's ``EvalCallback`` and ``CheckpointCallback`` ask of a model; whoever runs them without
+    one of its algorithms counts ``num_timesteps`` up.
+
+    Args:
+        model: a world model with ``encode``, ``rollout`` and ``spec``, or the path of a saved one.
+
+    Raises:
+        TypeError: if it is neither; FileNotFoundError, ValueError: as ``WorldModel.load``.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.model: Any = WorldModel.load(Path(model)) if isinstance(model, str | os.PathLike) else model
+        missing = [name for name in ("encode", "rollout", "spec") if not hasattr(self.model, name)]
+        if missing:
+            raise TypeError(
+                "model must be a world model or the path of a saved one, got "
+                f"{type(model).__name__} without {', '.join(missing)}"
+            )
+        self.spec: WorldSpec = self.model.spec
+        self.num_timesteps = 0
+        self.logger = Logger(folder=None, output_formats=[])
+        self._goal: np.ndarray | None = None
+        self._env: VecEnv | None = None
+
+    def set_goal(self, pixels: UInt8[np.ndarray, "*n c y x"] | None) -> None:
+        """The goal for observations that carry none: one picture for all environments, or one for each.
+
+        Raises:
+            ValueError: if the shape or dtype is not that of the model's pixels.
+        """
+        if pixels is None:
+            self._goal = None
+            return
+        pixels = np.asarray(pixels)
+        self._goal = self._checked("goal", pixels if pixels.ndim == 4 else pixels[None]).copy()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model's weights are."""
+        weight = next(self.model.parameters(), None) if isinstance(self.model, nn.Module) else None
+        return torch.device("cpu") if weight is None else weight.device
+
+    @torch.no_grad()  # and not inference_mode: a planner by gradients differentiates costs that hold goals
+    def encode(self, pixels: UInt8[np.ndarray, "b c y x"]) -> Float[Tensor, "b d"]:
+        """Latents of stacked frames, the model in evaluation mode."""
+        with evaluating(self.model):
+            return self.model.encode(torch.from_numpy(np.ascontiguousarray(pixels)).to(self.device))
+
+    def _read(self, observation: Observation) -> tuple[np.ndarray, np.ndarray | None, bool]:
+        """Pixels "n c y x", goals "n c y x" or "1 c y x" or None, and whether it was one environment's alone."""
+        goal = self._goal
+        if isinstance(observation, dict):
+            if "pixels" not in observation:
+                raise ValueError(
+                    f"the observation needs the key 'pixels', got {sorted(observation)}; wrap the environment "
+                    "in jepa_rl.envs.PixelObservation or GoalObservation"
+                )
+            pixels, goal = np.asarray(observation["pixels"]), observation.get("goal", goal)
+        else:
+            pixels = np.asarray(observation)
+        alone = pixels.ndim == 3
+        pixels = self._checked("pixels", pixels[None] if alone else pixels)
+        if goal is not None:
+            goal = np.asarray(goal)
+            goal = self._checked("goal", goal[None] if goal.ndim == 3 else goal)
+            if len(goal) not in (1, len(pixels)):
+                raise ValueError(
+                    f"expected 1 goal or {len(pixels)}, one for each environment, got {len(goal)}"
+                )
+        return pixels, goal, alone
+
+    def _checked(self, name: str, pixels: np.ndarray) -> np.ndarray:
+        if pixels.dtype != np.uint8 or pixels.shape[1:] != self.spec.pixels or not len(pixels):
+            raise ValueError(
+                f"{name} must be uint8 of shape {self.spec.pixels} or (n, {', '.join(map(str, self.spec.pixels))}),"
+                f" got {pixels.dtype} {pixels.shape}; PixelObservation(env, size={self.spec.pixels[1]}, "
+                f"frames={self.spec.frames}) makes them"
+            )
+        return pixels
+
+    # -- what Stable-Baselines3's callbacks ask for ------------------------------------------------
+
+    def set_env(self, env: VecEnv) -> None:
+        """Raises ValueError if the environment shows other pixels or takes other actions than the model's."""
+        space = env.observation_space
+        pixels = space.spaces.get("pixels") if isinstance(space, spaces.Dict) else space
+        if not isinstance(pixels, spaces.Box) or pixels.shape != self.spec.pixels or pixels.dtype != np.uint8:
+            raise ValueError(
+                f"the model reads uint8 pixels {self.spec.pixels}, the environment shows {space}"
+            )
+        if not _same_actions(env.action_space, self.spec.action):
+            raise ValueError(
+                f"the model is driven by {self.spec.action}, the environment by {env.action_space}; use the "
+                "environment (and action wrappers) that the model was trained on"
+            )
+        self._env = env
+
+    def get_env(self) -> VecEnv | None:
+        return self._env
+
+    def get_vec_normalize_env(self) -> None:
+        """None: pictures are not normalised."""
+
+
+def _same_actions(space: spaces.Space, action: ActionSpec) -> bool:
+    if action.kind == "discrete":
+        return isinstance(space, spaces.Discrete) and (space.n, space.start) == (action.size, action.start)
+    return (
+        isinstance(space, spaces.Box)
+        and space.shape == (action.size,)
+        and np.allclose(space.low, action.low)
+        and np.allclose(space.high, action.high)
+    )
+
+
+@contextmanager
+def evaluating(model: Any) -> Iterator[None]:
+    """Evaluation mode inside, training mode again after; nothing for what is no module or in it already."""
+    if not isinstance(model, nn.Module) or not model.training:
+        yield
+        return
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train()

@@ -1,0 +1,191 @@
+"""Model-predictive control: plan, execute the beginning of the plan, look, plan again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int64, UInt8
+from torch import Tensor
+
+from jepa_rl.agents.base import LatentAgent, Observation, evaluating
+from jepa_rl.agents.categorical import CategoricalCEM
+from jepa_rl.agents.cem import CEM
+from jepa_rl.agents.gradient import GradientPlanner
+from jepa_rl.agents.icem import ICEM
+from jepa_rl.agents.mppi import MPPI
+from jepa_rl.costs import GoalCost
+from jepa_rl.dynamics import HeldActions
+from jepa_rl.types import Cost, Dynamics, Plan, Planner
+
+PLANNERS: dict[str, type] = {p.__name__: p for p in (CEM, ICEM, MPPI, GradientPlanner, CategoricalCEM)}
+
+
+class MPCState(NamedTuple):
+    """What the agent carries from one call of ``predict`` to the next; never written to.
+
+    Attributes:
+        plan: model actions of single environment steps, ``s = horizon * block`` of them.
+        position: environment steps of the plan that were executed.
+        calls: of ``predict`` so far; it makes the noise of every search its own.
+    """
+
+    plan: Float[np.ndarray, "n s size"]
+    position: Int64[np.ndarray, " n"]
+    calls: int
+
+
+class MPCAgent(LatentAgent):
+    """Acts by planning in a world model; Stable-Baselines3's ``predict``, for one environment or many.
+
+    Observations are uint8 pixels ``(c, y, x)`` or ``(n, c, y, x)``, or Dicts of them under ``"pixels"`` and
+    ``"goal"`` (``jepa_rl.envs.GoalObservation``); without a goal in them, that of ``set_goal`` holds.
+
+    Nothing is hidden in the agent: plans travel in ``state``, and ``episode_start`` says which of them are
+    over. The action of an environment does not depend on the others beside it.
+
+    Args:
+        model: a world model (``encode``, ``rollout``, ``spec``) or the path of a saved one.
+        planner: searches; its horizon counts latent steps, each ``model.spec.block`` environment steps long.
+        cost: goal latents "b d" -> ``Cost``, such as ``partial(GoalCost, reduce="last")``. It is called with
+            None where there is no goal: ``lambda _: cost`` is for a cost that needs none.
+        hold: search for one action per latent step, held over the block (``HeldActions``).
+        replan_every: environment steps of a plan that are executed (default: one block).
+        seed: of the searches; equal seeds and equal calls give equal actions.
+
+    Attributes:
+        last_plan: what the last search saw, one row for each of the environments ``last_rows``; for pictures
+            and logs only, no action depends on it.
+
+    Raises:
+        ValueError: if plans are shorter than ``replan_every``, or the planner does not fit the actions.
+        TypeError: if ``model`` or ``planner`` are of another kind.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        planner: Planner,
+        *,
+        cost: Callable[[Any], Cost] = GoalCost,
+        hold: bool = False,
+        replan_every: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(model)
+        block = self.spec.block
+        self.planner, self.cost, self.hold, self.seed = planner, cost, hold, seed
+        self.replan_every = block if replan_every is None else replan_every
+        self.dynamics: Dynamics = HeldActions(self.model, block) if hold else self.model
+        self.last_plan: Plan | None = None
+        self.last_rows = np.zeros(0, np.int64)
+        self._check_settings()
+
+    def predict(
+        self,
+        observation: Observation,
+        state: MPCState | None = None,
+        episode_start: Bool[np.ndarray, " n"] | None = None,
+        deterministic: bool = False,
+    ) -> tuple[np.ndarray, MPCState]:
+        """The next action of each environment, in its own units, and the state for the next call.
+
+        Args:
+            observation: of one environment, or a batch of them.
+            state: what the last call returned; None at the beginning.
+            episode_start: where an episode has just begun and the old plan is over.
+            deterministic: no difference; the searches are always seeded.
+
+        Raises:
+            ValueError: for pixels, goals or a state of the wrong shape, a missing goal, or NaN in the model.
+        """
+        pixels, goals, alone = self._read(observation)
+        plan, position, calls = self._resume(state, len(pixels))
+        due = position >= self.replan_every
+        if episode_start is not None:
+            starts = np.broadcast_to(np.asarray(episode_start, bool).reshape(-1), due.shape)
+            plan = np.where(starts[:, None, None], np.float32(0.0), plan)
+            due = due | starts
+        rows = np.flatnonzero(due)
+        if rows.size:
+            plan, position = plan.copy(), position.copy()
+            goals = goals if goals is None or len(goals) == 1 else goals[rows]
+            plan[rows] = self._plan(pixels[rows], goals, self._shifted(plan[rows], position[rows]), calls)
+            position[rows], self.last_rows = 0, rows
+        actions = self.spec.action.decode(plan[np.arange(len(plan)), position])
+        return actions[0] if alone else actions, MPCState(plan, position + 1, calls + 1)
+
+    @torch.no_grad()
+    def _plan(
+        self,
+        pixels: UInt8[np.ndarray, "b c y x"],
+        goals: UInt8[np.ndarray, "g c y x"] | None,
+        warm_start: Float[Tensor, "b h a"],
+        calls: int,
+    ) -> Float[np.ndarray, "b s size"]:
+        """One search for all rows; the actions of single environment steps."""
+        latents = self.encode(pixels if goals is None else np.concatenate([pixels, goals]))
+        z, goal = latents[: len(pixels)], None if goals is None else latents[len(pixels) :]
+        entropy = np.random.SeedSequence([self.seed, calls]).generate_state(1, np.uint64)[0]
+        generator = torch.Generator(self.device).manual_seed(int(entropy >> np.uint64(1)))
+        with evaluating(self.model):
+            plan = self.planner.plan(self.dynamics, self._cost_of(goal), z, warm_start.to(z), generator)
+        self.last_plan = plan
+        actions = plan.actions.repeat(1, 1, self.spec.block) if self.hold else plan.actions
+        return actions.reshape(len(pixels), -1, self.spec.action.size).float().cpu().numpy()
+
+    def _cost_of(self, goal: Float[Tensor, "b d"] | None) -> Cost:
+        if goal is not None:
+            return self.cost(goal)
+        try:
+            return self.cost(None)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                "the cost needs a goal and there is none: wrap the environment in jepa_rl.envs.GoalObservation, "
+                f"call set_goal(pixels), or pass a cost that needs none ({error})"
+            ) from error
+
+    def _shifted(self, plan: np.ndarray, position: np.ndarray) -> Float[Tensor, "b h a"]:
+        """The old plans moved on by what was executed, their last action repeated, as a warm start."""
+        steps = plan.shape[1]
+        index = np.minimum(position[:, None] + np.arange(steps), steps - 1)
+        moved = plan[np.arange(len(plan))[:, None], index].reshape(len(plan), self.planner.horizon, -1)
+        return torch.from_numpy(moved[..., : self.spec.action.size] if self.hold else moved)
+
+    def _resume(self, state: MPCState | None, n: int) -> MPCState:
+        shape = (n, self.planner.horizon * self.spec.block, self.spec.action.size)
+        if state is None:
+            return MPCState(np.zeros(shape, np.float32), np.full(n, self.replan_every), 0)
+        state = MPCState(*state)
+        if state.plan.shape != shape or state.position.shape != (n,):
+            raise ValueError(
+                f"state must hold plans of shape {shape}, got {state.plan.shape}; pass what the last call of "
+                "this agent returned for the same environments, or None to start afresh"
+            )
+        return state
+
+    def _check_settings(self) -> None:
+        if not isinstance(self.planner, Planner):
+            raise TypeError(f"planner must have horizon and plan, got {type(self.planner).__name__}")
+        action, steps = self.spec.action, self.planner.horizon * self.spec.block
+        if not 1 <= self.replan_every <= steps:
+            raise ValueError(
+                f"replan_every must lie in [1, {steps}] environment steps (horizon {self.planner.horizon} x block "
+                f"{self.spec.block}), got {self.replan_every}; lengthen the horizon or replan more often"
+            )
+        if type(self.planner) not in PLANNERS.values():
+            return
+        if isinstance(self.planner, CategoricalCEM) != (action.kind == "discrete"):
+            fitting = "CategoricalCEM" if action.kind == "discrete" else "CEM, ICEM, MPPI or GradientPlanner"
+            raise ValueError(
+                f"{type(self.planner).__name__} does not fit {action.kind} actions; use {fitting}"
+            )
+        if isinstance(self.planner, CategoricalCEM):
+            choices = self.planner.choices or self.dynamics.action_dim
+            if choices != action.size:
+                raise ValueError(
+                    f"the planner chooses among {choices}, the environment takes {action.size} actions; "
+                    f"use CategoricalCEM(..., choices={action.size})"
+                )
