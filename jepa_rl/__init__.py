@@ -1,5 +1,34 @@
-"""Latent world models for reinforcement learning."""
+"""Latent world models for reinforcement learning: pixels in, latents, plans and measurements out.
 
+What models the world stands here; what acts is in ``jepa_rl.agents``, what speaks Gymnasium in ``jepa_rl.envs``.
+"""
+
+from jepa_rl.data import Episode, EpisodeStore, WindowSampler
+from jepa_rl.diagnostics import world_model_evaluation
+from jepa_rl.objectives import Objective
+from jepa_rl.presets import PRESETS, Preset, preset
+from jepa_rl.training import TrainConfig, TrainResult, fit
+from jepa_rl.types import ActionSpec, Batch, Plan, WorldSpec
 from jepa_rl.version import __version__
+from jepa_rl.world_model import WorldModel, WorldModelConfig
 
-__all__ = ["__version__"]
+__all__ = [
+    "PRESETS",
+    "ActionSpec",
+    "Batch",
+    "Episode",
+    "EpisodeStore",
+    "Objective",
+    "Plan",
+    "Preset",
+    "TrainConfig",
+    "TrainResult",
+    "WindowSampler",
+    "WorldModel",
+    "WorldModelConfig",
+    "WorldSpec",
+    "__version__",
+    "fit",
+    "preset",
+    "world_model_evaluation",
+]

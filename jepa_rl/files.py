@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-import tempfile
+import secrets
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -23,27 +26,28 @@ def write_atomic(path: str | Path, data: bytes) -> None:
         OSError: the disk is full or the folder cannot be written; an older file at ``path`` is untouched.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        with os.fdopen(handle, "wb") as file:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        Path(temporary).unlink(missing_ok=True)
         raise OSError(
-            f"could not write {path} ({error}); free some space or choose another folder"
+            error.errno, f"could not write {path} ({error}); free some space or choose another folder"
         ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def save_tensors(path: str | Path, kind: str, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
-    """One safetensors file with a JSON header; ``kind`` says what it holds."""
+    """One safetensors file with a JSON header and a checksum of everything; ``kind`` says what it holds."""
+    tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
     metadata = {"format": FORMAT, "version": str(FORMAT_VERSION), "kind": kind, "header": json.dumps(header)}
-    write_atomic(
-        path, save({name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}, metadata)
-    )
+    metadata["checksum"] = _checksum(tensors, metadata)
+    write_atomic(path, save(tensors, metadata))
 
 
 def load_tensors(
@@ -59,16 +63,31 @@ def load_tensors(
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}")
     try:
-        with safe_open(str(path), framework="pt", device=device) as file:
+        with safe_open(str(path), framework="pt") as file:
             metadata = file.metadata() or {}
             _check_metadata(path, metadata, kinds)
-            return {name: file.get_tensor(name) for name in file.offset_keys()}, json.loads(
-                metadata["header"]
-            )
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
+        checksum = _checksum(tensors, metadata)
+        if metadata.get("checksum", checksum) != checksum:  # other tools may have rewritten it without one
+            raise _corrupt(path, "its checksum does not fit its content")
+        return {name: tensor.to(device) for name, tensor in tensors.items()}, json.loads(metadata["header"])
     except (SafetensorError, json.JSONDecodeError, KeyError) as error:
-        raise ValueError(
-            f"{path} is truncated or corrupt ({error}); restore it from a copy or train again"
-        ) from error
+        raise _corrupt(path, error) from error
+
+
+def _corrupt(path: Path, why: object) -> ValueError:
+    return ValueError(f"{path} is truncated or corrupt ({why}); restore it from a copy or train again")
+
+
+def _checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    """Of names, shapes, dtypes and bytes of the tensors and of the metadata; safetensors itself has none."""
+    digest = hashlib.blake2b(digest_size=16)
+    facts = sorted((name, text) for name, text in metadata.items() if name != "checksum")
+    digest.update(json.dumps(facts).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _check_metadata(path: Path, metadata: dict[str, str], kinds: tuple[str, ...]) -> None:
@@ -76,9 +95,12 @@ def _check_metadata(path: Path, metadata: dict[str, str], kinds: tuple[str, ...]
         raise ValueError(
             f"{path} was not written by jepa-rl: expected format {FORMAT!r}, got {metadata.get('format')!r}"
         )
-    if int(metadata.get("version", 0)) > FORMAT_VERSION:
+    version = metadata.get("version", "")
+    if not version.isdecimal():
+        raise _corrupt(path, f"its version is {version!r}")
+    if int(version) > FORMAT_VERSION:
         raise ValueError(
-            f"{path} has format version {metadata['version']}, this jepa-rl reads up to {FORMAT_VERSION}: "
+            f"{path} has format version {version}, this jepa-rl reads up to {FORMAT_VERSION}: "
             "upgrade with pip install -U jepa-rl"
         )
     if metadata.get("kind") not in kinds:

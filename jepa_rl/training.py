@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from jepa_rl.files import load_tensors, save_tensors
+from jepa_rl.checkpoint import TrainingState, seeded_generators
 from jepa_rl.types import Batch, Metrics
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 
 class Trainable(Protocol):
@@ -95,7 +97,7 @@ Evaluate = Callable[[Any], Evaluation]
 
 @dataclass(frozen=True)
 class TrainResult:
-    """Last metrics, seconds spent in this call, and the alarms that were raised (step, text)."""
+    """Last metrics, seconds spent in this call, and all alarms of the run (step, text)."""
 
     metrics: Metrics
     seconds: float
@@ -115,7 +117,8 @@ def fit(
     """Trains a model; writes TensorBoard events, ``checkpoint.safetensors`` and ``model.safetensors`` to ``out``.
 
     A run that was stopped at any moment goes on from its last checkpoint exactly as if it had never stopped:
-    the checkpoint holds weights, optimiser, generators and the step.
+    the checkpoint holds weights, optimiser, generators and the step. A run that had already finished returns
+    its last metrics at once. The model is left in evaluation mode.
 
     Args:
         model: an ``nn.Module`` that is ``Trainable`` and has ``save`` and ``config`` (such as ``WorldModel``).
@@ -123,103 +126,99 @@ def fit(
         config: how long and how fast.
         out: folder of the run.
         evaluate: called with the model in evaluation mode every ``evaluate_every`` updates and at the end;
-            ``world_model_evaluation`` makes one.
+            ``jepa_rl.diagnostics.world_model_evaluation`` makes one.
         resume: continue from a checkpoint in ``out``; False refuses to overwrite one.
         progress: show a progress bar.
 
     Raises:
-        ValueError: ``out`` holds a checkpoint of another model or configuration, or the loss became NaN or
-            infinite (the last checkpoint stays).
+        ValueError: ``out`` holds a checkpoint of another model or configuration, or the loss or its gradient
+            became NaN or infinite (the last checkpoint stays).
     """
-    out = Path(out)
-    device = next(model.parameters()).device
-    optimizer = _optimizer(model, config)
-    rng = np.random.default_rng(config.seed)
-    generator = torch.Generator(device).manual_seed(config.seed)
-    checkpoint = out / "checkpoint.safetensors"
-    first = 0
-    if checkpoint.exists():
-        if not resume:
-            raise ValueError(
-                f"{checkpoint} exists: pass resume=True to go on with it, or choose another folder"
-            )
-        first = _restore(checkpoint, model, optimizer, rng, generator, config)
-    state = _State(model, optimizer, rng, generator, config)
-    writer = SummaryWriter(str(out), purge_step=first)
-    meter = _Meter()
-    metrics: Metrics = {}
-    alarms: list[tuple[int, str]] = []
-    began = time.perf_counter()
-    bar = tqdm(
-        range(first, config.steps), initial=first, total=config.steps, disable=not progress, unit="update"
-    )
-    try:
+    out, began = Path(out), time.perf_counter()
+    optimizer = torch.optim.AdamW(_parameter_groups(model, config.weight_decay), lr=config.learning_rate)
+    state, checkpoint = TrainingState(model, optimizer, config), out / "checkpoint.safetensors"
+    if checkpoint.exists() and not resume:
+        raise ValueError(f"{checkpoint} exists: pass resume=True to go on with it, or choose another folder")
+    with seeded_generators(config.seed, state.device):
+        if checkpoint.exists():
+            state.restore(checkpoint)
+        if state.step < config.steps:
+            _train(state, sampler, checkpoint, evaluate, progress)
+    model.eval()
+    model.save(out / "model.safetensors")
+    return TrainResult(state.metrics, time.perf_counter() - began, tuple(state.alarms))
+
+
+def _train(
+    state: TrainingState, sampler: Sampler, checkpoint: Path, evaluate: Evaluate | None, progress: bool
+) -> None:
+    from torch.utils.tensorboard import SummaryWriter  # slow to import
+
+    config, meter = state.config, _Meter(state.step)
+    steps = range(state.step, config.steps)
+    bar = tqdm(steps, initial=state.step, total=config.steps, disable=not progress, unit="update")
+    with SummaryWriter(str(checkpoint.parent), purge_step=state.step + 1) as writer, bar:
         for step in bar:
-            frames, terms = _update(model, sampler, optimizer, config, step, rng, generator, device)
-            meter.add(frames, terms)
-            done = step + 1
-            if done % config.log_every == 0 or done == config.steps:
-                metrics |= meter.flush()
-                metrics["jepa/learning_rate"] = config.learning_rate_at(step)
+            meter.add(*_update(state, sampler))
+            state.step = done = step + 1
+            if _due(done, config.log_every, config):
+                found = meter.flush() | {"jepa/learning_rate": config.learning_rate_at(step)}
+                state.metrics |= found
                 bar.set_postfix_str(
-                    f"loss {metrics['jepa/loss']:.4f}, {metrics['jepa/frames_per_second']:.0f} frames/s"
+                    f"loss {found['jepa/loss']:.4f}, {found['jepa/frames_per_second']:.0f} frames/s"
                 )
-                _write(writer, metrics, done)
-            if evaluate is not None and (done % config.evaluate_every == 0 or done == config.steps):
-                found = _evaluate(model, evaluate)
-                metrics |= found.metrics
-                _write(writer, found.metrics, done)
-                for name, figure in found.figures.items():
-                    writer.add_figure(name, figure, done)
-                if found.alarm:
-                    alarms.append((done, found.alarm))
-                    writer.add_text("jepa/alarm", found.alarm, done)
-                    tqdm.write(f"step {done}: {found.alarm}")
-            if done % config.checkpoint_every == 0 or done == config.steps:
-                state.save(checkpoint, done)
-        model.eval()
-        model.save(out / "model.safetensors")
-    finally:
-        writer.close()
-        bar.close()
-    return TrainResult(metrics, time.perf_counter() - began, tuple(alarms))
+                _write(writer, found, done)
+            with meter.pause():
+                if evaluate is not None and _due(done, config.evaluate_every, config):
+                    meter.check()
+                    _evaluate(state, evaluate, writer)
+                if _due(done, config.checkpoint_every, config):
+                    meter.check()
+                    state.save(checkpoint)
 
 
-def _optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
+def _due(done: int, every: int, config: TrainConfig) -> bool:
+    return done % every == 0 or done == config.steps
+
+
+def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Weight decay for matrices, none for vectors such as biases."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.learning_rate)
+    return [group for group in groups if group["params"]]
 
 
-def _update(model, sampler, optimizer, config, step, rng, generator, device):
-    model.train()
-    for group in optimizer.param_groups:
-        group["lr"] = config.learning_rate_at(step)
-    batch = sampler.sample(config.batch_size, rng).to(device)
-    loss, terms = model.loss(batch, generator)
-    if not torch.isfinite(loss):
-        values = {name: float(value) for name, value in terms.items()}
-        raise ValueError(
-            f"the loss became {float(loss)} at update {step} ({values}); lower the learning rate"
-        )
-    optimizer.zero_grad(set_to_none=True)
+def _update(state: TrainingState, sampler: Sampler) -> tuple[int, dict[str, Tensor]]:
+    """One step of the optimiser; frames seen, and the terms of the loss."""
+    model, config = state.model.train(), state.config
+    for group in state.optimizer.param_groups:
+        group["lr"] = config.learning_rate_at(state.step)
+    batch = sampler.sample(config.batch_size, state.rng).to(state.device)
+    loss, terms = model.loss(batch, state.generator)
+    state.optimizer.zero_grad(set_to_none=True)
     loss.backward()
     norm = nn.utils.clip_grad_norm_(model.parameters(), config.clip)
-    optimizer.step()
+    state.optimizer.step()
     model.after_update()
-    terms = {"loss": loss.detach(), "gradient_norm": norm} | {k: v.detach() for k, v in terms.items()}
-    return batch.pixels.shape[0] * batch.pixels.shape[1], terms
+    terms = {"loss": loss, "gradient_norm": norm} | terms
+    return batch.pixels.shape[0] * batch.pixels.shape[1], {k: v.detach() for k, v in terms.items()}
 
 
-def _evaluate(model: nn.Module, evaluate: Evaluate) -> Evaluation:
-    model.eval()
+def _evaluate(state: TrainingState, evaluate: Evaluate, writer: SummaryWriter) -> None:
+    state.model.eval()
     with torch.no_grad():
-        found = evaluate(model)
-    model.train()
-    return found
+        found = evaluate(state.model)
+    state.metrics |= found.metrics
+    _write(writer, found.metrics, state.step)
+    for name, figure in found.figures.items():
+        writer.add_figure(name, figure, state.step)
+    if found.alarm:
+        state.alarms.append((state.step, found.alarm))
+        writer.add_text("jepa/alarm", found.alarm, state.step)
+        tqdm.write(f"step {state.step}: {found.alarm}")
 
 
 def _write(writer: SummaryWriter, metrics: Metrics, step: int) -> None:
@@ -228,71 +227,40 @@ def _write(writer: SummaryWriter, metrics: Metrics, step: int) -> None:
 
 
 class _Meter:
-    """Means of the terms since the last flush, without a host read per update."""
+    """Means of the terms since the last flush. The numbers stay on the device until then: no wait per update."""
 
-    def __init__(self) -> None:
-        self.reset()
+    def __init__(self, step: int) -> None:
+        self.restart(step)
 
-    def reset(self) -> None:
+    def restart(self, step: int) -> None:
+        self.step, self.count, self.frames, self.began = step, 0, 0, time.perf_counter()
         self.sums: dict[str, Tensor] = {}
-        self.count, self.frames, self.began = 0, 0, time.perf_counter()
 
     def add(self, frames: int, terms: dict[str, Tensor]) -> None:
         for name, value in terms.items():
-            self.sums[name] = self.sums.get(name, torch.zeros_like(value)) + value
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
         self.count += 1
         self.frames += frames
 
+    def check(self) -> None:
+        """Raises ValueError if a term was NaN or infinite since the last flush."""
+        means = {name: float(total) / self.count for name, total in self.sums.items()}
+        if not all(map(math.isfinite, means.values())):
+            raise ValueError(
+                f"the loss or its gradient became NaN or infinite within updates {self.step + 1} to "
+                f"{self.step + self.count} (means: {means}); lower the learning rate, and check the data"
+            )
+
     def flush(self) -> Metrics:
+        self.check()
         metrics = {f"jepa/{name}": float(total) / self.count for name, total in self.sums.items()}
         metrics["jepa/frames_per_second"] = self.frames / (time.perf_counter() - self.began)
-        self.reset()
+        self.restart(self.step + self.count)
         return metrics
 
-
-class _State:
-    """Everything that an exact resume needs, as one file."""
-
-    def __init__(self, model, optimizer, rng, generator, config) -> None:
-        self.model, self.optimizer, self.rng, self.generator, self.config = (
-            model,
-            optimizer,
-            rng,
-            generator,
-            config,
-        )
-
-    def save(self, path: Path, step: int) -> None:
-        tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
-        for index, slots in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in slots.items()}
-        tensors["generator"] = self.generator.get_state()
-        header = {
-            "config": asdict(self.model.config),
-            "train": asdict(self.config),
-            "step": step,
-            "rng": self.rng.bit_generator.state,
-        }
-        save_tensors(path, "training", tensors, header)
-
-
-def _restore(path, model, optimizer, rng, generator, config) -> int:
-    tensors, header = load_tensors(path, ("training",))
-    wanted = {"config": json.loads(json.dumps(asdict(model.config))), "train": asdict(config)}
-    for name, value in wanted.items():
-        if header[name] != value:
-            differing = {k: (header[name].get(k), v) for k, v in value.items() if header[name].get(k) != v}
-            raise ValueError(
-                f"{path} belongs to another {name} configuration (there, here): {differing}; "
-                "use the same configuration to resume, or another folder"
-            )
-    model.load_state_dict({name[6:]: t for name, t in tensors.items() if name.startswith("model.")})
-    slots: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        if name.startswith("optimizer."):
-            _, index, slot = name.split(".")
-            slots.setdefault(int(index), {})[slot] = tensor
-    optimizer.load_state_dict({"state": slots, "param_groups": optimizer.state_dict()["param_groups"]})
-    rng.bit_generator.state = header["rng"]
-    generator.set_state(tensors["generator"].cpu())
-    return int(header["step"])
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """What happens inside does not count as time spent training."""
+        paused = time.perf_counter()
+        yield
+        self.began += time.perf_counter() - paused

@@ -56,22 +56,20 @@ class WorldModelConfig:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> WorldModelConfig:
-        data = dict(data)
-        spec = dict(data.pop("spec"))
-        action: dict[str, Any] = {
-            name: tuple(v) if isinstance(v, list) else v for name, v in spec.pop("action").items()
-        }
-        spec["pixels"] = tuple(spec["pixels"])
-        options = {
-            name: tuple(v) if isinstance(v, list) else v for name, v in data.pop("encoder_options").items()
-        }
-        objective = Objective(**data.pop("objective"))
+        """The inverse of ``dataclasses.asdict`` followed by JSON, which turns tuples into lists."""
+        data = {name: _tuples(value) for name, value in data.items()}
+        spec = data.pop("spec")
+        action = ActionSpec(**spec.pop("action"))
         return cls(
-            spec=WorldSpec(action=ActionSpec(**action), **spec),
-            encoder_options=options,
-            objective=objective,
-            **data,
+            spec=WorldSpec(action=action, **spec), objective=Objective(**data.pop("objective")), **data
         )
+
+
+def _tuples(value: Any) -> Any:
+    """JSON values with tuples for lists."""
+    if isinstance(value, dict):
+        return {name: _tuples(inner) for name, inner in value.items()}
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 class WorldModel(nn.Module):
@@ -198,6 +196,6 @@ class WorldModel(nn.Module):
         try:
             model = cls(WorldModelConfig.from_json(header["config"])).to(device)
             model.load_state_dict(tensors)
-        except (TypeError, KeyError, RuntimeError) as error:
+        except (TypeError, KeyError, AttributeError, RuntimeError) as error:
             raise ValueError(f"{path} does not describe a world model of this version: {error}") from error
         return model.eval()

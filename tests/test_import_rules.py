@@ -21,8 +21,9 @@ ROWS = (
     ("types",),
     ("encoders", "dynamics", "objectives", "heads", "costs", "data"),
     ("world_model",),
+    ("checkpoint", "training"),
     ("diagnostics",),
-    ("training",),
+    ("presets",),
     ("testing",),
 )
 ROW = {name: number for number, row in enumerate(ROWS) for name in row}

@@ -8,17 +8,22 @@ from torch import Tensor
 
 
 def effective_rank(latents: Float[Tensor, "m d"]) -> float:
-    """Exponential of the entropy of the normalised singular values (Roy & Vetterli 2007); 1 to d."""
+    """Exponential of the entropy of the normalised singular values (Roy & Vetterli 2007); 1 to d.
+
+    0 where all latents are equal.
+    """
     singular = torch.linalg.svdvals(latents.double() - latents.double().mean(0))
-    share = singular / singular.sum().clamp_min(1e-12)
+    if singular.sum() < 1e-9 * len(latents) ** 0.5:
+        return 0.0
+    share = singular / singular.sum()
     return float(torch.exp(-(share * share.clamp_min(1e-12).log()).sum()))
 
 
 def smoothness(latents: Float[Tensor, "b t d"]) -> float:
     """Mean cosine of successive velocities, -1 to 1; 1 is a straight path (temporal straightening)."""
-    velocity = latents[:, 1:] - latents[:, :-1]
-    if velocity.shape[1] < 2:
+    if latents.shape[1] < 3:
         raise ValueError(f"smoothness needs at least 3 states along a path, got {latents.shape[1]}")
+    velocity = latents[:, 1:] - latents[:, :-1]
     return float(torch.nn.functional.cosine_similarity(velocity[:, 1:], velocity[:, :-1], dim=-1).mean())
 
 
@@ -40,7 +45,7 @@ def collapse_alarm(
             f"collapse: {dead} of {len(std)} latent dimensions hardly vary (std < 0.01); "
             "raise the weight of the anti-collapse term (sigreg or variance)"
         )
-    if rank < 2.0:
+    if rank < min(2.0, 0.6 * len(std)):  # narrow latents cannot have a rank of 2
         return (
             f"collapse: the latents fill {rank:.1f} effective dimensions; raise sigreg or covariance, "
             "or check that the observations differ from each other"

@@ -39,10 +39,10 @@ def fit_linear_probe(
     """Ridge regression in closed form."""
     normed, mean, std = _standardise(targets.float())
     x = torch.cat([latents, torch.ones_like(latents[:, :1])], dim=1).double()
-    penalty = ridge * len(x) * torch.eye(x.shape[1], dtype=x.dtype)
+    penalty = ridge * len(x) * torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
     penalty[-1, -1] = 0.0  # the intercept is free
     weights = torch.linalg.solve(x.T @ x + penalty, x.T @ normed.double()).float()
-    layer = nn.Linear(latents.shape[1], targets.shape[1])
+    layer = nn.Linear(latents.shape[1], targets.shape[1], device=x.device)
     with torch.no_grad():
         layer.weight.copy_(weights[:-1].T)
         layer.bias.copy_(weights[-1])
@@ -67,12 +67,12 @@ def fit_mlp_probe(
             nn.Linear(width, width),
             nn.SiLU(),
             nn.Linear(width, targets.shape[1]),
-        )
+        ).to(latents.device)
     optimizer = torch.optim.AdamW(network.parameters())
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, steps)
     latents = latents.detach()
     for _ in range(steps):
-        rows = torch.randint(len(latents), (batch_size,), generator=generator)
+        rows = torch.randint(len(latents), (batch_size,), generator=generator).to(latents.device)
         loss = nn.functional.mse_loss(network(latents[rows]), normed[rows])
         optimizer.zero_grad()
         loss.backward()

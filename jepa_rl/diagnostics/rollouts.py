@@ -28,7 +28,9 @@ def action_shuffle_gap(
     generator: torch.Generator | None = None,
 ) -> float:
     """Relative rise of the rollout error when every window gets another window's actions; 0: actions ignored."""
-    shuffled = actions[torch.randperm(len(actions), generator=generator, device=actions.device)]
+    device = actions.device if generator is None else generator.device
+    order = torch.randperm(len(actions), generator=generator, device=device)
+    shuffled = actions[order.to(actions.device)]
     error = rollout_error(dynamics, latents, actions).mean()
     return float(rollout_error(dynamics, latents, shuffled).mean() / error.clamp_min(1e-12) - 1.0)
 

@@ -12,6 +12,8 @@ class PointDynamics(nn.Module):
 
     def __init__(self, latent_dim: int, action_dim: int) -> None:
         super().__init__()
+        if latent_dim < 1 or action_dim < 1:
+            raise ValueError(f"latent_dim and action_dim must be at least 1, got {latent_dim}, {action_dim}")
         self.latent_dim, self.action_dim = latent_dim, action_dim
 
     def step(self, z: Float[Tensor, "b d"], action: Float[Tensor, "b a"]) -> Float[Tensor, "b d"]:
@@ -43,6 +45,8 @@ class MLPDynamics(PointDynamics):
 
     def __init__(self, latent_dim: int, action_dim: int, width: int = 256, depth: int = 2) -> None:
         super().__init__(latent_dim, action_dim)
+        if width < 1 or depth < 1:
+            raise ValueError(f"width and depth must be at least 1, got {width}, {depth}")
         self.embed_latent = nn.Linear(latent_dim, width)
         self.embed_action = nn.Linear(action_dim, width, bias=False)  # also embeds one-hot discrete actions
         hidden: list[nn.Module] = [nn.LayerNorm(width), nn.SiLU()]

@@ -13,7 +13,8 @@ def bfloat16_is_fast(device: torch.device) -> bool:
     """Whether convolutions in bfloat16 pay on this device (AVX512-BF16 or AMX on a processor, Ampere on a GPU)."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported()
-    return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+    supported = getattr(torch.cpu, "_is_avx512_bf16_supported", None)  # private: other versions may lack it
+    return device.type == "cpu" and supported is not None and supported()
 
 
 class ConvEncoder(nn.Module):
@@ -58,8 +59,10 @@ class ConvEncoder(nn.Module):
 
     def forward(self, pixels: UInt8[Tensor, "b c y x"]) -> Float[Tensor, "b d"]:
         """Latents float32; pixels are scaled from 0..255 to 0..1 here and nowhere else."""
-        half = bfloat16_is_fast(pixels.device) and len(pixels) > 8  # tiny batches are bound by call overhead
+        half = self.training and bfloat16_is_fast(pixels.device)
         with torch.autocast(pixels.device.type, torch.bfloat16, enabled=half):
             x = pixels.to(torch.bfloat16 if half else torch.float32, memory_format=torch.channels_last)
             x = self.convolutions(x.mul_(1 / 255))
         return self.norm(self.project(x.float().flatten(1)))
+
+    encode = forward

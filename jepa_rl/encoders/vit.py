@@ -33,8 +33,10 @@ class ViTEncoder(nn.Module):
         patch: int = 8,
     ) -> None:
         super().__init__()
-        if size % patch:
-            raise ValueError(f"size {size} is not a multiple of the patch size {patch}")
+        if size % patch or width % heads:
+            raise ValueError(
+                f"size {size} must be a multiple of patch {patch}, and width {width} one of heads {heads}"
+            )
         self.latent_dim = latent_dim
         self.patches = nn.Conv2d(channels, width, patch, stride=patch)
         self.positions = nn.Parameter(0.02 * torch.randn(1, (size // patch) ** 2, width))
@@ -47,8 +49,10 @@ class ViTEncoder(nn.Module):
 
     def forward(self, pixels: UInt8[Tensor, "b c y x"]) -> Float[Tensor, "b d"]:
         """Latents float32; pixels are scaled from 0..255 to 0..1 here and nowhere else."""
-        half = bfloat16_is_fast(pixels.device) and len(pixels) > 8
+        half = self.training and bfloat16_is_fast(pixels.device)
         with torch.autocast(pixels.device.type, torch.bfloat16, enabled=half):
             tokens = self.patches(pixels.to(torch.bfloat16 if half else torch.float32).mul_(1 / 255))
             tokens = self.blocks(tokens.flatten(2).transpose(1, 2) + self.positions)
         return self.norm(self.project(tokens.float().mean(1)))
+
+    encode = forward

@@ -42,8 +42,10 @@ class Objective:
 
     def __post_init__(self) -> None:
         weights = {name: getattr(self, name) for name in TERMS}
-        if min(weights.values()) < 0 or not any(weights.values()):
-            raise ValueError(f"objective weights must be at least 0 and not all 0, got {weights}")
+        if not all(0 <= weight < float("inf") for weight in weights.values()) or not any(weights.values()):
+            raise ValueError(f"objective weights must be finite, at least 0 and not all 0, got {weights}")
+        if self.projections < 1:
+            raise ValueError(f"projections must be at least 1, got {self.projections}")
         if self.target not in ("online", "stop_gradient", "ema"):
             raise ValueError(f"target must be 'online', 'stop_gradient' or 'ema', got {self.target!r}")
         if not 0.0 <= self.ema_decay < 1.0:

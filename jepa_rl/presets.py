@@ -1,0 +1,70 @@
+"""Named settings to start from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from jepa_rl.objectives import Objective
+from jepa_rl.training import TrainConfig
+from jepa_rl.types import WorldSpec
+from jepa_rl.world_model import WorldModelConfig
+
+
+class Preset(NamedTuple):
+    """What to build, how to train it, and on windows of how many latent steps (``WindowSampler(store, steps)``)."""
+
+    model: WorldModelConfig
+    train: TrainConfig
+    steps: int
+
+
+def laptop(spec: WorldSpec) -> Preset:
+    """Two processor cores and no GPU: a patch conv net of 64 latents and a residual perceptron."""
+    model = WorldModelConfig(
+        spec,
+        latent_dim=64,
+        encoder="conv",
+        dynamics="mlp",
+        dynamics_options={"width": 256, "depth": 3},
+        objective=Objective(sigreg=0.5, inverse_dynamics=1.0),
+    )
+    return Preset(model, TrainConfig(steps=4000, batch_size=128, learning_rate=1e-3), steps=4)
+
+
+def base(spec: WorldSpec) -> Preset:
+    """One GPU: the sizes of LeWorldModel (Maes et al. 2026, arXiv:2603.19312), a ViT of width 192 and a causal
+    transformer, with its optimiser. Not tuned here."""
+    model = WorldModelConfig(
+        spec,
+        latent_dim=192,
+        encoder="vit",
+        encoder_options={"width": 192, "depth": 12, "heads": 3, "patch": 8},
+        dynamics="transformer",
+        dynamics_options={"width": 192, "depth": 6, "heads": 16, "head_dim": 64, "mlp_width": 2048},
+        objective=Objective(sigreg=0.5, inverse_dynamics=1.0, projections=1024),
+    )
+    train = TrainConfig(
+        steps=50_000,
+        batch_size=128,
+        learning_rate=5e-5,
+        weight_decay=1e-3,
+        log_every=100,
+        evaluate_every=2500,
+        checkpoint_every=2500,
+    )
+    return Preset(model, train, steps=4)
+
+
+PRESETS: dict[str, Callable[[WorldSpec], Preset]] = {"laptop": laptop, "base": base}
+
+
+def preset(name: str, spec: WorldSpec) -> Preset:
+    """The preset ``name`` for a world: (model configuration, training configuration, latent steps in a window).
+
+    Raises:
+        ValueError: there is no preset of that name.
+    """
+    if name not in PRESETS:
+        raise ValueError(f"there is no preset {name!r}; choose one of {list(PRESETS)}")
+    return PRESETS[name](spec)
