@@ -4,7 +4,19 @@ from jepa_rl.agents.categorical import CategoricalCEM
 from jepa_rl.agents.cem import CEM
 from jepa_rl.agents.gradient import GradientPlanner
 from jepa_rl.agents.icem import ICEM
+from jepa_rl.agents.inverse import InverseModel, InverseModelAgent, fit_inverse_model
 from jepa_rl.agents.mpc import MPCAgent, MPCState
 from jepa_rl.agents.mppi import MPPI
 
-__all__ = ["CEM", "ICEM", "MPPI", "CategoricalCEM", "GradientPlanner", "MPCAgent", "MPCState"]
+__all__ = [
+    "CEM",
+    "ICEM",
+    "MPPI",
+    "CategoricalCEM",
+    "GradientPlanner",
+    "InverseModel",
+    "InverseModelAgent",
+    "MPCAgent",
+    "MPCState",
+    "fit_inverse_model",
+]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor, nn
 
-from jepa_rl.types import ActionSpec, WorldSpec
-from jepa_rl.world_model import WorldModel
+from jepa_rl.files import load_tensors, save_tensors
+from jepa_rl.types import JSON, ActionSpec, WorldSpec
+from jepa_rl.world_model import WorldModel, WorldModelConfig
 
 Observation = np.ndarray | dict[str, np.ndarray]
 
@@ -27,7 +29,8 @@ class LatentAgent:
 
     ``set_env``, ``get_env``, ``get_vec_normalize_env``, ``logger`` and ``num_timesteps`` are what
     Stable-Baselines3's ``EvalCallback`` and ``CheckpointCallback`` ask of a model; whoever runs them without
-    one of its algorithms counts ``num_timesteps`` up.
+    one of its algorithms counts ``num_timesteps`` up. ``save`` writes one ``.safetensors`` file, world model
+    included, whatever suffix the callbacks choose; ``load`` takes the same path.
 
     Args:
         model: a world model with ``encode``, ``rollout`` and ``spec``, or the path of a saved one.
@@ -106,6 +109,39 @@ class LatentAgent:
             )
         return pixels
 
+    # -- files -------------------------------------------------------------------------------------
+
+    def _save(self, path: str | Path, kind: str, settings: JSON, modules: Mapping[str, nn.Module]) -> None:
+        """One file with the world model, further modules and the agent's settings."""
+        if not isinstance(self.model, WorldModel):
+            raise TypeError(
+                f"only agents on a WorldModel can be saved, this one's is {type(self.model).__name__}"
+            )
+        tensors = {
+            f"{name}.{key}": tensor
+            for name, module in {"model": self.model, **modules}.items()
+            for key, tensor in module.state_dict().items()
+        }
+        save_tensors(_file(path), kind, tensors, {"config": asdict(self.model.config), "settings": settings})
+
+    @staticmethod
+    def _load(
+        path: str | Path, kind: str, device: str
+    ) -> tuple[WorldModel, JSON, dict[str, dict[str, Tensor]]]:
+        """The world model, the settings and the weights of the further modules."""
+        tensors, header = load_tensors(_file(path), (kind,), device)
+        modules: dict[str, dict[str, Tensor]] = {}
+        for name, tensor in tensors.items():
+            module, key = name.split(".", 1)
+            modules.setdefault(module, {})[key] = tensor
+        try:
+            model = WorldModel(WorldModelConfig.from_json(header["config"])).to(device)
+            model.load_state_dict(modules.pop("model"))
+            settings = header["settings"]
+        except (TypeError, KeyError, RuntimeError) as error:
+            raise ValueError(f"{path} does not describe an agent of this version: {error}") from error
+        return model.eval(), settings, modules
+
     # -- what Stable-Baselines3's callbacks ask for ------------------------------------------------
 
     def set_env(self, env: VecEnv) -> None:
@@ -139,6 +175,12 @@ def _same_actions(space: spaces.Space, action: ActionSpec) -> bool:
         and np.allclose(space.low, action.low)
         and np.allclose(space.high, action.high)
     )
+
+
+def _file(path: str | Path) -> Path:
+    """``path`` as a safetensors file; Stable-Baselines3's callbacks name files without a suffix, or .zip."""
+    path = Path(path)
+    return path if path.suffix == ".safetensors" else Path(f"{str(path).removesuffix('.zip')}.safetensors")
 
 
 @contextmanager

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,9 +18,10 @@ from jepa_rl.agents.cem import CEM
 from jepa_rl.agents.gradient import GradientPlanner
 from jepa_rl.agents.icem import ICEM
 from jepa_rl.agents.mppi import MPPI
+from jepa_rl.agents.sampling import expected_cost
 from jepa_rl.costs import GoalCost
 from jepa_rl.dynamics import HeldActions
-from jepa_rl.types import Cost, Dynamics, Plan, Planner
+from jepa_rl.types import JSON, Cost, Dynamics, Plan, Planner
 
 PLANNERS: dict[str, type] = {p.__name__: p for p in (CEM, ICEM, MPPI, GradientPlanner, CategoricalCEM)}
 
@@ -117,6 +120,48 @@ class MPCAgent(LatentAgent):
         actions = self.spec.action.decode(plan[np.arange(len(plan)), position])
         return actions[0] if alone else actions, MPCState(plan, position + 1, calls + 1)
 
+    def save(self, path: str | Path) -> None:
+        """Writes one safetensors file with world model and settings; atomic.
+
+        A planner of your own, or a cost other than ``GoalCost`` or a ``partial`` of it, is not written:
+        pass it to ``load`` again. Raises TypeError if ``model`` is not a ``WorldModel``.
+        """
+        settings = {
+            "planner": _planner_settings(self.planner), "cost": _cost_settings(self.cost),
+            "hold": self.hold, "replan_every": self.replan_every, "seed": self.seed,
+        }  # fmt: skip
+        self._save(path, "mpc_agent", settings, {})
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        planner: Planner | None = None,
+        cost: Callable[[Any], Cost] | None = None,
+        device: str = "cpu",
+    ) -> MPCAgent:
+        """Reads a file of ``save``; ``planner`` and ``cost``, where given, take the place of those in it.
+
+        Raises:
+            FileNotFoundError, ValueError: as ``WorldModel.load``; ValueError too if planner or cost are
+                neither in the file nor given.
+        """
+        model, settings, _ = cls._load(path, "mpc_agent", device)
+        if planner is None:
+            saved = settings.pop("planner")
+            if saved is None:
+                raise ValueError(
+                    f"{path} was saved with a planner of its own; pass it: load(path, planner=...)"
+                )
+            planner = PLANNERS[saved.pop("name")](**saved)
+        if cost is None:
+            if settings["cost"] is None:
+                raise ValueError(f"{path} was saved with a cost of its own; pass it: load(path, cost=...)")
+            cost = partial(GoalCost, **settings["cost"])
+        names = ("hold", "replan_every", "seed")
+        return cls(model, planner, cost=cost, **{name: settings[name] for name in names})
+
     @torch.no_grad()
     def _plan(
         self,
@@ -189,3 +234,20 @@ class MPCAgent(LatentAgent):
                     f"the planner chooses among {choices}, the environment takes {action.size} actions; "
                     f"use CategoricalCEM(..., choices={action.size})"
                 )
+
+
+def _planner_settings(planner: Planner) -> JSON | None:
+    """Name and numbers of one of our planners; None for others, and for a risk that is no plain mean."""
+    name = type(planner).__name__
+    if PLANNERS.get(name) is not type(planner) or getattr(planner, "risk", None) is not expected_cost:
+        return None
+    return {"name": name} | {key: value for key, value in vars(planner).items() if key != "risk"}
+
+
+def _cost_settings(cost: Callable[[Any], Cost]) -> JSON | None:
+    """The keywords of a ``GoalCost``; None for what cannot be written."""
+    if cost is GoalCost:
+        return {}
+    if not isinstance(cost, partial) or cost.func is not GoalCost or cost.args:
+        return None
+    return dict(cost.keywords) if all(isinstance(value, str) for value in cost.keywords.values()) else None
