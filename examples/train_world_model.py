@@ -1,0 +1,131 @@
+"""Train a world model of any environment on random play: no rewards, no labels.
+
+    python examples/train_world_model.py
+    python examples/train_world_model.py --env-id CartPole-v1 --frames 3 --block 1 --out runs/cartpole
+
+Writes runs/train_world_model/: episodes/, model.safetensors, checkpoint.safetensors, results.json,
+latent_map.png and TensorBoard events. A run that was stopped goes on where it was.
+"""
+
+import json
+import os
+import shutil
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import gymnasium as gym
+import torch
+import tyro
+
+from jepa_rl import EpisodeStore, WindowSampler, WorldModel, fit, preset, world_model_evaluation
+from jepa_rl.envs import PixelObservation, SmoothRandomPolicy, collect, world_spec
+
+os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # CartPole and its kin draw with SDL; no window is needed
+
+
+@dataclass(frozen=True)
+class Args:
+    env_id: str = "jepa_rl/TwoRooms-v0"
+    """Gymnasium id of an environment that shows pictures or renders them."""
+    frames: int = 1
+    """Pictures in one observation; take 3 where a single one does not show speeds."""
+    block: int = 5
+    """Environment steps in one latent step."""
+    steps: int = 20_000
+    """Environment steps of random play."""
+    updates: int = 2_000
+    preset: str = "laptop"
+    """laptop, or base for a GPU."""
+    extras: tuple[str, ...] = ("position",)
+    """Entries of info that colour the latent map, where the environment has them."""
+    device: str = "cpu"
+    seed: int = 0
+    resume: bool = True
+    """Go on with what is in the folder; --no-resume deletes it first."""
+    quick: bool = False
+    """A few steps of everything, for a try in seconds."""
+    out: Path = Path("runs/train_world_model")
+
+
+def make_env(args: Args) -> gym.Env:
+    return PixelObservation(gym.make(args.env_id, render_mode="rgb_array"), size=64, frames=args.frames)
+
+
+def random_play(args: Args, steps: int) -> EpisodeStore:
+    """Episodes of smooth random actions, which get farther than white noise; kept for the next run."""
+    there = 0
+    if (args.out / "episodes" / "store.json").exists():
+        store = EpisodeStore.open(args.out / "episodes")
+        if (there := store.num_steps) >= steps:
+            return store
+    venv = gym.vector.SyncVectorEnv([lambda: make_env(args)] * 8)
+    _, info = venv.reset()
+    policy = SmoothRandomPolicy(world_spec(venv).action, venv.num_envs)
+    extras = [name for name in args.extras if name in info]
+    store = collect(
+        venv, args.out / "episodes", policy=policy, steps=steps - there, seed=args.seed + there, extras=extras
+    )
+    venv.close()
+    return store
+
+
+def main(args: Args) -> None:
+    started = time.perf_counter()
+    settings = {name: value for name, value in asdict(args).items() if name not in ("resume", "out")}
+    prepare(args.out, json.loads(json.dumps(settings)), args.resume)
+
+    # Random play, a tenth of its episodes held out.
+    store = random_play(args, steps=800 if args.quick else args.steps)
+    train, held_out = store.split(0.1, seed=args.seed)
+
+    # A world model that predicts latents from latents and actions.
+    model_config, train_config, window = preset(args.preset, store.spec.with_block(args.block))
+    train_config = replace(train_config, steps=args.updates, seed=args.seed)
+    if args.quick:
+        train_config = replace(train_config, steps=20, batch_size=16, log_every=5, evaluate_every=10)
+    torch.manual_seed(args.seed)
+    model = WorldModel(model_config).to(args.device)
+    evaluate = world_model_evaluation(
+        WindowSampler(held_out, window, args.block), extras=tuple(store.layout.extras)
+    )
+    trained = fit(model, WindowSampler(train, window, args.block), train_config, args.out, evaluate=evaluate)
+
+    # What became of it, on the held-out episodes.
+    found = evaluate(model)
+    found.figures["jepa/latent_map"].savefig(args.out / "latent_map.png", dpi=100)
+    results = {
+        **settings,
+        "environment_steps": store.num_steps,
+        "effective_rank": found.metrics["jepa/effective_rank"],
+        "rollout_error": [found.metrics[f"model/rollout_error_{k}"] for k in range(1, window + 1)],
+        "action_gap": found.metrics["model/action_gap"],
+        "alarm": found.alarm,
+        "train_seconds": trained.seconds,
+        "total_seconds": time.perf_counter() - started,
+    }
+    (args.out / "results.json").write_text(json.dumps(results, indent=2))
+    errors = ", ".join(f"{error:.2f}" for error in results["rollout_error"])
+    print(f"effective rank   {results['effective_rank']:.1f} of {model.latent_dim} dimensions")
+    print(f"rollout error    {errors}   1 to {window} latent steps ahead; 1 is predicting no change")
+    print(
+        f"action gap       {results['action_gap']:.2f}   how much worse the prediction is with wrong actions"
+    )
+    print(f"alarm            {found.alarm or 'none'}")
+    print(f"wrote {args.out}/ in {results['total_seconds']:.0f} s")
+
+
+def prepare(out: Path, settings: dict[str, object], resume: bool) -> None:
+    """The folder of the run; a run with other settings in it is neither continued nor overwritten."""
+    if not resume:
+        shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True, exist_ok=True)
+    file = out / "args.json"
+    if file.exists() and (there := json.loads(file.read_text())) != settings:
+        other = {name: there.get(name) for name, value in settings.items() if there.get(name) != value}
+        raise SystemExit(f"{out} holds a run with {other}; pass --no-resume to replace it, or another --out")
+    file.write_text(json.dumps(settings, indent=2))
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args))
