@@ -7,6 +7,7 @@ from jepa_rl.agents.icem import ICEM
 from jepa_rl.agents.inverse import InverseModel, InverseModelAgent, fit_inverse_model
 from jepa_rl.agents.mpc import MPCAgent, MPCState
 from jepa_rl.agents.mppi import MPPI
+from jepa_rl.agents.tree import TreeSearch
 
 __all__ = [
     "CEM",
@@ -18,5 +19,6 @@ __all__ = [
     "InverseModelAgent",
     "MPCAgent",
     "MPCState",
+    "TreeSearch",
     "fit_inverse_model",
 ]

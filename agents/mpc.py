@@ -19,11 +19,14 @@ from jepa_rl.agents.gradient import GradientPlanner
 from jepa_rl.agents.icem import ICEM
 from jepa_rl.agents.mppi import MPPI
 from jepa_rl.agents.sampling import expected_cost
+from jepa_rl.agents.tree import TreeSearch
 from jepa_rl.costs import GoalCost
 from jepa_rl.dynamics import HeldActions
 from jepa_rl.types import JSON, Cost, Dynamics, Plan, Planner
 
-PLANNERS: dict[str, type] = {p.__name__: p for p in (CEM, ICEM, MPPI, GradientPlanner, CategoricalCEM)}
+PLANNERS: dict[str, type] = {
+    p.__name__: p for p in (CEM, ICEM, MPPI, GradientPlanner, CategoricalCEM, TreeSearch)
+}
 
 
 class MPCState(NamedTuple):
@@ -223,7 +226,7 @@ class MPCAgent(LatentAgent):
         if type(self.planner) not in PLANNERS.values():
             return
         if isinstance(self.planner, CategoricalCEM) != (action.kind == "discrete"):
-            fitting = "CategoricalCEM" if action.kind == "discrete" else "CEM, ICEM, MPPI or GradientPlanner"
+            fitting = "CategoricalCEM" if action.kind == "discrete" else "another planner"
             raise ValueError(
                 f"{type(self.planner).__name__} does not fit {action.kind} actions; use {fitting}"
             )

@@ -26,10 +26,10 @@ def laptop(spec: WorldSpec) -> Preset:
         latent_dim=64,
         encoder="conv",
         dynamics="mlp",
-        dynamics_options={"width": 256, "depth": 3},
-        objective=Objective(sigreg=0.5, inverse_dynamics=1.0),
+        dynamics_options={"width": 192, "depth": 2},
+        objective=Objective(sigreg=0.5, inverse_dynamics=2.0),
     )
-    return Preset(model, TrainConfig(steps=4000, batch_size=128, learning_rate=1e-3), steps=4)
+    return Preset(model, TrainConfig(steps=4500, batch_size=128, learning_rate=1e-3), steps=3)
 
 
 def base(spec: WorldSpec) -> Preset:

@@ -204,7 +204,7 @@ def _update(state: TrainingState, sampler: Sampler) -> tuple[int, dict[str, Tens
     state.optimizer.step()
     model.after_update()
     terms = {"loss": loss, "gradient_norm": norm} | terms
-    return batch.pixels.shape[0] * batch.pixels.shape[1], {k: v.detach() for k, v in terms.items()}
+    return batch.states, {k: v.detach() for k, v in terms.items()}
 
 
 def _evaluate(state: TrainingState, evaluate: Evaluate, writer: SummaryWriter) -> None:

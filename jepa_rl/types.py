@@ -157,6 +157,11 @@ class Batch:
     rewards: Float[Tensor, "b h"]
     terminated: Bool[Tensor, "b h"]
 
+    @property
+    def states(self) -> int:
+        """How many states the batch holds."""
+        return self.pixels.shape[0] * self.pixels.shape[1]
+
     def to(self, device: torch.device | str) -> Batch:
         return Batch(*(getattr(self, f).to(device) for f in ("pixels", "actions", "rewards", "terminated")))
 

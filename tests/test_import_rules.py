@@ -22,7 +22,7 @@ ROWS = (
     ("encoders", "dynamics", "objectives", "heads", "costs", "data"),
     ("world_model",),
     ("checkpoint", "training"),
-    ("diagnostics",),
+    ("diagnostics", "refine"),
     ("presets",),
     ("testing",),
 )

@@ -34,25 +34,40 @@ class PointDynamics(nn.Module):
         return torch.stack(path, dim=1).unsqueeze(1)
 
 
+class GatedBlock(nn.Module):
+    """A residual block with a gate (SwiGLU; Shazeer 2020, arXiv:2002.05202), normalised on the way in.
+
+    A product of features says "blocked, if here and moving there" with few units, where sums need many: with
+    gates the predictor learns contacts in fewer updates.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.up = nn.Linear(width, 2 * width)
+        self.down = nn.Linear(width, width)
+
+    def forward(self, x: Float[Tensor, "b w"]) -> Float[Tensor, "b w"]:
+        gate, value = self.up(self.norm(x)).chunk(2, dim=-1)
+        return x + self.down(nn.functional.silu(gate) * value)
+
+
 class MLPDynamics(PointDynamics):
-    """A residual multilayer perceptron: ``z' = z + f(z, a)``.
+    """A residual perceptron of gated blocks: ``z' = z + f(z, a)``.
 
     Args:
         latent_dim, action_dim: widths of latent and action.
         width: hidden units.
-        depth: hidden layers.
+        depth: gated blocks.
     """
 
-    def __init__(self, latent_dim: int, action_dim: int, width: int = 256, depth: int = 2) -> None:
+    def __init__(self, latent_dim: int, action_dim: int, width: int = 192, depth: int = 2) -> None:
         super().__init__(latent_dim, action_dim)
         if width < 1 or depth < 1:
             raise ValueError(f"width and depth must be at least 1, got {width}, {depth}")
         self.embed_latent = nn.Linear(latent_dim, width)
         self.embed_action = nn.Linear(action_dim, width, bias=False)  # also embeds one-hot discrete actions
-        hidden: list[nn.Module] = [nn.LayerNorm(width), nn.SiLU()]
-        for _ in range(depth - 1):
-            hidden += [nn.Linear(width, width), nn.LayerNorm(width), nn.SiLU()]
-        self.hidden = nn.Sequential(*hidden)
+        self.hidden = nn.Sequential(*(GatedBlock(width) for _ in range(depth)))
         self.out = nn.Linear(width, latent_dim)
 
     def step(self, z: Float[Tensor, "b d"], action: Float[Tensor, "b a"]) -> Float[Tensor, "b d"]:

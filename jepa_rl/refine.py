@@ -1,0 +1,78 @@
+"""A second phase of training: the dynamics alone, on latents of the frozen encoder.
+
+Joint training spends nearly all its time in the encoder, and sharp events such as contacts are rare in its
+batches. Behind a frozen encoder an update costs a few matrix products, so that the predictor can see a hundred
+times as many, longer windows. The encoder cannot collapse in it: it does not move.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from jepa_rl.data.latents import LatentBatch, LatentEpisodes, LatentWindowSampler
+from jepa_rl.data.store import EpisodeStore
+from jepa_rl.data.view import EpisodeView
+from jepa_rl.objectives import prediction
+from jepa_rl.training import TrainConfig, TrainResult, fit
+from jepa_rl.world_model import WorldModel
+
+
+class FrozenEncoder(nn.Module):
+    """What ``fit`` trains in this phase: the dynamics of a world model, by prediction alone.
+
+    Args:
+        model: its encoder stays as it is; its dynamics learn, in place.
+    """
+
+    def __init__(self, model: WorldModel) -> None:
+        super().__init__()
+        self.dynamics, self.config, self.save = model.dynamics, model.config, model.save
+
+    def loss(
+        self, batch: LatentBatch, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Mean squared error of the open-loop rollout over the window."""
+        predicted = self.dynamics.rollout(batch.latents[:, 0], batch.actions)[:, 0, 1:]
+        error = prediction(predicted, batch.latents[:, 1:])
+        return error, {"prediction": error}
+
+    def after_update(self) -> None:
+        """Nothing moves beside the weights."""
+
+
+REFINE = TrainConfig(
+    steps=6000, batch_size=256, learning_rate=2e-3, warmup=0.1, weight_decay=1e-3, checkpoint_every=1000
+)
+
+
+def refine_dynamics(
+    model: WorldModel,
+    episodes: EpisodeStore | EpisodeView,
+    out: str | Path,
+    *,
+    steps: int = 6,
+    config: TrainConfig = REFINE,
+    resume: bool = True,
+    progress: bool = True,
+) -> TrainResult:
+    """Encodes the episodes once and trains the dynamics of ``model`` on them, in place.
+
+    Args:
+        model: a trained world model.
+        episodes: those that it was trained on, or more.
+        out: folder of the run, another than that of the joint training; see ``fit`` for what is written there.
+        steps: latent steps of the windows, h; longer than in joint training.
+        config: how long and how fast.
+        resume, progress: as for ``fit``.
+
+    Raises:
+        ValueError: as ``fit``, ``LatentEpisodes.encode`` and ``LatentWindowSampler``.
+    """
+    latents = LatentEpisodes.encode(model, episodes)
+    sampler = LatentWindowSampler(latents, steps, model.spec.block)
+    result = fit(FrozenEncoder(model), sampler, config, out, resume=resume, progress=progress)
+    model.eval()
+    return result
