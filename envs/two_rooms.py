@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal
 import cv2
 import gymnasium as gym
 import numpy as np
+import torch
 from gymnasium.vector import AutoresetMode
 
 SIZE = 64  # pixels
@@ -59,6 +60,36 @@ def move(position: np.ndarray, layout: np.ndarray, action: np.ndarray) -> np.nda
     in_strip = np.abs(new_x - wall) < BLOCKED
     new_y = np.where(in_strip, np.clip(new_y, door - PASSAGE, door + PASSAGE), new_y)
     return np.stack([new_x, new_y], axis=-1)
+
+
+class TwoRoomsDynamics:
+    """The true world as ``Dynamics``, for an oracle: its latents are x, y, wall and door, "b 4", in pixels.
+
+    Args:
+        block: environment steps in a latent step.
+    """
+
+    latent_dim = 4
+
+    def __init__(self, block: int = 1) -> None:
+        self.block, self.action_dim = block, 2 * block
+
+    def rollout(
+        self,
+        z: torch.Tensor,
+        actions: torch.Tensor,
+        *,
+        futures: int = 1,
+        generator: torch.Generator | None = None,
+    ) -> torch.Tensor:
+        """States "b 1 h+1 4"; see ``jepa_rl.types.Dynamics``."""
+        state, steps = z.double().numpy(), actions.double().numpy().reshape(len(z), -1, self.block, 2)
+        position, layout, path = state[:, :2], state[:, 2:], [state]
+        for block in steps.swapaxes(0, 1):
+            for action in block.swapaxes(0, 1):
+                position = move(position, layout, action)
+            path.append(np.concatenate([position, layout], axis=1))
+        return torch.from_numpy(np.stack(path, axis=1)[:, None]).to(z)
 
 
 def draw_dots(position: np.ndarray) -> np.ndarray:

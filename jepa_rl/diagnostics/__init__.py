@@ -5,6 +5,7 @@ from jepa_rl.diagnostics.figures import latent_map, std_bars
 from jepa_rl.diagnostics.latents import collapse_alarm, effective_rank, smoothness
 from jepa_rl.diagnostics.probes import Probe, fit_linear_probe, fit_mlp_probe, r2_score
 from jepa_rl.diagnostics.rollouts import action_shuffle_gap, rollout_error, surprise
+from jepa_rl.diagnostics.statistics import wilson_interval
 
 __all__ = [
     "Probe",
@@ -20,5 +21,6 @@ __all__ = [
     "smoothness",
     "std_bars",
     "surprise",
+    "wilson_interval",
     "world_model_evaluation",
 ]
