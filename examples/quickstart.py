@@ -64,6 +64,15 @@ class Args:
 QUICK = dict(episodes=2, train_episodes=40, train_steps=30, updates=20, refine_updates=20, horizon=3)
 
 
+@dataclass
+class Outcome:
+    """One episode: whether and when the goal was reached, and the seconds that choosing actions took."""
+
+    success: bool
+    steps: int
+    seconds: float
+
+
 def main(args: Args) -> None:
     args = replace(args, **QUICK) if args.quick else args
     if not args.resume:
@@ -187,15 +196,6 @@ def planning_agent(args: Args, model: WorldModel) -> MPCAgent:
     """Looks ahead over `horizon` held actions, executes one block of them, and looks again."""
     planner = TreeSearch(args.horizon)
     return MPCAgent(model, planner, cost=partial(GoalCost, reduce="last"), hold=True, seed=args.seed)
-
-
-@dataclass
-class Outcome:
-    """One episode: whether and when the goal was reached, and the seconds that choosing actions took."""
-
-    success: bool
-    steps: int
-    seconds: float
 
 
 Act = Callable[[dict[str, np.ndarray], bool], np.ndarray]
