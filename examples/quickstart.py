@@ -33,6 +33,7 @@ from jepa_rl.dynamics import HeldActions
 from jepa_rl.envs import GoalObservation, SmoothRandomPolicy, collect, world_spec
 from jepa_rl.envs.two_rooms import TwoRoomsDynamics, TwoRoomsVectorEnv
 from jepa_rl.refine import REFINE, refine_dynamics
+from jepa_rl.types import Cost, Planner
 
 MAX_STEPS = 200  # environment steps that an episode may take
 FIRST_LAYOUT = 1_000_000  # seeds of the evaluation's episodes start here, far from those of the training
@@ -102,7 +103,7 @@ def evaluate(args: Args, model: WorldModel, train: Any) -> dict[str, list[Outcom
         "inverse_model": play(
             args, lambda env, _: lambda observation, start: inverse.predict(observation)[0]
         ),
-        "oracle_dynamics": play(args, partial(oracle, args)),
+        "oracle_dynamics": play(args, partial(oracle, args, agent.planner, agent.cost)),
         "agent": play(args, lambda env, episode: Driver(agent, board, MAX_STEPS * episode)),
     }
     board.close()
@@ -238,9 +239,9 @@ class Driver:
         return action
 
 
-def oracle(args: Args, env: gym.Env, episode: int) -> Act:
+def oracle(args: Args, planner: Planner, cost: Callable[[Any], Cost], env: gym.Env, episode: int) -> Act:
     """The same search on the true simulator and the true distance: what search alone can reach."""
-    dynamics, planner = HeldActions(TwoRoomsDynamics(args.block), args.block), TreeSearch(args.horizon)
+    dynamics = HeldActions(TwoRoomsDynamics(args.block), args.block)
     generator = torch.Generator().manual_seed(episode)
     plan: list[np.ndarray] = []
     core = env.unwrapped
@@ -252,7 +253,7 @@ def oracle(args: Args, env: gym.Env, episode: int) -> Act:
                 torch.from_numpy(np.concatenate([xy, state.layout], axis=1)).float()
                 for xy in (state.position, state.goal)
             )
-            found = planner.plan(dynamics, GoalCost(goal, "last"), now, None, generator)
+            found = planner.plan(dynamics, cost(goal), now, None, generator)
             plan.extend([found.actions[0, 0].numpy()] * args.block)
         return plan.pop(0)
 
