@@ -118,8 +118,8 @@ def fit_inverse_model(
     model: WorldModel,
     episodes: EpisodeStore | EpisodeView,
     *,
-    max_offset: int = 30,
-    updates: int = 3000,
+    max_offset: int = 5,
+    updates: int = 2000,
     batch_size: int = 512,
     learning_rate: float = 1e-3,
     seed: int = 0,
@@ -132,7 +132,8 @@ def fit_inverse_model(
     Args:
         model: a trained world model; it stays as it is.
         episodes: any play in its environment.
-        max_offset: environment steps to the farthest goal.
+        max_offset: environment steps to the farthest goal. Random play reaches a far state by many ways, whose
+            mean is close to no action at all: keep it small unless the data go where they want to.
         updates, batch_size, learning_rate: AdamW's, the rate falling to zero as a cosine.
         seed: of weights and batches.
 

@@ -12,7 +12,7 @@ sees, its goal) and TensorBoard events (plan/cost, plan/spread, plan/ms).
 import json
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import gymnasium as gym
@@ -35,6 +35,9 @@ class Args:
     env_id: str = "jepa_rl/TwoRooms-v0"
     checkpoint: Path | None = None
     """Of a world model of that environment."""
+    frames: int = 1
+    block: int = 5
+    """Frames and block of the model that is trained where there is none."""
     episodes: int = 10
     goal_steps: int = 25
     """How many steps of random play lead from the start to the goal."""
@@ -61,9 +64,8 @@ def find_model(args: Args) -> tuple[WorldModel, str]:
         model = WorldModel.load(path)
         if fits(model, args.env_id):
             return model, str(path)
-    train_world_model.main(
-        train_world_model.Args(args.env_id, quick=args.quick, resume=False, out=args.out / "world_model")
-    )
+    training = train_world_model.Args(args.env_id, args.frames, args.block, quick=args.quick, resume=False)
+    train_world_model.main(replace(training, out=args.out / "world_model"))
     path = args.out / "world_model" / "model.safetensors"
     return WorldModel.load(path), str(path)
 
