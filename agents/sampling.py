@@ -57,20 +57,8 @@ class Problem:
         return latents, costs.view(b, s)
 
     def costs(self, candidates: Float[Tensor, "b s h a"]) -> Float[Tensor, "b s"]:
-        """Costs of the candidates, +inf where the dynamics or the cost gave NaN.
-
-        Raises:
-            ValueError: if all candidates of an environment cost NaN.
-        """
-        costs = self.rollout(candidates)[1]
-        lost = torch.isnan(costs).all(1)
-        if lost.any():
-            raise ValueError(
-                f"every candidate plan costs NaN for environments {lost.nonzero().flatten().tolist()}: the "
-                "dynamics or the cost diverged; check that the model was trained on this environment, or "
-                "shorten the horizon"
-            )
-        return without_nan(costs)
+        """Costs of the candidates; see ``comparable``."""
+        return comparable(self.rollout(candidates)[1])
 
     def finish(self, choices: Float[Tensor, "b s h a"], candidates: Tensor, costs: Tensor) -> Plan:
         """The cheapest of ``choices``; ``candidates`` and ``costs`` are what the search saw last."""
@@ -85,6 +73,22 @@ class Problem:
             candidate_costs=costs,
             branches=latents.unflatten(0, choices.shape[:2])[env, best],
         )
+
+
+def comparable(costs: Float[Tensor, "b s"]) -> Float[Tensor, "b s"]:
+    """Costs of the candidates of each environment, +inf where the dynamics or the cost gave NaN.
+
+    Raises:
+        ValueError: if all candidates of an environment cost NaN.
+    """
+    lost = torch.isnan(costs).all(1)
+    if lost.any():
+        raise ValueError(
+            f"every candidate plan costs NaN for environments {lost.nonzero().flatten().tolist()}: the "
+            "dynamics or the cost diverged; check that the model was trained on this environment, or "
+            "shorten the horizon"
+        )
+    return without_nan(costs)
 
 
 def without_nan(costs: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:

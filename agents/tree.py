@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from jepa_rl.agents.sampling import Risk, expected_cost, pose, without_nan
+from jepa_rl.agents.sampling import Risk, comparable, expected_cost, pose
 from jepa_rl.types import Cost, Dynamics, Plan
 
 
@@ -109,13 +109,14 @@ def spread(
 ) -> Int64[Tensor, "b w"]:
     """``width`` children far from each other and from all states seen; the cheapest child is always one."""
     novelty = torch.cdist(children, seen).amin(2)
-    shortlist = novelty.topk(min(4 * width, novelty.shape[1]), dim=1).indices
-    shortlist[:, -1] = costs.argmin(1)
+    first = costs.argmin(1, keepdim=True)
+    shortlist = novelty.scatter(1, first, torch.inf).topk(min(4 * width, novelty.shape[1]), dim=1).indices
     points, gap = _gather(children, shortlist), novelty.gather(1, shortlist)
-    chosen = [torch.full_like(shortlist[:, 0], shortlist.shape[1] - 1)]
+    chosen = [torch.zeros_like(shortlist[:, 0])]  # the cheapest heads the shortlist
     for _ in range(min(width, shortlist.shape[1]) - 1):
         latest = _pick(points, chosen[-1]).unsqueeze(1)
         gap = torch.minimum(gap, (points - latest).square().sum(-1).sqrt())
+        gap = gap.scatter(1, chosen[-1].unsqueeze(1), -1.0)  # never again
         chosen.append(gap.argmax(1))
     return shortlist.gather(1, torch.stack(chosen, 1))
 
@@ -128,8 +129,8 @@ def _expand(
     rows = nodes.repeat_interleave(k, dim=1).flatten(0, 1)
     steps = actions.reshape(b * w * k, 1, a)
     latents = dynamics.rollout(rows, steps)
-    costs = without_nan(cost(latents, steps)[:, 0])
-    return latents[:, 0, 1].unflatten(0, (b, w * k)), costs.view(b, w * k)
+    costs = cost(latents, steps)[:, 0].view(b, w * k)
+    return latents[:, 0, 1].unflatten(0, (b, w * k)), comparable(costs)
 
 
 def _pick(values: Tensor, index: Int64[Tensor, " b"]) -> Tensor:

@@ -22,7 +22,7 @@ import quickstart
 from quickstart import Outcome, play
 from torch.utils.tensorboard import SummaryWriter
 
-from jepa_rl.agents import CEM, MPCAgent, fit_inverse_model
+from jepa_rl.agents import CEM, MPCAgent
 from jepa_rl.diagnostics import wilson_interval
 
 

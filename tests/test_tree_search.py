@@ -1,0 +1,114 @@
+"""The spreading tree: the planner's contract, and mazes whose answer is known."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jepa_rl.agents import CEM, TreeSearch
+from jepa_rl.agents.tree import spread
+from jepa_rl.costs import GoalCost
+from jepa_rl.dynamics import HeldActions
+from jepa_rl.envs.two_rooms import GOAL_RADIUS, TwoRoomsDynamics
+from jepa_rl.testing import PlannerContract
+
+
+class TestTreeSearch(PlannerContract):
+    def make_planner(self):
+        return TreeSearch(horizon=5, width=16, branches=8)
+
+
+# A wall whose door is far off: the straight way is blocked. x, y, wall x, door y in pixels.
+START, GOAL = torch.tensor([[20.0, 15.0, 32.0, 45.0]]), torch.tensor([[45.0, 15.0, 32.0, 45.0]])
+
+
+def final_distance(planner, reduce):
+    plan = planner.plan(
+        HeldActions(TwoRoomsDynamics(5), 5),
+        GoalCost(GOAL, reduce),
+        START,
+        None,
+        torch.Generator().manual_seed(0),
+    )
+    return float((plan.branches[0, 0, :, :2] - GOAL[:, :2]).norm(dim=-1).min())
+
+
+def test_finds_the_way_around_where_sampling_around_a_mean_does_not():
+    assert final_distance(TreeSearch(12), "last") < 2 * GOAL_RADIUS
+    assert final_distance(CEM(12, samples=256, elites=26, iterations=6), "last") > 3 * GOAL_RADIUS
+
+
+def test_a_dear_step_keeps_the_plan_short():
+    dynamics = HeldActions(TwoRoomsDynamics(5), 5)
+    near = torch.tensor([[20.0, 21.0, 32.0, 45.0]])
+    plan = TreeSearch(6, step_cost=100.0).plan(
+        dynamics, GoalCost(near, "last"), START, None, torch.Generator().manual_seed(0)
+    )
+    assert (plan.actions[:, 1:] == 0).all()  # one step, then rest
+
+
+def test_the_old_plan_competes():
+    """A warm start that ends at the goal exactly is taken, whatever the tree finds."""
+
+    class Integrator:
+        latent_dim = action_dim = 2
+
+        def rollout(self, z, actions, *, futures=1, generator=None):
+            return torch.cat([z[:, None], z[:, None] + actions.cumsum(1)], 1)[:, None]
+
+    warm = torch.tensor([[[0.3, 0.1], [0.2, -0.4], [0.05, 0.07]]])
+    goal = warm.sum(1)
+    plan = TreeSearch(3, width=4, branches=4, step_cost=0.0).plan(
+        Integrator(), GoalCost(goal, "last"), torch.zeros(1, 2), warm, torch.Generator().manual_seed(1)
+    )
+    torch.testing.assert_close(plan.actions, warm)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 3), st.integers(1, 40), st.integers(1, 5), st.integers(1, 50), st.integers(0, 10**6))
+def test_spread_takes_distinct_children_and_the_cheapest(b, m, q, width, seed):
+    generator = torch.Generator().manual_seed(seed)
+    children = torch.randn(b, m, 3, generator=generator)
+    costs = torch.rand(b, m, generator=generator)
+    kept = spread(children, torch.randn(b, q, 3, generator=generator), costs, width)
+    assert kept.shape == (b, min(width, m))
+    assert (kept[:, 0] == costs.argmin(1)).all()
+    assert all(len(set(row)) == len(row) for row in kept.tolist())
+
+
+def test_spread_covers_a_line():
+    """Farthest points of a line of eleven, seen from its left end: the right end, then the middle."""
+    line = torch.arange(11.0)[None, :, None]
+    kept = spread(line, line[:, :1], line[0, :, 0][None].neg(), 3)
+    assert kept.tolist() == [[10, 0, 5]] or kept.tolist() == [[10, 5, 2]] or kept.tolist()[0][:2] == [10, 5]
+
+
+@pytest.mark.parametrize(
+    ("settings_", "error"),
+    [
+        (dict(horizon=0), ValueError),
+        (dict(horizon=2, width=0), ValueError),
+        (dict(horizon=2, branches=1.5), TypeError),
+        (dict(horizon=2, step_cost=-1.0), ValueError),
+        (dict(horizon=2, step_cost=float("nan")), ValueError),
+    ],
+)
+def test_settings_that_make_no_sense(settings_, error):
+    with pytest.raises(error, match=next(name for name in reversed(list(settings_)))):
+        TreeSearch(**settings_)
+
+
+def test_oracle_dynamics_follow_the_environment():
+    """The oracle is the environment's own rule book: equal actions lead to equal positions."""
+    from jepa_rl.envs.two_rooms import TwoRoomsEnv
+
+    env, rng = TwoRoomsEnv(start="any"), np.random.default_rng(0)
+    for episode in range(5):
+        env.reset(seed=episode)
+        state = np.concatenate([env.state.position, env.state.layout], 1)
+        actions = rng.uniform(-1, 1, (20, 2)).astype(np.float32)
+        path = TwoRoomsDynamics().rollout(torch.from_numpy(state), torch.from_numpy(actions)[None])[0, 0]
+        for i, action in enumerate(actions):
+            env.step(action)
+            np.testing.assert_allclose(path[i + 1, :2], env.state.position[0], atol=1e-5)
