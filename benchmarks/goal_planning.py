@@ -51,7 +51,7 @@ class Args:
     episodes: int = 50
     train_episodes: int = 1200
     train_steps: int = 100
-    updates: int = 5000
+    updates: int = 4500
     refine_updates: int = 5000
     frames: int = 3
     block: int = 5
@@ -150,11 +150,11 @@ def run_seed(args: Args, seed: int) -> dict[str, Any]:
 
 
 def make_env(args: Args, max_episode_steps: int = 1000) -> gym.Env:
-    """Drawn at 128 pixels and reduced by area: the thin arm stays visible between pixels."""
+    """Drawn at 128 pixels and reduced by area, so that the thin arm stays visible between pixels; grey."""
     env = gym.make(
         args.env, observation="pixels", size=128, render="fast", max_episode_steps=max_episode_steps
     )
-    return PixelObservation(env, size=64, frames=args.frames)
+    return PixelObservation(env, size=64, frames=args.frames, grayscale=True)
 
 
 def random_play(args: Args, path: Path, seed: int) -> EpisodeStore:
@@ -175,7 +175,7 @@ def random_play(args: Args, path: Path, seed: int) -> EpisodeStore:
 def train_model(args: Args, train: Any, held_out: Any, out: Path, seed: int) -> tuple[WorldModel, nn.Module]:
     """Encoder and dynamics, then the dynamics alone, then the map to rest."""
     config, training, window = preset("laptop", train.spec.with_block(args.block))
-    config = replace(config, latent_dim=args.latent_dim, encoder_options={"widths": (32, 64, 64)})
+    config = replace(config, latent_dim=args.latent_dim)
     training = replace(training, steps=args.updates, seed=seed, evaluate_every=1000)
     refining = replace(REFINE, steps=args.refine_updates, seed=seed)
     model = WorldModel(config)
@@ -211,7 +211,7 @@ def map_to_rest(args: Args, model: WorldModel, train: Any, path: Path, seed: int
         loss.backward()
         optimizer.step()
         schedule.step()
-    print(f"map to rest: error {float(loss):.4f}, variance {float(y.var(0).mean()):.4f}", flush=True)
+    print(f"map to rest: error {loss.item():.4f}, variance {float(y.var(0).mean()):.4f}", flush=True)
     save_tensors(path, "at_rest", network.state_dict(), {})
     return network.requires_grad_(False)
 

@@ -31,7 +31,7 @@ class Args:
     seeds: tuple[int, ...] = (0, 1, 2)
     """Of training; the evaluation's layouts are the same for all and unseen by all."""
     episodes: int = 200
-    cem_episodes: int = 50
+    cem_episodes: int = 20
     """The cross-entropy method fails slowly: fewer episodes of it."""
     quick: bool = False
     out: Path = Path("runs/two_rooms")

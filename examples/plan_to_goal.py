@@ -11,14 +11,15 @@ sees, its goal) and TensorBoard events (plan/cost, plan/spread, plan/ms).
 
 import json
 import os
+import subprocess
+import sys
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
 import torch
-import train_world_model
 import tyro
 from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
@@ -64,8 +65,11 @@ def find_model(args: Args) -> tuple[WorldModel, str]:
         model = WorldModel.load(path)
         if fits(model, args.env_id):
             return model, str(path)
-    training = train_world_model.Args(args.env_id, args.frames, args.block, quick=args.quick, resume=False)
-    train_world_model.main(replace(training, out=args.out / "world_model"))
+    command = [sys.executable, str(Path(__file__).with_name("train_world_model.py")), "--no-resume"]
+    command += ["--env-id", args.env_id, "--frames", str(args.frames), "--block", str(args.block)]
+    command += ["--out", str(args.out / "world_model")] + ["--quick"] * args.quick
+    print(" ".join(command))
+    subprocess.run(command, check=True)
     path = args.out / "world_model" / "model.safetensors"
     return WorldModel.load(path), str(path)
 

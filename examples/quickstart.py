@@ -43,8 +43,8 @@ FIRST_LAYOUT = 1_000_000  # seeds of the evaluation's episodes start here, far f
 class Args:
     episodes: int = 50
     """Evaluation episodes, each with a wall, a door, a start and a goal of its own."""
-    train_episodes: int = 2000
-    train_steps: int = 60
+    train_episodes: int = 3000
+    train_steps: int = 40
     """Environment steps of a training episode of random play."""
     updates: int = 4500
     """Of encoder and dynamics together."""
