@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from jepa_rl.agents.base import LatentAgent, Observation, evaluating
-from jepa_rl.data import EpisodeStore, WindowSampler
+from jepa_rl.agents.base import LatentAgent, Observation
+from jepa_rl.data import EpisodeStore
+from jepa_rl.data.latents import LatentEpisodes
 from jepa_rl.data.view import EpisodeView
 from jepa_rl.types import ActionSpec
 from jepa_rl.world_model import WorldModel
@@ -144,16 +145,15 @@ def fit_inverse_model(
     for name, value in (("max_offset", max_offset), ("updates", updates), ("batch_size", batch_size)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
-    latents, actions, lengths = encode_episodes(model, episodes)
+    encoded = LatentEpisodes.encode(model, episodes)
+    latents, actions, lengths = encoded.latents, encoded.actions, encoded.lengths
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         inverse = InverseModel(model.latent_dim, model.spec.action).to(latents.device)
     inverse.mean.copy_(latents.mean(0))
     inverse.std.copy_(latents.std(0).clamp_min(1e-6))
-    episode = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
-    left = lengths.cumsum(0)[episode] - torch.arange(
-        len(actions)
-    )  # steps to the end of the episode, at least 1
+    episode = encoded.episode_of_step
+    left = lengths.cumsum(0)[episode] - torch.arange(len(actions))  # steps to the episode's end, at least 1
 
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(inverse.parameters(), lr=learning_rate)
@@ -168,32 +168,3 @@ def fit_inverse_model(
         optimizer.step()
         schedule.step()
     return InverseModelAgent(model, inverse.requires_grad_(False))
-
-
-@torch.no_grad()
-def encode_episodes(
-    model: WorldModel, episodes: EpisodeStore | EpisodeView, batch_size: int = 512
-) -> tuple[Float[Tensor, "states d"], Float[Tensor, "steps size"], Int64[Tensor, " episodes"]]:
-    """All states of all episodes (one more than actions each), all model actions, and the episodes' lengths."""
-    view = episodes.view()
-    steps = WindowSampler(view, steps=1, frames=model.spec.frames)  # window i is environment step i
-    if steps.spec.pixels != model.spec.pixels or steps.spec.action != model.spec.action:
-        raise ValueError(
-            f"the model reads {model.spec.pixels} and is driven by {model.spec.action}, the episodes hold "
-            f"{steps.spec.pixels} and {steps.spec.action}; use episodes of the model's environment"
-        )
-    lengths = torch.from_numpy(np.asarray(view.lengths, np.int64))
-    device = next(model.parameters()).device
-    actions = torch.empty(len(steps), model.spec.action.size, device=device)
-    latents = torch.empty(len(steps) + len(lengths), model.latent_dim, device=device)
-    episode = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
-    last = lengths.cumsum(0) - 1
-    with evaluating(model):
-        for windows in steps.ordered(batch_size):
-            batch = steps.batch(windows).to(device)
-            latents[torch.from_numpy(windows) + episode[windows]] = model.encode(batch.pixels[:, 0])
-            actions[torch.from_numpy(windows)] = batch.actions[:, 0]
-        for windows in last.split(batch_size):
-            pixels = steps.batch(windows.numpy()).pixels[:, 1].to(device)
-            latents[windows + episode[windows] + 1] = model.encode(pixels)
-    return latents, actions, lengths

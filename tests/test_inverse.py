@@ -133,21 +133,6 @@ def test_acts_in_two_rooms_and_comes_back_from_disk(rooms, tmp_path):
         MPCAgent.load(tmp_path / "agent.zip")
 
 
-def test_every_state_is_encoded_at_its_place(rooms):
-    """The cached latents are those of the stored frames, in order, the last of each episode included."""
-    from jepa_rl.agents.inverse import encode_episodes
-
-    model, store = rooms
-    view = store.view([3, 1])
-    latents, actions, lengths = encode_episodes(model, view, batch_size=7)
-    assert lengths.tolist() == [len(view.episode(i)) for i in range(2)]
-    frames = np.concatenate([view.episode(i).frames for i in range(2)])
-    with torch.no_grad():
-        torch.testing.assert_close(latents, model.encode(torch.from_numpy(frames)), atol=1e-5, rtol=1e-5)
-    stored = np.concatenate([view.episode(i).actions for i in range(2)])
-    np.testing.assert_allclose(actions, model.spec.action.encode(stored), atol=1e-6)
-
-
 def test_mistakes_are_named(rooms, tmp_path):
     model, store = rooms
     for name in ("max_offset", "updates", "batch_size"):
