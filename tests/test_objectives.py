@@ -1,0 +1,121 @@
+"""Every term against a value worked out by hand."""
+
+import math
+
+import pytest
+import torch
+
+from jepa_rl.objectives import (
+    Objective,
+    covariance,
+    inverse_dynamics,
+    prediction,
+    sigreg,
+    straightness,
+    time_similarity,
+    variance,
+)
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def epps_pulley(characteristic, limit=5.0, points=20001):
+    """The integral of |phi(w) - exp(-w^2/2)|^2 exp(-w^2/2) over [-limit, limit], for a real phi, finely."""
+    w = torch.linspace(-limit, limit, points, dtype=torch.float64)
+    normal = torch.exp(-0.5 * w**2)
+    return float(torch.trapezoid((characteristic(w) - normal) ** 2 * normal, w))
+
+
+def test_sigreg_of_a_point_mass():
+    """All latents 0: phi is 1 everywhere. The coarse rule of 17 knots is within 1% of the fine integral."""
+    expected = epps_pulley(torch.ones_like)
+    assert sigreg(torch.zeros(1, 50, 4), seeded()).item() == pytest.approx(expected, rel=0.01)
+
+
+def test_sigreg_of_a_wide_gaussian():
+    """N(0, s^2): phi(w) = exp(-s^2 w^2 / 2)."""
+    s = 2.0
+    z = s * torch.randn(1, 200_000, 2, generator=seeded(1))
+    expected = epps_pulley(lambda w: torch.exp(-0.5 * (s * w) ** 2))
+    assert sigreg(z, seeded(), projections=16).item() == pytest.approx(expected, rel=0.05)
+
+
+def test_sigreg_of_a_standard_normal_is_its_sampling_error():
+    """E|phi_b - phi|^2 = (1 - |phi|^2) / b, so the expected statistic is known, and small."""
+    b = 100
+    w = torch.linspace(-5, 5, 20001, dtype=torch.float64)
+    normal = torch.exp(-0.5 * w**2)
+    expected = float(torch.trapezoid((1 - normal**2) / b * normal, w))
+    z = torch.randn(400, b, 8, generator=seeded(2))
+    assert sigreg(z, seeded()).item() == pytest.approx(expected, rel=0.05)
+
+
+def test_sigreg_pushes_towards_unit_scale():
+    for scale, sign in ((0.3, 1.0), (3.0, -1.0)):
+        z = (scale * torch.randn(1, 500, 4, generator=seeded(3))).requires_grad_()
+        sigreg(z, seeded()).backward()
+        assert torch.sign((-z.grad * z).sum()) == sign  # the step against the gradient grows or shrinks z
+
+
+def test_prediction_is_the_mean_squared_error():
+    assert prediction(torch.tensor([[[1.0, 2.0]]]), torch.tensor([[[0.0, 4.0]]])).item() == 2.5
+
+
+def test_variance_hinge():
+    z = torch.tensor([[0.0, 0.0], [2.0, 0.5]])  # sample variances 2 and 0.125
+    expected = 0.5 * (1.0 - math.sqrt(0.125 + 1e-4))
+    assert variance(z).item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_covariance_of_two_equal_dimensions():
+    z = torch.tensor([[-1.0, -1.0], [1.0, 1.0]])  # covariance matrix full of 2
+    assert covariance(z).item() == pytest.approx((4.0 + 4.0) / 2)
+    assert covariance(
+        torch.tensor([[-1.0, 1.0], [1.0, 1.0], [-1.0, -1.0], [1.0, -1.0]])
+    ).item() == pytest.approx(0.0)
+
+
+def test_time_similarity_and_straightness():
+    line = torch.arange(4.0)[None, :, None] * torch.tensor([1.0, 2.0])
+    assert time_similarity(line).item() == pytest.approx((1 + 4) / 2)
+    assert straightness(line).item() == pytest.approx(0.0, abs=1e-6)
+    corner = torch.tensor([[[0.0, 0.0], [1.0, 0.0], [1.0, 1.0]]])
+    assert straightness(corner).item() == pytest.approx(1.0, abs=1e-5)
+    back = torch.tensor([[[0.0, 0.0], [1.0, 0.0], [0.0, 0.0]]])
+    assert straightness(back).item() == pytest.approx(2.0, abs=1e-5)
+
+
+def test_inverse_dynamics():
+    assert inverse_dynamics(torch.tensor([[[1.0, 0.0]]]), torch.tensor([[[0.0, 0.0]]])).item() == 0.5
+    logits = torch.zeros(1, 1, 1, 4)
+    onehot = torch.eye(4)[2].view(1, 1, 1, 4)
+    assert inverse_dynamics(logits, onehot, discrete=True).item() == pytest.approx(math.log(4))
+
+
+def test_objective_is_the_weighted_sum():
+    objective = Objective(prediction=2.0, variance=3.0, time_similarity=0.5)
+    z = torch.randn(6, 3, 4, generator=seeded())
+    total, terms = objective(z, z[:, 1:] + 1.0, z[:, 1:], None, False)
+    assert set(terms) == {"prediction", "variance", "time_similarity"}
+    assert terms["prediction"].item() == pytest.approx(1.0)
+    expected = 2.0 * terms["prediction"] + 3.0 * variance(z) + 0.5 * time_similarity(z)
+    torch.testing.assert_close(total, expected)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (dict(sigreg=-1.0), "at least 0"),
+        (dict(prediction=0.0), "not all 0"),
+        (dict(target="teacher"), "target"),
+        (dict(ema_decay=1.0), "ema_decay"),
+    ],
+)
+def test_weights_that_make_no_sense(settings, message):
+    with pytest.raises(ValueError, match=message):
+        Objective(**settings)
+    with pytest.raises(ValueError, match="inverse-dynamics"):
+        z = torch.zeros(1, 2, 1)
+        Objective(inverse_dynamics=1.0)(z, z[:, 1:], z[:, 1:], None, False)

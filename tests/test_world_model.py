@@ -1,0 +1,237 @@
+"""Encoders and dynamics under the shipped contracts; the world model's loss, targets and files."""
+
+import pickle
+import struct
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from jepa_rl import ActionSpec, Batch, Objective, WorldModel, WorldModelConfig, WorldSpec
+from jepa_rl.dynamics import CausalTransformerDynamics, GRUDynamics, HeldActions, MLPDynamics
+from jepa_rl.encoders import ConvEncoder, ViTEncoder
+from jepa_rl.files import FORMAT_VERSION, load_tensors, save_tensors
+from jepa_rl.objectives import EB_JEPA, EMA, LEWM
+from jepa_rl.testing import DynamicsContract, EncoderContract
+
+CONTINUOUS = WorldSpec((2, 32, 32), 1, ActionSpec("continuous", 2, (-1.0, -1.0), (1.0, 1.0)), 2)
+DISCRETE = WorldSpec((3, 32, 32), 3, ActionSpec("discrete", 4, start=1), 3)
+
+
+def build(spec=CONTINUOUS, **options):
+    torch.manual_seed(0)
+    return WorldModel(WorldModelConfig(spec, latent_dim=8, **options))
+
+
+def windows(spec, b=6, h=3, seed=0):
+    rng = np.random.default_rng(seed)
+    action = spec.action
+    if action.kind == "discrete":
+        raw = rng.integers(action.start, action.start + action.size, (b, h, spec.block))
+    else:
+        raw = rng.uniform(-1, 1, (b, h, spec.block, action.size))
+    return Batch(
+        torch.from_numpy(rng.integers(0, 256, (b, h + 1, *spec.pixels), dtype=np.uint8)),
+        torch.from_numpy(action.encode(raw)).reshape(b, h, -1),
+        torch.zeros(b, h),
+        torch.zeros(b, h, dtype=torch.bool),
+    )
+
+
+class TestConvWorld(EncoderContract):
+    pixels = (2, 32, 32)
+
+    def make_encoder(self):
+        return build().eval()
+
+
+class TestViTWorld(EncoderContract):
+    pixels = (2, 32, 32)
+
+    def make_encoder(self):
+        return build(encoder="vit", encoder_options={"width": 24, "depth": 1, "heads": 2}).eval()
+
+
+class TestMLP(DynamicsContract):
+    def make_dynamics(self):
+        torch.manual_seed(0)
+        return MLPDynamics(6, 3, width=16)
+
+
+class TestGRU(DynamicsContract):
+    markov = False
+
+    def make_dynamics(self):
+        torch.manual_seed(0)
+        return GRUDynamics(6, 3, width=16)
+
+
+class TestHeld(DynamicsContract):
+    def make_dynamics(self):
+        torch.manual_seed(0)
+        return HeldActions(MLPDynamics(6, 6, width=16), 2)
+
+
+def test_bfloat16_training_stays_close_to_float32():
+    torch.manual_seed(0)
+    encoder = ConvEncoder(2, 32, 8)
+    pixels = torch.randint(0, 256, (64, 2, 32, 32), dtype=torch.uint8)
+    with torch.no_grad():
+        trained = encoder.train()(pixels)  # bfloat16 where the processor is fast at it, batch moments
+        features = encoder.project(
+            encoder.convolutions((pixels.float() / 255).to(memory_format=torch.channels_last)).flatten(1)
+        )
+    expected = torch.nn.functional.batch_norm(features, None, None, training=True, eps=encoder.norm.eps)
+    assert (trained - expected).square().mean().sqrt() < 0.05
+
+
+@pytest.mark.parametrize("make", [lambda: ConvEncoder(1, 8, 4), lambda: ViTEncoder(1, 30, 4)])
+def test_pictures_too_small_or_odd(make):
+    with pytest.raises(ValueError, match="size"):
+        make()
+
+
+@pytest.mark.parametrize("spec", [CONTINUOUS, DISCRETE], ids=["continuous", "discrete"])
+@pytest.mark.parametrize("objective", [LEWM, EB_JEPA, EMA, replace(LEWM, inverse_dynamics=1.0)])
+@pytest.mark.parametrize("dynamics", ["mlp", "gru", "transformer"])
+def test_every_combination_trains(spec, objective, dynamics):
+    model, batch = build(spec, objective=objective, dynamics=dynamics), windows(spec)
+    optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
+    losses = []
+    for _ in range(12):
+        loss, terms = model.loss(batch, torch.Generator().manual_seed(0))
+        assert all(torch.isfinite(value) for value in terms.values())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        model.after_update()
+        losses.append(loss.item())
+    assert np.mean(losses[-3:]) < losses[0]
+
+
+def test_the_target_that_takes_no_gradient():
+    """With stop-gradient, only what is predicted *from* moves the encoder: a last state alone gets no gradient."""
+    for target, moves in (("online", True), ("stop_gradient", False)):
+        model = build(objective=Objective(prediction=1.0, target=target)).eval()  # batch norm mixes no rows
+        batch = windows(CONTINUOUS, h=1)
+        first = model.encode(batch.pixels[:, 0]).detach()
+        model.encode = lambda pixels, z=first, m=model: (
+            torch.cat([z, m.encoder(pixels[len(z) :])]) if len(pixels) > len(z) else m.encoder(pixels)
+        )
+        model.encode_windows = lambda pixels, m=model, z=first: torch.stack([z, m.encoder(pixels[:, 1])], 1)
+        model.loss(batch)[0].backward()
+        gradient = sum(p.grad.abs().sum().item() for p in model.encoder.parameters() if p.grad is not None)
+        assert (gradient > 0) == moves
+
+
+def test_the_moving_average_follows_its_formula():
+    model = build(objective=replace(EMA, ema_decay=0.9))
+    before = [p.clone() for p in model.target_encoder.parameters()]
+    with torch.no_grad():
+        for p in model.encoder.parameters():
+            p.add_(1.0)
+    model.after_update()
+    for old, new, online in zip(
+        before, model.target_encoder.parameters(), model.encoder.parameters(), strict=True
+    ):
+        torch.testing.assert_close(new, 0.9 * old + 0.1 * online)
+        assert not new.requires_grad
+
+
+@pytest.mark.parametrize("spec", [CONTINUOUS, DISCRETE])
+def test_a_saved_model_is_the_same_model(spec, tmp_path):
+    model = build(spec, objective=EB_JEPA, encoder_options={"widths": (8, 16)}).eval()
+    model.save(tmp_path / "deep" / "model.safetensors")
+    for path in (tmp_path / "deep" / "model.safetensors", tmp_path / "deep"):
+        again = WorldModel.load(path)
+        assert again.config == model.config and not again.training
+        batch = windows(spec)
+        with torch.no_grad():
+            assert torch.equal(again.encode_windows(batch.pixels), model.encode_windows(batch.pixels))
+            z = model.encode(batch.pixels[:, 0])
+            assert torch.equal(again.rollout(z, batch.actions), model.rollout(z, batch.actions))
+            assert torch.equal(model.step(z, batch.actions[:, 0]), model.rollout(z, batch.actions)[:, 0, 1])
+
+
+def test_damaged_and_foreign_files(tmp_path):
+    path = tmp_path / "model.safetensors"
+    build().save(path)
+    data = path.read_bytes()
+    cases = {
+        "truncated": data[: len(data) // 2],
+        "short": data[:4],
+        "empty": b"",
+        "pickle": pickle.dumps({"weights": [1, 2, 3]}),
+        "flipped": data[:200] + bytes([data[200] ^ 0xFF]) + data[201:],
+        "flipped weight": data[:-100] + bytes([data[-100] ^ 0xFF]) + data[-99:],
+        "header too long": struct.pack("<Q", 2**40) + data[8:],
+    }
+    for name, broken in cases.items():
+        path.write_bytes(broken)
+        with pytest.raises(ValueError, match=r"corrupt|not written by jepa-rl|damaged"):
+            print(name)
+            WorldModel.load(path)
+    save_file({"x": torch.zeros(2)}, path)
+    with pytest.raises(ValueError, match="not written by jepa-rl"):
+        WorldModel.load(path)
+    save_tensors(path, "poem", {"x": torch.zeros(2)}, {})
+    with pytest.raises(ValueError, match="'poem'"):
+        WorldModel.load(path)
+    with pytest.raises(FileNotFoundError):
+        WorldModel.load(tmp_path / "nowhere.safetensors")
+
+
+def test_a_file_from_the_future(tmp_path, monkeypatch):
+    monkeypatch.setattr("jepa_rl.files.FORMAT_VERSION", FORMAT_VERSION + 1)
+    build().save(tmp_path / "model.safetensors")
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match=r"version.*upgrade"):
+        WorldModel.load(tmp_path / "model.safetensors")
+
+
+def test_a_full_disk_leaves_the_old_file(tmp_path):
+    """The kernel's file-size limit, in a process of its own, stands for the full disk."""
+    path = tmp_path / "model.safetensors"
+    save_tensors(path, "world_model", {"x": torch.zeros(3)}, {})
+    before = path.read_bytes()
+    code = f"""
+import resource, signal, torch
+from jepa_rl.files import save_tensors
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
+try:
+    save_tensors({str(path)!r}, "world_model", {{"x": torch.zeros(10000)}}, {{}})
+except OSError as error:
+    assert "free some space" in str(error), error
+else:
+    raise SystemExit("no error")
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert path.read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+    assert torch.equal(load_tensors(path, ("world_model",))[0]["x"], torch.zeros(3))
+
+
+def test_wrong_inputs():
+    model = build()
+    with pytest.raises(ValueError, match="expected uint8"):
+        model.encode(torch.zeros(1, 2, 32, 32))
+    with pytest.raises(ValueError, match=r"PixelObservation\(env, size=32"):
+        model.encode(torch.zeros(1, 2, 64, 64, dtype=torch.uint8))
+    with pytest.raises(ValueError, match="actions of width 4"):
+        model.rollout(torch.zeros(1, 8), torch.zeros(1, 1, 2))
+    with pytest.raises(ValueError, match="encoder must be one of"):
+        WorldModelConfig(CONTINUOUS, encoder="resnet")
+    with pytest.raises(ValueError, match="square"):
+        WorldModelConfig(replace(CONTINUOUS, pixels=(2, 32, 48)))
+    with pytest.raises(ValueError, match="latent_dim"):
+        WorldModelConfig(CONTINUOUS, latent_dim=0)
+
+
+def test_the_transformer_is_a_choice_for_the_world_model():
+    model = build(dynamics="transformer", dynamics_options={"width": 32, "depth": 1})
+    assert isinstance(model.dynamics, CausalTransformerDynamics)
