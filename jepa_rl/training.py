@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from jepa_rl.checkpoint import TrainingState, seeded_generators
-from jepa_rl.types import Batch, Metrics
+from jepa_rl.types import Metrics
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -26,7 +26,7 @@ class Trainable(Protocol):
     """What ``fit`` needs of a model beside being an ``nn.Module``."""
 
     def loss(
-        self, batch: Batch, generator: torch.Generator | None = None
+        self, batch: Any, generator: torch.Generator | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]: ...
 
     def after_update(self) -> None: ...
@@ -35,7 +35,9 @@ class Trainable(Protocol):
 class Sampler(Protocol):
     """What ``fit`` needs of the data, such as ``jepa_rl.data.WindowSampler``."""
 
-    def sample(self, batch_size: int, rng: np.random.Generator) -> Batch: ...
+    def sample(self, batch_size: int, rng: np.random.Generator) -> Any:
+        """What ``loss`` takes: a ``Batch``, or anything else with ``to(device)`` and ``states``."""
+        ...
 
 
 @dataclass(frozen=True)
