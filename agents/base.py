@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor, nn
 
 from jepa_rl.files import load_tensors, save_tensors
+from jepa_rl.modes import evaluating
 from jepa_rl.types import JSON, ActionSpec, WorldSpec
 from jepa_rl.world_model import WorldModel, WorldModelConfig
 
@@ -181,16 +181,3 @@ def _file(path: str | Path) -> Path:
     """``path`` as a safetensors file; Stable-Baselines3's callbacks name files without a suffix, or .zip."""
     path = Path(path)
     return path if path.suffix == ".safetensors" else Path(f"{str(path).removesuffix('.zip')}.safetensors")
-
-
-@contextmanager
-def evaluating(model: Any) -> Iterator[None]:
-    """Evaluation mode inside, training mode again after; nothing for what is no module or in it already."""
-    if not isinstance(model, nn.Module) or not model.training:
-        yield
-        return
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train()

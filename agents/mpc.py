@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 
-from jepa_rl.agents.base import LatentAgent, Observation, evaluating
+from jepa_rl.agents.base import LatentAgent, Observation
 from jepa_rl.agents.categorical import CategoricalCEM
 from jepa_rl.agents.cem import CEM
 from jepa_rl.agents.gradient import GradientPlanner
@@ -22,6 +22,7 @@ from jepa_rl.agents.sampling import expected_cost
 from jepa_rl.agents.tree import TreeSearch
 from jepa_rl.costs import GoalCost
 from jepa_rl.dynamics import HeldActions
+from jepa_rl.modes import evaluating
 from jepa_rl.types import JSON, Cost, Dynamics, Plan, Planner
 
 PLANNERS: dict[str, type] = {

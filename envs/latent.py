@@ -7,8 +7,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from gymnasium import spaces
 from torch import nn
 
 from jepa_rl.envs.spec import EnvSpaces, action_spec, env_spaces, pixel_space
+from jepa_rl.modes import evaluating
 from jepa_rl.types import Encoder, WorldSpec
 from jepa_rl.world_model import WorldModel
 
@@ -231,19 +231,6 @@ def check_fits(encoder: Any, source: EnvSpaces) -> None:
             f"the encoder's world is driven by {spec.action}, the environment by {action}; use the "
             "environment (and action wrappers) that the model was trained on"
         )
-
-
-@contextmanager
-def evaluating(module: nn.Module | None) -> Iterator[None]:
-    """Evaluation mode inside, every submodule's own mode restored after; free if it is in it already."""
-    training = [] if module is None or not module.training else [m for m in module.modules() if m.training]
-    for part in training:
-        part.training = False
-    try:
-        yield
-    finally:
-        for part in training:
-            part.training = True
 
 
 def _state_space(space: gym.Space) -> spaces.Box:

@@ -31,7 +31,8 @@ from jepa_rl.costs import GoalCost
 from jepa_rl.diagnostics import Probe, fit_linear_probe, fit_mlp_probe, r2_score, wilson_interval
 from jepa_rl.dynamics import HeldActions
 from jepa_rl.envs import GoalObservation, SmoothRandomPolicy, collect, world_spec
-from jepa_rl.envs.two_rooms import TwoRoomsDynamics, TwoRoomsVectorEnv
+from jepa_rl.envs.two_rooms import TwoRoomsVectorEnv
+from jepa_rl.envs.two_rooms_rules import TwoRoomsDynamics
 from jepa_rl.refine import REFINE, refine_dynamics
 from jepa_rl.types import Cost, Planner
 

@@ -10,7 +10,7 @@ from jepa_rl.agents import CEM, TreeSearch
 from jepa_rl.agents.tree import spread
 from jepa_rl.costs import GoalCost
 from jepa_rl.dynamics import HeldActions
-from jepa_rl.envs.two_rooms import GOAL_RADIUS, TwoRoomsDynamics
+from jepa_rl.envs.two_rooms_rules import GOAL_RADIUS, TwoRoomsDynamics
 from jepa_rl.testing import PlannerContract
 
 

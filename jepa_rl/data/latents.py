@@ -13,6 +13,7 @@ from torch import Tensor
 from jepa_rl.data.store import EpisodeStore
 from jepa_rl.data.view import EpisodeView
 from jepa_rl.data.windows import WindowSampler
+from jepa_rl.modes import evaluating
 
 
 @dataclass(frozen=True)
@@ -72,18 +73,15 @@ class LatentEpisodes:
         actions = torch.empty(len(steps), model.spec.action.size, device=device)
         latents = torch.empty(len(steps) + len(lengths), model.latent_dim, device=device)
         episode = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
-        training = model.training
-        model.eval()
-        for windows in steps.ordered(batch_size):
-            batch = steps.batch(windows).to(device)
-            latents[torch.from_numpy(windows) + episode[windows]] = model.encode(batch.pixels[:, 0])
-            actions[torch.from_numpy(windows)] = batch.actions[:, 0]
-        for last in (lengths.cumsum(0) - 1).split(
-            batch_size
-        ):  # the last state of an episode begins no window
-            pixels = steps.batch(last.numpy()).pixels[:, 1].to(device)
-            latents[last + episode[last] + 1] = model.encode(pixels)
-        model.train(training)
+        last = lengths.cumsum(0) - 1  # an episode's last state begins no window
+        with evaluating(model):
+            for windows in steps.ordered(batch_size):
+                batch = steps.batch(windows).to(device)
+                latents[torch.from_numpy(windows) + episode[windows]] = model.encode(batch.pixels[:, 0])
+                actions[torch.from_numpy(windows)] = batch.actions[:, 0]
+            for part in last.split(batch_size):
+                pixels = steps.batch(part.numpy()).pixels[:, 1].to(device)
+                latents[part + episode[part] + 1] = model.encode(pixels)
         return cls(latents, actions, lengths)
 
     @property
