@@ -12,7 +12,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -77,9 +77,7 @@ class Outcome:
 
 def main(args: Args) -> None:
     args = replace(args, **QUICK) if args.quick else args
-    if not args.resume:
-        shutil.rmtree(args.out, ignore_errors=True)
-    args.out.mkdir(parents=True, exist_ok=True)
+    prepare(args)
     torch.manual_seed(args.seed)
     clock = Clock(args.out / "seconds.json")
     with clock("collect"):
@@ -92,6 +90,21 @@ def main(args: Args) -> None:
         outcomes = evaluate(args, model, train)
         draw_plan(args, planning_agent(args, model), probe)
     report(args, outcomes, diagnosis, clock.seconds)
+
+
+def prepare(args: Args) -> None:
+    """The folder of the run. What a quick try left makes room; a run with other settings is not touched."""
+    file = args.out / "args.json"
+    settings = {name: value for name, value in asdict(args).items() if name not in ("out", "resume")}
+    there = json.loads(file.read_text()) if file.exists() else settings
+    if not args.resume or there["quick"]:
+        shutil.rmtree(args.out, ignore_errors=True)
+    elif there != settings:
+        raise SystemExit(
+            f"{args.out} holds a run with {there}; pass --no-resume to replace it, or another --out"
+        )
+    args.out.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(settings))
 
 
 def evaluate(args: Args, model: WorldModel, train: Any) -> dict[str, list[Outcome]]:
@@ -332,7 +345,7 @@ def report(
     print(f"  random play               {rates['random']:.2f}")
     print(f"  inverse model             {rates['inverse_model']:.2f}")
     print(f"  planning in the latents   {rates['agent']:.2f}   (95% interval {low:.2f} to {high:.2f})")
-    print(f"  planning in the true world {rates['oracle_dynamics']:.2f}")
+    print(f"  planning in the simulator {rates['oracle_dynamics']:.2f}")
     for name in ("probe_r2", "linear_probe_r2"):
         print(f"  {name:<26}" + ", ".join(f"{key} {value:.3f}" for key, value in results[name].items()))
     for name in ("effective_rank", "collect_seconds", "train_seconds", "plan_ms_per_action", "total_seconds"):
