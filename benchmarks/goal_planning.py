@@ -56,7 +56,7 @@ class Args:
     frames: int = 3
     block: int = 5
     latent_dim: int = 64
-    horizon: int = 5
+    horizon: int = 8
     """Latent steps that the agent looks ahead."""
     replan_every: int = 5
     goal_steps: int = 25
@@ -119,8 +119,8 @@ def run_seed(args: Args, seed: int) -> dict[str, Any]:
     print(f"seed {seed}: probe R2 {probe}", flush=True)
 
     cost = partial(GoalCost, distance=lambda latents, goal: (at_rest(latents) - goal).norm(dim=-1))
-    planner = CEM(args.horizon, samples=300, elites=30, iterations=8, init_std=0.8)
-    agent = MPCAgent(model, planner, cost=cost, replan_every=args.replan_every, seed=seed)
+    planner = CEM(args.horizon, samples=256, elites=26, iterations=6, init_std=1.0)
+    agent = MPCAgent(model, planner, cost=cost, hold=True, replan_every=args.replan_every, seed=seed)
     inverse = fit_inverse_model(
         model, train, max_offset=args.goal_steps, updates=10 if args.quick else 3000, seed=seed
     )
