@@ -44,7 +44,7 @@ FIRST_LAYOUT = 1_000_000  # seeds of the evaluation's episodes start here, far f
 class Args:
     episodes: int = 50
     """Evaluation episodes, each with a wall, a door, a start and a goal of its own."""
-    train_episodes: int = 3000
+    train_episodes: int = 4000
     train_steps: int = 40
     """Environment steps of a training episode of random play."""
     updates: int = 4500
@@ -258,17 +258,19 @@ def oracle(args: Args, planner: Planner, cost: Callable[[Any], Cost], env: gym.E
     dynamics = HeldActions(TwoRoomsDynamics(args.block), args.block)
     generator = torch.Generator().manual_seed(episode)
     plan: list[np.ndarray] = []
-    core = env.unwrapped
+    core, warm = env.unwrapped, None
 
     def act(observation: dict[str, np.ndarray], start: bool) -> np.ndarray:
+        nonlocal warm
         if not plan:
             state = core.state  # type: ignore[attr-defined]
             now, goal = (
                 torch.from_numpy(np.concatenate([xy, state.layout], axis=1)).float()
                 for xy in (state.position, state.goal)
             )
-            found = planner.plan(dynamics, cost(goal), now, None, generator)
-            plan.extend([found.actions[0, 0].numpy()] * args.block)
+            path = planner.plan(dynamics, cost(goal), now, warm, generator).actions
+            warm = torch.cat([path[:, 1:], path[:, -1:]], dim=1)
+            plan.extend([path[0, 0].numpy()] * args.block)
         return plan.pop(0)
 
     return act

@@ -31,7 +31,7 @@ def laptop(spec: WorldSpec) -> Preset:
         encoder="conv",
         dynamics="mlp",
         dynamics_options={"width": 192, "depth": 2},
-        objective=Objective(sigreg=0.5, inverse_dynamics=2.0),
+        objective=Objective(sigreg=1.0, inverse_dynamics=2.0),
     )
     return Preset(model, TrainConfig(steps=4500, batch_size=128, learning_rate=1e-3), steps=3)
 
