@@ -56,17 +56,18 @@ class CategoricalCEM:
         z: Float[Tensor, "b d"],
         warm_start: Float[Tensor, "b h a"] | None = None,
         generator: torch.Generator | None = None,
+        proposals: Float[Tensor, "b p h a"] | None = None,
     ) -> Plan:
         """See ``jepa_rl.types.Planner``. Raises ValueError for arguments of the wrong shape or not
         finite, and if ``choices`` does not divide the width of an action."""
-        problem, start = pose(self, dynamics, cost, z, warm_start, generator)
+        problem, start = pose(self, dynamics, cost, z, warm_start, generator, proposals)
         choices = self.choices or start.shape[-1]
         if start.shape[-1] % choices:
             raise ValueError(f"choices={choices} does not divide the action width {start.shape[-1]}")
         probability = _mix_in_uniform(start.clamp_min(0.0).unflatten(-1, (-1, choices)), 0.5)
         best = Incumbent()
         for _ in range(self.iterations):
-            candidates = _draw(probability, self.samples, generator).flatten(-2)
+            candidates = problem.with_proposals(_draw(probability, self.samples, generator).flatten(-2))
             costs = problem.costs(candidates)
             elites, elite_costs = best_of(candidates, costs, self.elites)
             best.offer(elites[:, 0], elite_costs[:, 0])

@@ -62,13 +62,15 @@ class CEM:
         z: Float[Tensor, "b d"],
         warm_start: Float[Tensor, "b h a"] | None = None,
         generator: torch.Generator | None = None,
+        proposals: Float[Tensor, "b p h a"] | None = None,
     ) -> Plan:
         """See ``jepa_rl.types.Planner``. Raises ValueError for arguments of the wrong shape or not finite."""
-        problem, mean = pose(self, dynamics, cost, z, warm_start, generator)
+        problem, mean = pose(self, dynamics, cost, z, warm_start, generator, proposals)
         std = torch.full_like(mean, self.init_std)
         best = Incumbent()
         for _ in range(self.iterations):
-            candidates = perturb(mean, std, normal((self.samples, *mean.shape[1:]), mean, generator))
+            noise = normal((self.samples, *mean.shape[1:]), mean, generator)
+            candidates = problem.with_proposals(perturb(mean, std, noise))
             costs = problem.costs(candidates)
             elites, elite_costs = best_of(candidates, costs, self.elites)
             best.offer(elites[:, 0], elite_costs[:, 0])

@@ -61,14 +61,16 @@ class GradientPlanner:
         z: Float[Tensor, "b d"],
         warm_start: Float[Tensor, "b h a"] | None = None,
         generator: torch.Generator | None = None,
+        proposals: Float[Tensor, "b p h a"] | None = None,
     ) -> Plan:
         """See ``jepa_rl.types.Planner``. Raises ValueError for arguments of the wrong shape or not
         finite, and if no gradient reaches the actions."""
         # The caller may plan under inference_mode, whose tensors no gradient can pass.
         with torch.inference_mode(False), torch.enable_grad():
-            problem, start = pose(self, dynamics, cost, z.detach().clone(), warm_start, generator)
+            problem, start = pose(self, dynamics, cost, z.detach().clone(), warm_start, generator, proposals)
             noise = normal((self.restarts, *start.shape[1:]), start, generator)
-            actions = perturb(start, torch.full_like(start, self.init_std), noise).requires_grad_()
+            starts = perturb(start, torch.full_like(start, self.init_std), noise)
+            actions = problem.with_proposals(starts).clone().requires_grad_()
             optimiser = torch.optim.Adam([actions], lr=self.learning_rate)
             best = Incumbent()
             best.offer(*_cheapest(actions, problem.costs(actions)))

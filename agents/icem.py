@@ -99,15 +99,16 @@ class ICEM:
         z: Float[Tensor, "b d"],
         warm_start: Float[Tensor, "b h a"] | None = None,
         generator: torch.Generator | None = None,
+        proposals: Float[Tensor, "b p h a"] | None = None,
     ) -> Plan:
         """See ``jepa_rl.types.Planner``. Raises ValueError for arguments of the wrong shape or not finite."""
-        problem, mean = pose(self, dynamics, cost, z, warm_start, generator)
+        problem, mean = pose(self, dynamics, cost, z, warm_start, generator, proposals)
         std = torch.full_like(mean, self.init_std)
         kept, best = mean[:, None][:, :0], Incumbent()
         for i in range(self.iterations):
             samples = min(self.samples, max(int(self.samples / self.decay**i), 2 * self.elites))
             noise = coloured(normal((samples, *mean.shape[1:]), mean, generator), self.noise_beta)
-            candidates = torch.cat([perturb(mean, std, noise), kept], dim=1)
+            candidates = problem.with_proposals(torch.cat([perturb(mean, std, noise), kept], dim=1))
             costs = problem.costs(candidates)
             elites, elite_costs = best_of(candidates, costs, self.elites)
             best.offer(elites[:, 0], elite_costs[:, 0])

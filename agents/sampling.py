@@ -28,6 +28,7 @@ class Problem:
         seed: with more than one future every rollout draws from a generator seeded so: all
             candidates of all iterations meet the same futures (common random numbers), and a
             difference of cost is a difference of plans, not of luck.
+        proposals: plans from elsewhere (a policy, a sampler) that compete with those of the search.
     """
 
     dynamics: Dynamics
@@ -36,6 +37,11 @@ class Problem:
     futures: int
     risk: Risk
     seed: int
+    proposals: Float[Tensor, "b p h a"] | None = None
+
+    def with_proposals(self, candidates: Float[Tensor, "b s h a"]) -> Float[Tensor, "b s+p h a"]:
+        """The proposals behind the candidates, where there are any."""
+        return candidates if self.proposals is None else torch.cat([candidates, self.proposals], dim=1)
 
     def rollout(self, candidates: Float[Tensor, "b s h a"]) -> tuple[Tensor, Tensor]:
         """Latents "b*s n t d" and costs "b s" of the candidates of all environments in one call."""
@@ -103,11 +109,12 @@ def pose(
     z: Float[Tensor, "b d"],
     warm_start: Float[Tensor, "b h a"] | None,
     generator: torch.Generator | None,
+    proposals: Float[Tensor, "b p h a"] | None = None,
 ) -> tuple[Problem, Float[Tensor, "b h a"]]:
     """Check the arguments of ``plan``; the problem, and the plan to start the search from (zeros if none).
 
     Raises:
-        ValueError: for latents or a warm start of the wrong shape, or with NaN or infinite values.
+        ValueError: for latents, a warm start or proposals of the wrong shape, or with NaN or infinite values.
     """
     if z.ndim != 2 or not z.shape[0] or z.shape[1] != dynamics.latent_dim:
         raise ValueError(
@@ -128,10 +135,19 @@ def pose(
         raise ValueError("warm_start holds NaN or infinite values; pass None to start afresh")
     else:
         start = warm_start.to(z).clamp(-1.0, 1.0)
+    if proposals is not None:
+        if proposals.ndim != 4 or (proposals.shape[0], *proposals.shape[2:]) != shape:
+            raise ValueError(
+                f"proposals must have shape (environments, proposals, horizon, action_dim) = ({shape[0]}, p, "
+                f"{shape[1]}, {shape[2]}), got {tuple(proposals.shape)}"
+            )
+        if not torch.isfinite(proposals).all():
+            raise ValueError("proposals hold NaN or infinite values; check the policy that made them")
+        proposals = proposals.to(z).clamp(-1.0, 1.0)
     seed = 0
     if planner.futures > 1:
         seed = int(torch.randint(2**62, (), generator=generator, device=z.device))
-    return Problem(dynamics, cost, z, planner.futures, planner.risk, seed), start
+    return Problem(dynamics, cost, z, planner.futures, planner.risk, seed, proposals), start
 
 
 def check_settings(planner: Any) -> None:

@@ -64,9 +64,10 @@ class TreeSearch:
         z: Float[Tensor, "b d"],
         warm_start: Float[Tensor, "b h a"] | None = None,
         generator: torch.Generator | None = None,
+        proposals: Float[Tensor, "b p h a"] | None = None,
     ) -> Plan:
         """See ``jepa_rl.types.Planner``. The warm start competes as one more path of the tree."""
-        problem, warm = pose(self, dynamics, cost, z, warm_start, generator)
+        problem, warm = pose(self, dynamics, cost, z, warm_start, generator, proposals)
         nodes, paths = z.unsqueeze(1), warm[:, None, :0]  # b w d, b w depth a
         seen, ends, prices = nodes, [], []
         along, follow = z, warm_start is not None  # the state that the old plan leads to
@@ -90,7 +91,8 @@ class TreeSearch:
             nodes, paths = _gather(children, kept), _gather(child_paths, kept)
             seen = torch.cat([seen, nodes], 1)
         candidates, costs = torch.stack(ends, 1), torch.stack(prices, 1)
-        return problem.finish(_pick(candidates, costs.argmin(1)).unsqueeze(1), candidates, costs)
+        best = _pick(candidates, costs.argmin(1)).unsqueeze(1)
+        return problem.finish(problem.with_proposals(best), candidates, costs)
 
     def _actions(
         self, nodes: Tensor, size: int, generator: torch.Generator | None

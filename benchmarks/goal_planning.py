@@ -57,7 +57,9 @@ class Args:
     episodes: int = 50
     train_episodes: int = 1200
     train_steps: int = 100
-    updates: int = 12_000
+    updates: int = 9000
+    learning_rate: float = 3e-3
+    """Of the first phase."""
     refine_updates: int = 5000
     frames: int = 3
     block: int = 5
@@ -182,7 +184,9 @@ class PoseReachingPolicy:
         self.poses: np.ndarray | None = None
         joints = worlds[0].physics.model
         limited = joints.jnt_limited.astype(bool)
-        self.low, self.high = (np.where(limited, joints.jnt_range[:, i], (-np.inf, np.inf)[i]) for i in (0, 1))
+        self.low, self.high = (
+            np.where(limited, joints.jnt_range[:, i], (-np.inf, np.inf)[i]) for i in (0, 1)
+        )
 
     def __call__(self, observations: Any, rng: np.random.Generator) -> np.ndarray:
         angles = np.stack([world.physics.position() for world in self.worlds])
@@ -224,7 +228,9 @@ def train_model(args: Args, train: Any, held_out: Any, out: Path, seed: int) -> 
     config, training, _ = preset("laptop", train.spec.with_block(args.block))
     config = replace(config, latent_dim=args.latent_dim, objective=OBJECTIVE)
     window = 2  # the second phase learns the longer rollouts
-    training = replace(training, steps=args.updates, seed=seed, evaluate_every=1000)
+    training = replace(
+        training, steps=args.updates, learning_rate=args.learning_rate, seed=seed, evaluate_every=1000
+    )
     refining = replace(REFINE, steps=args.refine_updates, seed=seed)
     model = WorldModel(config)
     evaluate = world_model_evaluation(WindowSampler(held_out, window, args.block))

@@ -292,6 +292,20 @@ class PlannerContract:
             given = problem["cost"](problem["dynamics"].rollout(problem["z"], warm_start), warm_start)[:, 0]
             assert (self._plan(warm_start=warm_start).cost <= given + 1e-5).all()
 
+    def test_is_never_worse_than_what_was_proposed(self) -> None:
+        problem = self._problem(3)
+        proposals = torch.stack([self._some_plan(), self._plan().actions], dim=1)
+        plan = self.make_planner().plan(**problem, generator=seeded(), proposals=proposals)
+        for proposed in proposals.unbind(1):
+            given = problem["cost"](problem["dynamics"].rollout(problem["z"], proposed), proposed)[:, 0]
+            assert (plan.cost <= given + 1e-5).all()
+        wrong = proposals[:, :, :-1]
+        assert_raises(
+            ValueError,
+            lambda: self.make_planner().plan(**problem, generator=seeded(), proposals=wrong),
+            "proposals of another horizon cannot compete",
+        )
+
     def test_equal_seeds_give_equal_plans_whatever_was_planned_before(self) -> None:
         planner, problem = self.make_planner(), self._problem(3)
         first = planner.plan(**problem, generator=seeded())

@@ -3,7 +3,7 @@
 Shape letters, used in every annotation and docstring::
 
     b  batch, or environments           n  futures (samples of what may happen)
-    s  candidate plans                  h  planning steps
+    s  candidate plans, p proposed ones h  planning steps
     t  states along a path, t = h + 1   d  latent width
     a  action width                     k  stacked frames
     c y x  image channels, rows, columns
@@ -230,7 +230,10 @@ class Planner(Protocol):
         z: Float[Tensor, "b d"],
         warm_start: Float[Tensor, "b h a"] | None = None,
         generator: torch.Generator | None = None,
-    ) -> Plan: ...
+        proposals: Float[Tensor, "b p h a"] | None = None,
+    ) -> Plan:
+        """``warm_start`` is where the search begins; ``proposals`` are ``p`` plans that compete in it."""
+        ...
 
 
 Metrics = dict[str, float]
