@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -60,6 +60,8 @@ class MPCAgent(LatentAgent):
             None where there is no goal: ``lambda _: cost`` is for a cost that needs none.
         hold: search for one action per latent step, held over the block (``HeldActions``).
         replan_every: environment steps of a plan that are executed (default: one block).
+        precision: of the search. ``"bfloat16"`` is several times faster with wide predictors where the processor
+            or GPU has it (AVX512-BF16, AMX, Ampere); encoding stays float32.
         seed: of the searches; equal seeds and equal calls give equal actions.
 
     Attributes:
@@ -79,11 +81,15 @@ class MPCAgent(LatentAgent):
         cost: Callable[[Any], Cost] = GoalCost,
         hold: bool = False,
         replan_every: int | None = None,
+        precision: Literal["float32", "bfloat16"] = "float32",
         seed: int = 0,
     ) -> None:
         super().__init__(model)
+        if precision not in ("float32", "bfloat16"):
+            raise ValueError(f"precision must be 'float32' or 'bfloat16', got {precision!r}")
         block = self.spec.block
         self.planner, self.cost, self.hold, self.seed = planner, cost, hold, seed
+        self.precision: Literal["float32", "bfloat16"] = precision
         self.replan_every = block if replan_every is None else replan_every
         self.dynamics: Dynamics = HeldActions(self.model, block) if hold else self.model
         self.last_plan: Plan | None = None
@@ -132,7 +138,8 @@ class MPCAgent(LatentAgent):
         """
         settings = {
             "planner": _planner_settings(self.planner), "cost": _cost_settings(self.cost),
-            "hold": self.hold, "replan_every": self.replan_every, "seed": self.seed,
+            "hold": self.hold, "replan_every": self.replan_every, "precision": self.precision,
+            "seed": self.seed,
         }  # fmt: skip
         self._save(path, "mpc_agent", settings, {})
 
@@ -163,7 +170,8 @@ class MPCAgent(LatentAgent):
             if settings["cost"] is None:
                 raise ValueError(f"{path} was saved with a cost of its own; pass it: load(path, cost=...)")
             cost = partial(GoalCost, **settings["cost"])
-        names = ("hold", "replan_every", "seed")
+        settings.setdefault("precision", "float32")  # files from before there was a choice
+        names = ("hold", "replan_every", "precision", "seed")
         return cls(model, planner, cost=cost, **{name: settings[name] for name in names})
 
     @torch.no_grad()
@@ -179,7 +187,8 @@ class MPCAgent(LatentAgent):
         z, goal = latents[: len(pixels)], None if goals is None else latents[len(pixels) :]
         entropy = np.random.SeedSequence([self.seed, calls]).generate_state(1, np.uint64)[0]
         generator = torch.Generator(self.device).manual_seed(int(entropy >> np.uint64(1)))
-        with evaluating(self.model):
+        half = torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
+        with evaluating(self.model), half:
             plan = self.planner.plan(self.dynamics, self._cost_of(goal), z, warm_start.to(z), generator)
         self.last_plan = plan
         actions = plan.actions.repeat(1, 1, self.spec.block) if self.hold else plan.actions

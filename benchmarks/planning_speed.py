@@ -5,7 +5,8 @@ its own ``CEMSolver``, ``LeWM`` and ``Predictor``, this library through ``CEM`` 
 ``CausalTransformerDynamics`` holding the converted weights. Samples, elites, iterations, horizon, cost
 (squared distance of the last latent), starts, goals, action bounds and threads are the same; the peer
 solves at the fastest of its batch sizes. Every case runs in float32 on both sides and under bfloat16
-autocast on both sides; the headline ratios are those in float32, the precision that the peer runs in. Start and
+autocast on both sides; the headline ratios are those in float32, the precision that the peer runs in. What
+``MPCAgent(precision="bfloat16")`` gives against the peer as published stands beside them. Start and
 goal are given as latents: encoding two pictures is the same work for both and is left out. Weights are
 random (seeded); each goal is a latent that some plan within the bounds reaches, and both plans are
 priced by the peer's own model. A smaller predictor, this library's default, runs beside the published one.
@@ -320,6 +321,8 @@ def main(args: Args) -> None:
         for precision, suffix in (("float32", ""), ("bfloat16", "_bfloat16")):
             payload[key + suffix] = cases[f"published_{precision}"][f"{n}_env"]["ratio"]
             print(f"published predictor, {precision}, {n} env: {payload[key + suffix]:.2f}x")
+        single, half = (cases[f"published_{precision}"][f"{n}_env"] for precision in ("float32", "bfloat16"))
+        payload[key + "_bfloat16_against_float32"] = single["peer_seconds"] / half["seconds"]
     print(write_results("planning_speed", payload, quick=args.quick))
 
 

@@ -355,6 +355,19 @@ def test_callbacks_evaluate_and_save_the_agent(rooms_model, tmp_path):
     assert {path.suffix for path in tmp_path.iterdir()} == {".safetensors", ".npz"}
 
 
+def test_half_precision_plans_alike_and_is_saved(rooms_model, tmp_path):
+    env = two_rooms()
+    observation, _ = env.reset(seed=0)
+    exact = MPCAgent(rooms_model, SMALL, hold=True)
+    half = MPCAgent(rooms_model, SMALL, hold=True, precision="bfloat16")
+    exact.predict(observation)
+    half.predict(observation)
+    assert not torch.equal(half.last_plan.cost.float(), exact.last_plan.cost)
+    torch.testing.assert_close(half.last_plan.cost.float(), exact.last_plan.cost, rtol=0.1, atol=0.1)
+    half.save(tmp_path / "agent")
+    assert MPCAgent.load(tmp_path / "agent").precision == "bfloat16"
+
+
 def test_what_cannot_be_written_is_asked_for_again(rooms_model, tmp_path):
     MPCAgent(rooms_model, Remember(4), cost=lambda goal: GoalCost(goal)).save(tmp_path / "agent")
     with pytest.raises(ValueError, match=r"pass it: load\(path, planner="):
@@ -405,6 +418,8 @@ def test_settings_that_do_not_fit_are_named(rooms_model):
         MPCAgent(object(), SMALL)
     with pytest.raises(TypeError, match="planner must have horizon and plan"):
         MPCAgent(rooms_model, CEM)
+    with pytest.raises(ValueError, match="precision must be 'float32' or 'bfloat16'"):
+        MPCAgent(rooms_model, SMALL, precision="half")
     with pytest.raises(FileNotFoundError):
         MPCAgent("nowhere.safetensors", SMALL)
 
