@@ -3,11 +3,11 @@
     python benchmarks/goal_planning.py --env dmc/reacher-easy-v0
     python benchmarks/goal_planning.py --quick
 
-A held-out episode of that play gives a start and, 25 environment steps later, a goal picture. The agent begins
-at the start and has 50 steps; it succeeds when at some step every joint lies within 0.05 rad of the goal's
-(the tolerance of stable-worldmodel 0.1.1's reacher; angles are compared modulo a full turn). Starts that are
-solved already are dropped. Data are scripted play, random pose after random pose; seeds of training, tuning and
-reporting are disjoint.
+Data are scripted play: a noisy controller from random pose to random pose. A held-out episode of that play gives a
+start and, 25 environment steps later, a goal picture. The agent begins at the start and has 50 steps; it succeeds
+when at some step every joint lies within 0.05 rad of the goal's (the tolerance of stable-worldmodel 0.1.1's reacher;
+angles are compared modulo a full turn). Starts that are solved already are dropped. Seeds of training, tuning and
+reporting are disjoint. LeWorldModel's own data come from another policy: its 0.86 is a yardstick, not the same test.
 
 Observations stack three frames, because one picture does not show speeds, but a goal is one picture: a small map
 learned on the frozen latents ("what would this look like at rest") takes the speed out of imagined states before
@@ -40,10 +40,8 @@ from jepa_rl.files import load_tensors, save_tensors
 from jepa_rl.refine import REFINE, refine_dynamics
 from jepa_rl.types import ActionSpec
 
-REPORT, TUNE = (
-    2_000_000,
-    1_000_000,
-)  # first seeds of the evaluation's episodes; training uses seeds below 100,000
+# First seeds of the evaluation's episodes; training uses seeds below 100,000.
+REPORT, TUNE = 2_000_000, 1_000_000
 # Of the first phase. What never changes in an episode, the target of reacher, is the easiest thing to predict, and a
 # large weight on prediction fills the latents with it; what the actions moved has to be in them instead.
 OBJECTIVE = Objective(prediction=1.0, sigreg=4.0, inverse_dynamics=40.0)
