@@ -5,6 +5,7 @@ from jepa_rl.agents.cem import CEM
 from jepa_rl.agents.gradient import GradientPlanner
 from jepa_rl.agents.icem import ICEM
 from jepa_rl.agents.inverse import InverseModel, InverseModelAgent, fit_inverse_model
+from jepa_rl.agents.jepa_mpc import JEPAMPC
 from jepa_rl.agents.mpc import MPCAgent, MPCState
 from jepa_rl.agents.mppi import MPPI
 from jepa_rl.agents.tree import TreeSearch
@@ -12,6 +13,7 @@ from jepa_rl.agents.tree import TreeSearch
 __all__ = [
     "CEM",
     "ICEM",
+    "JEPAMPC",
     "MPPI",
     "CategoricalCEM",
     "GradientPlanner",

@@ -6,6 +6,7 @@ Gymnasium (1.0 and later) loads no plugins, so without this import name the modu
 
 import gymnasium as gym
 
+from jepa_rl.envs.action_repeat import ActionRepeat
 from jepa_rl.envs.collect import collect
 from jepa_rl.envs.dm_control import register_dm_control
 from jepa_rl.envs.goal import GoalObservation
@@ -19,6 +20,7 @@ from jepa_rl.envs.vector_latent import VectorLatentObservation
 from jepa_rl.envs.wrap import wrap
 
 __all__ = [
+    "ActionRepeat",
     "GoalObservation",
     "LatentObservation",
     "PixelObservation",

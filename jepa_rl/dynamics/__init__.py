@@ -1,7 +1,15 @@
 """Latents and actions to the next latents."""
 
 from jepa_rl.dynamics.held import HeldActions
-from jepa_rl.dynamics.point import GRUDynamics, MLPDynamics, PointDynamics
+from jepa_rl.dynamics.point import GRUDynamics, MLPDynamics, PointDynamics, SimplexDynamics, simplex
 from jepa_rl.dynamics.transformer import CausalTransformerDynamics
 
-__all__ = ["CausalTransformerDynamics", "GRUDynamics", "HeldActions", "MLPDynamics", "PointDynamics"]
+__all__ = [
+    "CausalTransformerDynamics",
+    "GRUDynamics",
+    "HeldActions",
+    "MLPDynamics",
+    "PointDynamics",
+    "SimplexDynamics",
+    "simplex",
+]

@@ -31,6 +31,7 @@ class ConvEncoder(nn.Module):
         latent_dim: width of the latent.
         widths: output channels of the patch layer and of the stride-2 layers, each of which halves the picture.
         patch: rows and columns of one patch.
+        norm: whether the batch norm is there; without it the caller bounds the latents.
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class ConvEncoder(nn.Module):
         latent_dim: int,
         widths: tuple[int, ...] = (32, 32, 64),
         patch: int = 4,
+        norm: bool = True,
     ) -> None:
         super().__init__()
         smallest = patch * 2 ** (len(widths) - 1)
@@ -55,7 +57,7 @@ class ConvEncoder(nn.Module):
         with torch.no_grad():
             features = self.convolutions(torch.zeros(1, channels, size, size)).numel()
         self.project = nn.Linear(features, latent_dim)
-        self.norm = nn.BatchNorm1d(latent_dim, affine=False)
+        self.norm = nn.BatchNorm1d(latent_dim, affine=False) if norm else nn.Identity()
 
     def forward(self, pixels: UInt8[Tensor, "b c y x"]) -> Float[Tensor, "b d"]:
         """Latents float32; pixels are scaled from 0..255 to 0..1 here and nowhere else."""

@@ -1,0 +1,234 @@
+"""JEPA model-predictive control, learned online from reward: a Stable-Baselines3 algorithm."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, ClassVar, cast
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.type_aliases import GymEnv, Schedule
+from torch import nn
+
+from jepa_rl.agents.jepa_mpc.model import ControlBatch
+from jepa_rl.agents.jepa_mpc.policy import JEPAMPCPolicy, observation_boxes
+from jepa_rl.agents.jepa_mpc.replay import EpisodeReplay, Windows, by_name
+
+
+class JEPAMPC(OffPolicyAlgorithm):
+    """Learns a JEPA world model, reward, value and termination online, and plans with them.
+
+    ``JEPAMPC("CnnPolicy", env).learn(100_000)``; everything that Stable-Baselines3 does with an off-policy algorithm
+    works unchanged. Observations are pixels, vectors or a Dict of both; actions a flat Box or Discrete.
+
+    The reference is TD-MPC2 (Hansen, Su and Wang 2024, arXiv:2310.16828). Departures: a patch-convolution encoder;
+    gated dynamics; fewer value heads; a termination head; exploration by following one of the elite plans; windows
+    that run over an episode's end (masked), so that short episodes count in full; one common discount, none guessed
+    from the episode's length.
+
+    ``save`` writes Stable-Baselines3's zip file, which holds pickled settings: load only files that you trust.
+
+    Args:
+        policy: ``"CnnPolicy"``, ``"MlpPolicy"`` or ``"MultiInputPolicy"``; all three plan.
+        env: environment, vectorised environment or id.
+        learning_rate: of everything but the encoder.
+        buffer_size: rows of the replay, one for each state of an episode.
+        learning_starts: random steps before the first update, which then makes up for them.
+        batch_size: windows in a batch.
+        gamma: discount of one step.
+        train_freq, gradient_steps: as in Stable-Baselines3.
+        steps: of the windows that the model is unrolled over.
+        encoder_rate: the encoder's learning rate, relative to the rest.
+        max_grad_norm: largest gradient norm.
+        policy_kwargs: of ``JEPAMPCPolicy``: the search, and ``model=ModelConfig(...)``.
+        stats_window_size, tensorboard_log, verbose, seed, device: as in Stable-Baselines3.
+
+    Raises:
+        ValueError: for observations or actions of another kind, or NaN or infinite rewards and observations.
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
+        "MlpPolicy": JEPAMPCPolicy,
+        "CnnPolicy": JEPAMPCPolicy,
+        "MultiInputPolicy": JEPAMPCPolicy,
+    }
+    policy: JEPAMPCPolicy
+
+    def __init__(
+        self,
+        policy: str | type[JEPAMPCPolicy],
+        env: GymEnv | str,
+        learning_rate: float | Schedule = 3e-4,
+        buffer_size: int = 100_000,
+        learning_starts: int = 1000,
+        batch_size: int = 128,
+        gamma: float = 0.99,
+        train_freq: int | tuple[int, str] = 1,
+        gradient_steps: int = 1,
+        steps: int = 3,
+        encoder_rate: float = 0.3,
+        max_grad_norm: float = 20.0,
+        policy_kwargs: dict[str, Any] | None = None,
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: torch.device | str = "auto",
+        _init_setup_model: bool = True,
+    ) -> None:
+        super().__init__(
+            policy,
+            env,
+            learning_rate,
+            buffer_size=buffer_size,
+            learning_starts=learning_starts,
+            batch_size=batch_size,
+            gamma=gamma,
+            train_freq=train_freq,
+            gradient_steps=gradient_steps,
+            policy_kwargs=policy_kwargs,
+            stats_window_size=stats_window_size,
+            tensorboard_log=tensorboard_log,
+            verbose=verbose,
+            device=device,
+            seed=seed,
+            sde_support=False,
+            support_multi_env=True,
+            supported_action_spaces=(spaces.Box, spaces.Discrete),
+        )
+        self.steps, self.encoder_rate, self.max_grad_norm = steps, encoder_rate, max_grad_norm
+        self._n_updates = 0
+        if _init_setup_model:
+            self._setup_model()
+
+    def _setup_model(self) -> None:
+        self._setup_lr_schedule()
+        self.set_random_seed(self.seed)
+        seed = 0 if self.seed is None else self.seed
+        policy = self.policy_class(
+            self.observation_space,
+            self.action_space,
+            self.lr_schedule,
+            discount=self.gamma,
+            seed=seed,
+            **self.policy_kwargs,
+        )
+        self.policy = cast(JEPAMPCPolicy, policy.to(self.device))
+        model, rate = self.policy.model, self.lr_schedule(1)
+        encoder = list(model.encoder.parameters())
+        known = {id(p) for p in (*encoder, *model.policy.parameters(), *model.target_heads.parameters())}
+        rest = [p for p in model.parameters() if id(p) not in known]
+        self.model_optimizer = torch.optim.Adam(
+            [{"params": encoder, "lr": rate * self.encoder_rate}, {"params": rest, "lr": rate}], fused=True
+        )
+        self.policy_optimizer = torch.optim.Adam(model.policy.parameters(), lr=rate, eps=1e-5, fused=True)
+        self.replay_buffer: Any = EpisodeReplay(
+            observation_boxes(self.observation_space),
+            model.action_dim,
+            self.buffer_size,
+            frames=self._stacked_frames(),
+            num_envs=self.n_envs,
+        )
+        self.rng = np.random.default_rng(seed)
+        self.noise = torch.Generator(self.device).manual_seed(seed)
+        self._plans: tuple[np.ndarray, ...] | None = None
+        self._convert_train_freq()
+
+    def _stacked_frames(self) -> int:
+        """How many frames are stacked in the pictures; 1 unless the environment's ``metadata["frames"]`` says so."""
+        if self.env is None or not self.env.has_attr("metadata"):
+            return 1
+        return self.env.get_attr("metadata", indices=0)[0].get("frames", 1)
+
+    # -- acting -------------------------------------------------------------------------------------
+
+    def _sample_action(
+        self, learning_starts: int, action_noise: Any = None, n_envs: int = 1
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Actions for the environments and for the replay."""
+        if self.num_timesteps < learning_starts:
+            actions = np.array([self.action_space.sample() for _ in range(n_envs)])
+            return actions, self.policy.codec.encode(actions)
+        began = time.perf_counter()
+        assert self._last_obs is not None, "SB3 resets the environments before it asks for actions"
+        tensors, _ = self.policy.obs_to_tensor(self._last_obs)
+        model_actions, self._plans = self.policy.act(
+            by_name(tensors), self._plans, self._last_episode_starts, deterministic=False
+        )
+        self._seconds("plan", began)
+        return self.policy.codec.decode(model_actions), model_actions
+
+    def _store_transition(
+        self, replay_buffer: Any, buffer_action: np.ndarray, new_obs: Any, reward: np.ndarray,
+        dones: np.ndarray, infos: list[dict[str, Any]],
+    ) -> None:  # fmt: skip
+        following = {name: value.copy() for name, value in by_name(new_obs).items()}
+        for i, done in enumerate(dones):
+            if done and infos[i].get("terminal_observation") is not None:
+                for name, value in by_name(infos[i]["terminal_observation"]).items():
+                    following[name][i] = value
+        cut = np.array([info.get("TimeLimit.truncated", False) for info in infos])
+        replay_buffer.add(by_name(self._last_obs), buffer_action, reward, following, dones & ~cut, dones)
+        self._last_obs, self._last_episode_starts = new_obs, dones
+
+    # -- learning -----------------------------------------------------------------------------------
+
+    def train(self, gradient_steps: int, batch_size: int) -> None:
+        """Updates of the world model and of the policy prior."""
+        if not len(self.replay_buffer.episodes):
+            return
+        began = time.perf_counter()
+        if not self._n_updates:  # the random steps before the first update have had none
+            gradient_steps *= max(1, self.num_timesteps // self.n_envs)
+        model = self.policy.model
+        self._update_learning_rate([self.model_optimizer, self.policy_optimizer])
+        self.model_optimizer.param_groups[0]["lr"] *= self.encoder_rate
+        self.policy.set_training_mode(True)
+        for _ in range(gradient_steps):
+            batch = self._tensors(self.replay_buffer.sample(batch_size, self.steps, self.rng))
+            losses = model.loss(batch, self.noise)
+            self.model_optimizer.zero_grad(set_to_none=True)
+            losses.total.backward()
+            norm = nn.utils.clip_grad_norm_(
+                [p for group in self.model_optimizer.param_groups for p in group["params"]],
+                self.max_grad_norm,
+            )
+            self.model_optimizer.step()
+            acting = model.policy_loss(losses, self.noise)
+            self.policy_optimizer.zero_grad(set_to_none=True)
+            acting["policy"].backward()
+            nn.utils.clip_grad_norm_(model.policy.parameters(), self.max_grad_norm)
+            self.policy_optimizer.step()
+            model.after_update()
+        self._n_updates += gradient_steps
+        self._seconds("train", began)
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+        for name, value in (losses.terms | acting | {"gradient_norm": norm}).items():
+            self.logger.record(f"train/{name}", value.item())
+
+    def _tensors(self, windows: Windows) -> ControlBatch:
+        def put(x: np.ndarray) -> torch.Tensor:
+            return torch.from_numpy(np.ascontiguousarray(x)).to(self.device)
+
+        return ControlBatch({k: put(v) for k, v in windows.observations.items()}, *map(put, windows[1:]))
+
+    def _seconds(self, name: str, began: float) -> None:
+        self.logger.record_mean(f"time/{name}_ms", 1e3 * (time.perf_counter() - began))
+
+    # -- files --------------------------------------------------------------------------------------
+
+    def _excluded_save_params(self) -> list[str]:
+        return [
+            *super()._excluded_save_params(),
+            "model_optimizer",
+            "policy_optimizer",
+            "noise",
+            "rng",
+            "_plans",
+        ]
+
+    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
+        return ["policy", "model_optimizer", "policy_optimizer"], []

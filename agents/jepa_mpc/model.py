@@ -1,0 +1,319 @@
+"""The world model of ``JEPAMPC``: JEPA latents with reward, termination, value and a policy prior."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from gymnasium import spaces
+from jaxtyping import Bool, Float, UInt8
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from jepa_rl.dynamics import MLPDynamics, SimplexDynamics, simplex
+from jepa_rl.encoders import ConvEncoder
+from jepa_rl.heads import CategoricalPolicy, GaussianPolicy, Perceptron, TwoHot
+from jepa_rl.objectives import terms
+
+Latent = Literal["simplex", "sigreg", "vicreg"]
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Sizes and weights; plain numbers.
+
+    Attributes:
+        latent_dim: width of the latent.
+        width, depth: hidden units and layers of dynamics and heads.
+        encoder_widths, patch: of the convolutional encoder (``ConvEncoder``).
+        values: heads in the ensemble of action values.
+        bins: of reward and value distributions.
+        latent: what keeps latents from collapsing: softmax over groups of 8 (``"simplex"``, as TD-MPC2), SIGReg
+            on batch-normalised latents, or VICReg's variance and covariance.
+        shift: pixels that pictures are shifted by at random (DrQ's augmentation).
+        termination: whether a head predicts the end of the episode.
+        consistency, reward, value, end, anti_collapse: weights of the terms.
+        decay: weight of each further step of the rollout, relative to the one before.
+        entropy: weight of the policy's entropy.
+        target_rate: of the moving average that value targets come from, per update.
+    """
+
+    latent_dim: int = 256
+    width: int = 256
+    depth: int = 2
+    encoder_widths: tuple[int, ...] = (32, 32, 64)
+    patch: int = 4
+    values: int = 3
+    bins: int = 101
+    latent: Latent = "simplex"
+    shift: int = 3
+    termination: bool = True
+    consistency: float = 20.0
+    reward: float = 0.1
+    value: float = 0.1
+    end: float = 1.0
+    anti_collapse: float = 1.0
+    decay: float = 0.5
+    entropy: float = 1e-4
+    target_rate: float = 0.01
+
+
+class ActionLayout(NamedTuple):
+    """Model actions: ``groups`` of one-hot choices, or none of them and ``size`` numbers in [-1, 1]."""
+
+    size: int
+    groups: tuple[int, ...] = ()
+
+
+class ObservationEncoder(nn.Module):
+    """Pictures through a conv net, vectors through a perceptron, added up.
+
+    Args:
+        space: of the observation, by name; uint8 pictures (c, y, x), everything else is flat.
+        config: widths.
+    """
+
+    def __init__(self, space: dict[str, spaces.Box], config: ModelConfig) -> None:
+        super().__init__()
+        d = config.latent_dim
+        self.pictures = nn.ModuleDict()
+        self.vectors, inputs = [], 0
+        for name, box in space.items():
+            if len(box.shape) == 3:
+                channels, size, _ = box.shape
+                self.pictures[name] = ConvEncoder(
+                    channels, size, d, config.encoder_widths, config.patch, norm=config.latent != "simplex"
+                )
+            else:
+                self.vectors.append(name)
+                inputs += box.shape[0]
+        self.perceptron = Perceptron(inputs, config.width, d, 2) if inputs else None
+        self.simplex = config.latent == "simplex"
+
+    def forward(self, observations: dict[str, Tensor]) -> Float[Tensor, "b d"]:
+        parts = [encoder(observations[name]) for name, encoder in self.pictures.items()]
+        if self.perceptron is not None:
+            # symlog: vectors come in any unit
+            vectors = torch.cat([observations[name].float() for name in self.vectors], dim=-1)
+            parts.append(self.perceptron(vectors.sign() * vectors.abs().log1p()))
+        total = torch.stack(parts).sum(0)
+        return simplex(total) if self.simplex else total
+
+
+class ControlModel(nn.Module):
+    """Encoder, dynamics (a ``Dynamics`` for the planners) and heads.
+
+    Args:
+        space: of one observation, by name.
+        actions: the layout of model actions.
+        config: sizes and weights.
+        discount: of one step.
+    """
+
+    def __init__(
+        self, space: dict[str, spaces.Box], actions: ActionLayout, config: ModelConfig, discount: float
+    ) -> None:
+        super().__init__()
+        d, a, w = config.latent_dim, actions.size, config.width
+        self.config, self.actions, self.discount = config, actions, discount
+        self.latent_dim, self.action_dim = d, a
+        self.encoder = ObservationEncoder(space, config)
+        self.dynamics = (
+            SimplexDynamics(d, a, w, config.depth)
+            if config.latent == "simplex"
+            else MLPDynamics(d, a, w, config.depth)
+        )
+        self.two_hot = TwoHot(config.bins)
+        self.reward_head = Perceptron(d + a, w, config.bins, config.depth, last_scale=0.0)
+        self.end_head = Perceptron(d, w, 1, config.depth, last_scale=0.0) if config.termination else None
+        self.value_heads = Perceptron(d + a, w, config.bins, config.depth, config.values, last_scale=0.0)
+        self.target_heads = copy.deepcopy(self.value_heads).requires_grad_(False)
+        self.policy: GaussianPolicy | CategoricalPolicy = (
+            CategoricalPolicy(d, actions.groups, w, config.depth)
+            if actions.groups
+            else GaussianPolicy(d, a, w, config.depth)
+        )
+        self.scale: Tensor
+        self.register_buffer("scale", torch.ones(()))  # of the values, for the policy's loss
+
+    def encode(self, observations: dict[str, Tensor]) -> Float[Tensor, "b d"]:
+        return self.encoder(observations)
+
+    def rollout(
+        self,
+        z: Float[Tensor, "b d"],
+        actions: Float[Tensor, "b h a"],
+        *,
+        futures: int = 1,
+        generator: torch.Generator | None = None,
+    ) -> Float[Tensor, "b n h+1 d"]:
+        """The ``Dynamics`` contract."""
+        return self.dynamics.rollout(z, actions, futures=futures, generator=generator)
+
+    def reward(self, z: Float[Tensor, "b d"], action: Float[Tensor, "b a"]) -> Float[Tensor, " b"]:
+        return self.two_hot.decode(self.reward_head(torch.cat([z, action], dim=-1)))
+
+    def alive(self, z: Float[Tensor, "b d"]) -> Float[Tensor, " b"]:
+        """Probability that the episode did not end on the way into ``z``."""
+        if self.end_head is None:
+            return torch.ones_like(z[..., 0])
+        return torch.sigmoid(-self.end_head(z)[..., 0])
+
+    def value(self, z: Float[Tensor, "b d"], action: Float[Tensor, "b a"]) -> Float[Tensor, "e b"]:
+        return self.two_hot.decode(self.value_heads(torch.cat([z, action], dim=-1)))
+
+    # -- learning -----------------------------------------------------------------------------------
+
+    def loss(self, batch: ControlBatch, generator: torch.Generator | None = None) -> Losses:
+        """World model and values on windows; the latents come back for the policy's loss."""
+        c, h = self.config, batch.actions.shape[1]
+        now = {name: x[:, 0] for name, x in batch.observations.items()}
+        later = {name: x[:, 1:].flatten(0, 1) for name, x in batch.observations.items()}
+        z = self.encode(self._shifted(now, generator))
+        with torch.no_grad():
+            targets = self.encode(self._shifted(later, generator)).unflatten(0, (-1, h))
+            returns = self._targets(targets, batch, generator)
+        path = self.rollout(z, batch.actions)[:, 0]
+        weight = c.decay ** torch.arange(h, device=z.device) * batch.valid  # b h
+        weight = weight / (c.decay ** torch.arange(h, device=z.device)).sum() / len(weight)
+
+        def mean(values: Float[Tensor, "b h"]) -> Tensor:
+            return (values * weight).sum()
+
+        pairs = torch.cat([path[:, :-1], batch.actions], dim=-1).flatten(0, 1)
+        rewards = self.reward_head(pairs).unflatten(0, (-1, h))
+        values = self.value_heads(pairs).unflatten(1, (-1, h))
+        found = {
+            "consistency": mean((path[:, 1:] - targets).square().mean(-1)),
+            "reward": mean(self.two_hot.loss(rewards, self.two_hot.encode(batch.rewards))),
+            "value": mean(self.two_hot.loss(values, self.two_hot.encode(returns)).mean(0)),
+        }
+        if self.end_head is not None:
+            ends = self.end_head(path[:, 1:].flatten(0, 1)).view(-1, h)
+            found["end"] = mean(
+                F.binary_cross_entropy_with_logits(ends, batch.terminated.float(), reduction="none")
+            )
+        if c.latent == "sigreg":
+            found["anti_collapse"] = terms.sigreg(z.unsqueeze(0), generator)
+        elif c.latent == "vicreg":
+            found["anti_collapse"] = terms.variance(z.unsqueeze(1)) + 0.04 * terms.covariance(z.unsqueeze(1))
+        total = torch.stack([getattr(c, name) * value for name, value in found.items()]).sum()
+        return Losses(total, found, path.detach(), weight, targets)
+
+    @torch.no_grad()
+    def _targets(
+        self, z: Float[Tensor, "b h d"], batch: ControlBatch, generator: torch.Generator | None
+    ) -> Float[Tensor, "b h"]:
+        """``r + discount (1 - terminated) min(Q1, Q2)(z', policy(z'))``, two heads of the moving average."""
+        rows = z.flatten(0, 1)
+        action, _ = self.policy.sample(rows, generator)
+        logits = self.target_heads(torch.cat([rows, action], dim=-1))
+        pair = torch.randperm(self.config.values, generator=generator, device=z.device)[:2]
+        least = self.two_hot.decode(logits[pair]).amin(0).view(z.shape[:2])
+        return batch.rewards + self.discount * (~batch.terminated) * least
+
+    def policy_loss(self, losses: Losses, generator: torch.Generator | None = None) -> dict[str, Tensor]:
+        """The policy climbs the mean of the value heads, in units of their spread, and keeps some entropy."""
+        z, h = losses.path, losses.weight.shape[1]
+        rows = z[:, :-1].flatten(0, 1)
+        action, log_density = self.policy.sample(rows, generator)
+        # The heads are not to move: detached weights, live inputs.
+        value = self.two_hot.decode(frozen(self.value_heads, torch.cat([rows, action], dim=-1))).mean(0)
+        with torch.no_grad():
+            low, high = torch.quantile(value[::h], torch.tensor([0.05, 0.95], device=z.device))
+            self.scale.lerp_((high - low).clamp_min(1.0), 0.01)
+        gain = value / self.scale - self.config.entropy * log_density
+        loss = -(gain.view(-1, h) * losses.weight).sum()
+        return {"policy": loss, "entropy": -log_density.mean().detach(), "value_mean": value.mean().detach()}
+
+    @torch.no_grad()
+    def after_update(self) -> None:
+        """Moves the target heads towards the value heads."""
+        torch._foreach_lerp_(
+            list(self.target_heads.parameters()), list(self.value_heads.parameters()), self.config.target_rate
+        )
+
+    def _shifted(
+        self, observations: dict[str, Tensor], generator: torch.Generator | None
+    ) -> dict[str, Tensor]:
+        if not self.config.shift:
+            return observations
+        return {
+            name: random_shift(x, self.config.shift, generator) if x.ndim == 4 else x
+            for name, x in observations.items()
+        }
+
+
+class ControlBatch(NamedTuple):
+    """``replay.Windows`` as tensors."""
+
+    observations: dict[str, Tensor]
+    actions: Float[Tensor, "b h a"]
+    rewards: Float[Tensor, "b h"]
+    terminated: Bool[Tensor, "b h"]
+    valid: Bool[Tensor, "b h"]
+
+
+class Losses(NamedTuple):
+    """Total and terms; the imagined path "b t d", the weight of each of its steps "b h", the encoded future."""
+
+    total: Tensor
+    terms: dict[str, Tensor]
+    path: Tensor
+    weight: Tensor
+    targets: Tensor
+
+
+def frozen(module: nn.Module, x: Tensor) -> Tensor:
+    """``module(x)`` with a gradient to ``x`` alone."""
+    weights = {name: value.detach() for name, value in module.named_parameters()}
+    return torch.func.functional_call(module, weights, (x,))
+
+
+def random_shift(
+    pixels: UInt8[Tensor, "b c y x"], by: int, generator: torch.Generator | None = None
+) -> UInt8[Tensor, "b c y x"]:
+    """Every picture moved by up to ``by`` pixels along both axes, its border repeated (Kostrikov et al. 2020, DrQ).
+
+    Done on bytes: each row of the result is one run of bytes in the padded pictures, copied whole.
+    """
+    b, channels, rows, columns = pixels.shape
+    sides = (*pixels.shape[:3], by)
+    wide = torch.cat([pixels[..., :1].expand(sides), pixels, pixels[..., -1:].expand(sides)], dim=-1)
+    width = columns + 2 * by
+    down, right = torch.randint(0, 2 * by + 1, (2, b, 1, 1), generator=generator, device=pixels.device)
+    y = (torch.arange(rows, device=pixels.device) + down - by).clamp_(0, rows - 1)
+    picture = torch.arange(b * channels, device=pixels.device).view(b, channels, 1)
+    starts = (picture * rows + y) * width + right
+    runs = wide.view(-1).as_strided((wide.numel() - columns + 1, columns), (1, 1))
+    return runs.index_select(0, starts.view(-1)).view(pixels.shape)
+
+
+class ReturnCost:
+    """Minus the return of a plan: rewards, survival and the value at its end. A ``Cost`` for the planners.
+
+    Args:
+        model: whose heads say so.
+        terminal: whether the value of the last state counts.
+    """
+
+    def __init__(self, model: ControlModel, terminal: bool = True) -> None:
+        self.model, self.terminal = model, terminal
+
+    def __call__(
+        self, latents: Float[Tensor, "b n t d"], actions: Float[Tensor, "b h a"]
+    ) -> Float[Tensor, "b n"]:
+        model, h = self.model, actions.shape[1]
+        taken = actions.unsqueeze(1).expand(-1, latents.shape[1], -1, -1)
+        rewards = model.reward(latents[:, :, :-1].flatten(0, 2), taken.flatten(0, 2)).view(taken.shape[:3])
+        alive = model.alive(latents[:, :, 1:].flatten(0, 2)).view(taken.shape[:3]).cumprod(-1)
+        discount = model.discount ** torch.arange(h, device=latents.device)
+        before = torch.cat([torch.ones_like(alive[..., :1]), alive[..., :-1]], dim=-1)
+        total = (rewards * before * discount).sum(-1)
+        if self.terminal:
+            last = latents[:, :, -1].flatten(0, 1)
+            value = model.value(last, model.policy.mode(last)).mean(0).view(total.shape)
+            total = total + model.discount**h * alive[..., -1] * value
+        return -total

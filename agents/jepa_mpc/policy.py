@@ -1,0 +1,185 @@
+"""Stable-Baselines3's policy object of ``JEPAMPC``: it plans."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from jaxtyping import Float
+from stable_baselines3.common.policies import BasePolicy
+from torch import Tensor
+
+from jepa_rl.agents.categorical import CategoricalCEM
+from jepa_rl.agents.jepa_mpc.model import ActionLayout, ControlModel, ModelConfig, ReturnCost
+from jepa_rl.agents.jepa_mpc.replay import by_name
+from jepa_rl.agents.mppi import MPPI
+from jepa_rl.types import ActionSpec, Plan
+
+
+class JEPAMPCPolicy(BasePolicy):
+    """Plans in the latents of a ``ControlModel``; the old plan travels in ``predict``'s ``state``.
+
+    Args:
+        observation_space, action_space: of the environment, as Stable-Baselines3 shows them.
+        lr_schedule: unused; the algorithm holds the optimisers.
+        model: sizes and weights.
+        horizon: steps that are looked ahead.
+        samples, elites, iterations: of the search (``MPPI``, or ``CategoricalCEM`` for choices).
+        proposals: plans of the policy prior that compete in every search; 0 leaves the prior out.
+        terminal_value: whether the value of the last state counts.
+        discount: of one step.
+        seed: of the searches.
+    """
+
+    def __init__(
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Space,
+        lr_schedule: Callable[[float], float] | None = None,
+        *,
+        model: ModelConfig | None = None,
+        horizon: int = 3,
+        samples: int = 128,
+        elites: int = 16,
+        iterations: int = 4,
+        proposals: int = 16,
+        terminal_value: bool = True,
+        discount: float = 0.99,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(observation_space, action_space)
+        self.settings: dict[str, Any] = dict(
+            model=model, horizon=horizon, samples=samples, elites=elites, iterations=iterations,
+            proposals=proposals, terminal_value=terminal_value, discount=discount, seed=seed,
+        )  # fmt: skip
+        self.codec = action_codec(action_space)
+        groups = (self.codec.size,) if self.codec.kind == "discrete" else ()
+        self.model = ControlModel(
+            observation_boxes(observation_space),
+            ActionLayout(self.codec.size, groups),
+            model or ModelConfig(),
+            discount,
+        )
+        search: dict[str, Any] = dict(horizon=horizon, samples=samples, elites=elites, iterations=iterations)
+        self.planner = CategoricalCEM(**search) if groups else MPPI(**search, init_std=1.0)
+        self.proposals, self.elites, self.seed = proposals, elites, seed
+        self.cost = ReturnCost(self.model, terminal_value)
+        self.generator = torch.Generator().manual_seed(seed)  # of exploration: it goes on from call to call
+        self.last_plan: Plan | None = None
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        return super()._get_constructor_parameters() | self.settings
+
+    def predict(
+        self,
+        observation: Any,
+        state: tuple[np.ndarray, ...] | None = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = False,
+    ) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
+        """Stable-Baselines3's ``predict``. ``deterministic`` takes the best plan, and equal calls give equal actions;
+        otherwise one of the elite plans is followed, by the generator of exploration."""
+        tensors, vectorised = self.obs_to_tensor(observation)
+        actions, state = self.act(by_name(tensors), state, episode_start, deterministic)
+        decoded = self.codec.decode(actions)
+        return (decoded if vectorised else decoded[0]), state
+
+    @torch.no_grad()
+    def act(
+        self,
+        observations: dict[str, Tensor],
+        state: tuple[np.ndarray, ...] | None,
+        episode_start: np.ndarray | None,
+        deterministic: bool,
+    ) -> tuple[Float[np.ndarray, "n a"], tuple[np.ndarray, ...]]:
+        """Model actions, and the shifted plans."""
+        self.set_training_mode(False)
+        z = self.model.encode(observations)
+        shape = (len(z), self.planner.horizon, self.model.action_dim)
+        warm = np.zeros(shape, np.float32) if state is None else state[0].copy()
+        if warm.shape != shape:
+            raise ValueError(
+                f"state must hold plans of shape {shape}, got {warm.shape}; pass what predict returned"
+            )
+        if episode_start is not None:
+            warm[np.asarray(episode_start, bool).reshape(-1)] = 0.0
+        generator = self._generator_on(z.device, deterministic)
+        plan = self.planner.plan(
+            self.model, self.cost, z, torch.from_numpy(warm).to(z), generator, self._proposed(z, generator)
+        )
+        self.last_plan = plan
+        chosen = plan.actions if deterministic else self._explore(plan, generator)
+        shifted = torch.cat([plan.actions[:, 1:], plan.actions[:, -1:]], dim=1)
+        return chosen[:, 0].cpu().numpy(), (shifted.cpu().numpy(),)
+
+    def _generator_on(self, device: torch.device, deterministic: bool) -> torch.Generator:
+        """A fresh one for deterministic searches; that of exploration otherwise, moved where the model went."""
+        if deterministic:
+            return torch.Generator(device).manual_seed(self.seed)
+        if self.generator.device != device:
+            self.generator = torch.Generator(device).manual_seed(self.seed)
+        return self.generator
+
+    def _proposed(self, z: Tensor, generator: torch.Generator) -> Float[Tensor, "b p h a"] | None:
+        """Plans of the policy prior, rolled out in the model; the first follows its mode."""
+        if not self.proposals:
+            return None
+        rows, actions = z.repeat_interleave(self.proposals, 0), []
+        for _ in range(self.planner.horizon):
+            action, _ = self.model.policy.sample(rows, generator)
+            action[:: self.proposals] = self.model.policy.mode(rows[:: self.proposals])
+            actions.append(action)
+            rows = self.model.dynamics.step(rows, action)
+        return torch.stack(actions, 1).unflatten(0, (len(z), self.proposals))
+
+    def _explore(self, plan: Plan, generator: torch.Generator) -> Float[Tensor, "b h a"]:
+        """One of the best candidates of the last iteration."""
+        assert plan.candidates is not None and plan.candidate_costs is not None
+        best = plan.candidate_costs.topk(self.elites, dim=1, largest=False).indices
+        pick = torch.randint(self.elites, (len(best),), generator=generator, device=best.device)
+        env = torch.arange(len(best), device=best.device)
+        return plan.candidates[env, best[env, pick]]
+
+    def _predict(self, observation: Any, deterministic: bool = False) -> Tensor:
+        """Actions of the environment as a tensor."""
+        actions, _ = self.act(by_name(observation), None, None, deterministic)
+        return torch.from_numpy(np.asarray(self.codec.decode(actions)))
+
+
+def action_codec(space: spaces.Space) -> ActionSpec:
+    """The door between actions of the environment and of the model.
+
+    Raises:
+        ValueError: for anything but a Discrete space or a flat Box (whose bounds Stable-Baselines3 has checked).
+    """
+    if isinstance(space, spaces.Discrete):
+        return ActionSpec("discrete", int(space.n), start=int(space.start))
+    if not isinstance(space, spaces.Box) or len(space.shape) != 1:
+        raise ValueError(f"actions must be a flat, bounded Box or Discrete, got {space}; flatten them first")
+    return ActionSpec("continuous", space.shape[0], tuple(space.low.tolist()), tuple(space.high.tolist()))
+
+
+def observation_boxes(space: spaces.Space) -> dict[str, spaces.Box]:
+    """The Boxes of an observation by name: square uint8 pictures (c, y, x) and flat vectors.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    parts = by_name(space.spaces if isinstance(space, spaces.Dict) else space)
+    for name, box in parts.items():
+        if not isinstance(box, spaces.Box):
+            raise ValueError(
+                f"{name} must be a Box, got {box}; flatten it (gymnasium.wrappers.FlattenObservation)"
+            )
+        picture = len(box.shape) == 3
+        if picture and (box.dtype != np.uint8 or box.shape[1] != box.shape[2]):
+            raise ValueError(
+                f"{name} must be uint8 pixels of shape (channels, size, size), got {box}; wrap the environment in "
+                "jepa_rl.envs.PixelObservation"
+            )
+        if not picture and len(box.shape) != 1:
+            raise ValueError(f"{name} must be a flat vector or pixels, got shape {box.shape}")
+    return parts

@@ -1,0 +1,94 @@
+"""The replay against the episodes that went in."""
+
+import numpy as np
+import pytest
+from gymnasium import spaces
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jepa_rl.agents.jepa_mpc.replay import EpisodeReplay
+
+FRAMES = 3
+SPACE = {
+    "pixels": spaces.Box(0, 255, (FRAMES, 2, 2), np.uint8),
+    "state": spaces.Box(-np.inf, np.inf, (2,), np.float32),
+}
+
+
+def episode(number: int, length: int):
+    """States whose numbers say where they are from: frame ``t`` of episode ``number`` shows ``10 * number + t``."""
+    frames = [np.full((2, 2), (10 * number + t) % 256, np.uint8) for t in range(length + 1)]
+    stacks = [np.stack([frames[max(0, t - k)] for k in range(FRAMES)][::-1]) for t in range(length + 1)]
+    return [{"pixels": s, "state": np.array([number, t], np.float32)} for t, s in enumerate(stacks)]
+
+
+def fill(replay: EpisodeReplay, lengths: list[int], terminated: bool = True) -> list[list[dict]]:
+    played = []
+    for number, length in enumerate(lengths):
+        states = episode(number, length)
+        played.append(states)
+        for t in range(length):
+            last = t == length - 1
+            now, then = ({k: v[None] for k, v in states[i].items()} for i in (t, t + 1))
+            action, reward = np.array([[number, t]], np.float32), np.array([100 * number + t])
+            replay.add(now, action, reward, then, np.array([last and terminated]), np.array([last]))
+    return played
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=12), st.integers(1, 4), st.integers(20, 200))
+def test_windows_are_what_was_played(lengths, steps, capacity):
+    replay = EpisodeReplay(SPACE, 2, capacity, FRAMES)
+    played = fill(replay, lengths)
+    assert int((replay.episodes[:, 1] + 1).sum()) <= capacity
+    windows = replay.sample(64, steps, np.random.default_rng(0))
+    newest = len(lengths) - len(replay.episodes)
+    for row in range(64):
+        number, start = windows.observations["state"][row, 0].astype(int)
+        assert number >= newest
+        for i in range(steps + 1):
+            t = min(start + i, lengths[number])
+            np.testing.assert_array_equal(windows.observations["pixels"][row, i], played[number][t]["pixels"])
+            np.testing.assert_array_equal(windows.observations["state"][row, i], [number, t])
+            if i < steps:
+                inside = start + i < lengths[number]
+                assert windows.valid[row, i] == inside
+                assert windows.terminated[row, i] == (start + i == lengths[number] - 1)
+                if inside:
+                    np.testing.assert_array_equal(windows.actions[row, i], [number, t])
+                    assert windows.rewards[row, i] == 100 * number + t
+
+
+def test_every_step_is_drawn_equally_often():
+    replay = EpisodeReplay(SPACE, 2, 100, FRAMES)
+    fill(replay, [1, 9])
+    windows = replay.sample(20_000, 1, np.random.default_rng(0))
+    assert abs((windows.observations["state"][:, 0, 0] == 0).mean() - 0.1) < 0.01
+
+
+def test_a_time_limit_does_not_terminate():
+    replay = EpisodeReplay(SPACE, 2, 100, FRAMES)
+    fill(replay, [4], terminated=False)
+    assert not replay.sample(50, 3, np.random.default_rng(0)).terminated.any()
+
+
+def test_episodes_without_an_end_are_cut():
+    replay = EpisodeReplay(SPACE, 2, 100, FRAMES, longest=3)
+    fill(replay, [7])
+    assert replay.episodes[:, 1].tolist() == [3, 3, 1]
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_reward_that_is_no_number_is_refused_and_nothing_stored(bad):
+    replay = EpisodeReplay(SPACE, 2, 100, FRAMES)
+    state = {k: v[None] for k, v in episode(0, 1)[0].items()}
+    with pytest.raises(ValueError, match="rewards hold NaN or infinite values"):
+        replay.add(
+            state, np.zeros((1, 2), np.float32), np.array([bad]), state, np.array([True]), np.array([True])
+        )
+    assert not len(replay)
+
+
+def test_sampling_from_nothing_says_so():
+    with pytest.raises(ValueError, match="no episode has ended yet"):
+        EpisodeReplay(SPACE, 2, 100, FRAMES).sample(1, 1, np.random.default_rng(0))
