@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from jepa_rl.agents.sampling import Incumbent, Risk, best_of, check_settings, expected_cost, pose
+from jepa_rl.heads import gumbel, one_hot
 from jepa_rl.types import Cost, Dynamics, Plan
 
 
@@ -74,7 +75,7 @@ class CategoricalCEM:
             frequency = elites.mean(1).unflatten(-1, (-1, choices))
             probability = torch.lerp(frequency, probability, self.smoothing)
             probability = _mix_in_uniform(probability, min(1.0, self.min_probability * choices))
-        likeliest = _one_hot(probability).flatten(-2)
+        likeliest = one_hot(probability).flatten(-2)
         return problem.finish(torch.stack([likeliest, best.actions], dim=1), candidates, costs)
 
 
@@ -90,11 +91,6 @@ def _draw(
 ) -> Float[Tensor, "b s h k c"]:
     """One-hot draws by the Gumbel-max trick, one draw of noise for all environments; the mode first."""
     shape = (samples, *probability.shape[1:])
-    uniform = torch.rand(shape, generator=generator, device=probability.device, dtype=probability.dtype)
-    gumbel = -torch.log(-torch.log(uniform.clamp(1e-20, 1.0 - 1e-7)))
-    gumbel[0] = 0.0
-    return _one_hot(probability.log()[:, None] + gumbel)
-
-
-def _one_hot(score: Float[Tensor, "*b c"]) -> Float[Tensor, "*b c"]:
-    return torch.zeros_like(score).scatter_(-1, score.argmax(-1, keepdim=True), 1.0)
+    noise = gumbel(shape, probability, generator)
+    noise[0] = 0.0
+    return one_hot(probability.log()[:, None] + noise)

@@ -15,8 +15,8 @@ from jepa_rl.agents.sampling import (
     expected_cost,
     normal,
     perturb,
+    pick,
     pose,
-    take,
     without_nan,
 )
 from jepa_rl.types import Cost, Dynamics, Plan
@@ -100,4 +100,4 @@ class GradientPlanner:
 @torch.no_grad()
 def _cheapest(actions: Float[Tensor, "b s h a"], costs: Float[Tensor, "b s"]) -> tuple[Tensor, Tensor]:
     least, index = without_nan(costs).min(1)
-    return take(actions, index[:, None])[:, 0], least
+    return pick(actions, index), least

@@ -146,14 +146,13 @@ def fit_inverse_model(
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
     encoded = LatentEpisodes.encode(model, episodes)
-    latents, actions, lengths = encoded.latents, encoded.actions, encoded.lengths
+    latents, actions = encoded.latents, encoded.actions
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         inverse = InverseModel(model.latent_dim, model.spec.action).to(latents.device)
     inverse.mean.copy_(latents.mean(0))
     inverse.std.copy_(latents.std(0).clamp_min(1e-6))
-    episode = encoded.episode_of_step
-    left = lengths.cumsum(0)[episode] - torch.arange(len(actions))  # steps to the episode's end, at least 1
+    episode, left = encoded.episode_of_step, encoded.steps_left
 
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(inverse.parameters(), lr=learning_rate)

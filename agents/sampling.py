@@ -71,13 +71,12 @@ class Problem:
         latents, choice_costs = self.rollout(choices)
         choice_costs = without_nan(choice_costs)
         best = choice_costs.argmin(1)
-        env = torch.arange(len(best), device=best.device)
         return Plan(
-            actions=choices[env, best],
-            cost=choice_costs[env, best],
+            actions=pick(choices, best),
+            cost=pick(choice_costs, best),
             candidates=candidates,
             candidate_costs=costs,
-            branches=latents.unflatten(0, choices.shape[:2])[env, best],
+            branches=pick(latents.unflatten(0, choices.shape[:2]), best),
         )
 
 
@@ -158,7 +157,7 @@ def check_settings(planner: Any) -> None:
         TypeError: if a count is not an int.
     """
     values = vars(planner)
-    for name in ("horizon", "samples", "elites", "iterations", "restarts", "futures"):
+    for name in ("horizon", "samples", "elites", "iterations", "restarts", "width", "branches", "futures"):
         if name in values and (not isinstance(values[name], int) or isinstance(values[name], bool)):
             raise TypeError(f"{name} must be an int, got {values[name]!r}")
         if name in values and values[name] < 1:
@@ -176,8 +175,8 @@ def check_settings(planner: Any) -> None:
     for name in ("momentum", "smoothing", "min_probability"):
         if name in values and not 0.0 <= values[name] < 1.0:
             raise ValueError(f"{name} must lie in [0, 1), got {values[name]}")
-    if not callable(values["risk"]):
-        raise TypeError(f"risk must be a callable from costs (b, n) to (b,), got {values['risk']!r}")
+    if not callable(planner.risk):
+        raise TypeError(f"risk must be a callable from costs (b, n) to (b,), got {planner.risk!r}")
 
 
 def normal(shape: tuple[int, ...], like: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -205,8 +204,14 @@ def best_of(
     return take(candidates, index), least
 
 
-def take(candidates: Float[Tensor, "b s h a"], index: Int[Tensor, "b k"]) -> Float[Tensor, "b k h a"]:
-    return candidates[torch.arange(len(index), device=index.device)[:, None], index]
+def take(values: Tensor, index: Int[Tensor, "b k"]) -> Tensor:
+    """``values[i, index[i, j]]``, "b k ...", of values "b s ..."."""
+    return values[torch.arange(len(index), device=index.device)[:, None], index]
+
+
+def pick(values: Tensor, index: Int[Tensor, " b"]) -> Tensor:
+    """``values[i, index[i]]``, "b ...", of values "b s ..."."""
+    return values[torch.arange(len(index), device=index.device), index]
 
 
 class Incumbent:

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from jepa_rl.agents.sampling import Risk, comparable, expected_cost, pose
+from jepa_rl.agents.sampling import Risk, check_settings, comparable, expected_cost, pick, pose, take
 from jepa_rl.types import Cost, Dynamics, Plan
 
 
@@ -47,12 +47,7 @@ class TreeSearch:
     risk: ClassVar[Risk] = staticmethod(expected_cost)
 
     def __post_init__(self) -> None:
-        for name in ("horizon", "width", "branches"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool):
-                raise TypeError(f"{name} must be an int, got {value!r}")
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+        check_settings(self)
         if not 0.0 <= self.step_cost < float("inf"):
             raise ValueError(f"step_cost must be finite and at least 0, got {self.step_cost}")
 
@@ -85,13 +80,13 @@ class TreeSearch:
                 child_costs = torch.cat([child_costs, after_cost], 1)
                 child_paths = torch.cat([child_paths, warm[:, None, : depth + 1]], 1)
             best = child_costs.argmin(1)
-            prices.append(_pick(child_costs, best) + self.step_cost * (depth + 1))
-            ends.append(_pad(_pick(child_paths, best), self.horizon))
+            prices.append(pick(child_costs, best) + self.step_cost * (depth + 1))
+            ends.append(_pad(pick(child_paths, best), self.horizon))
             kept = spread(children, seen, child_costs, self.width)
-            nodes, paths = _gather(children, kept), _gather(child_paths, kept)
+            nodes, paths = take(children, kept), take(child_paths, kept)
             seen = torch.cat([seen, nodes], 1)
         candidates, costs = torch.stack(ends, 1), torch.stack(prices, 1)
-        best = _pick(candidates, costs.argmin(1)).unsqueeze(1)
+        best = pick(candidates, costs.argmin(1)).unsqueeze(1)
         return problem.finish(problem.with_proposals(best), candidates, costs)
 
     def _actions(
@@ -113,10 +108,10 @@ def spread(
     novelty = torch.cdist(children, seen).amin(2)
     first = costs.argmin(1, keepdim=True)
     shortlist = novelty.scatter(1, first, torch.inf).topk(min(4 * width, novelty.shape[1]), dim=1).indices
-    points, gap = _gather(children, shortlist), novelty.gather(1, shortlist)
+    points, gap = take(children, shortlist), novelty.gather(1, shortlist)
     chosen = [torch.zeros_like(shortlist[:, 0])]  # the cheapest heads the shortlist
     for _ in range(min(width, shortlist.shape[1]) - 1):
-        latest = _pick(points, chosen[-1]).unsqueeze(1)
+        latest = pick(points, chosen[-1]).unsqueeze(1)
         gap = torch.minimum(gap, (points - latest).square().sum(-1).sqrt())
         gap = gap.scatter(1, chosen[-1].unsqueeze(1), -1.0)  # never again
         chosen.append(gap.argmax(1))
@@ -133,16 +128,6 @@ def _expand(
     latents = dynamics.rollout(rows, steps)
     costs = cost(latents, steps)[:, 0].view(b, w * k)
     return latents[:, 0, 1].unflatten(0, (b, w * k)), comparable(costs)
-
-
-def _pick(values: Tensor, index: Int64[Tensor, " b"]) -> Tensor:
-    """``values[i, index[i]]``."""
-    return values[torch.arange(len(index), device=index.device), index]
-
-
-def _gather(values: Tensor, index: Int64[Tensor, "b w"]) -> Tensor:
-    """``values[i, index[i, j]]``."""
-    return values[torch.arange(len(index), device=index.device).unsqueeze(1), index]
 
 
 def _pad(path: Float[Tensor, "b depth a"], horizon: int) -> Float[Tensor, "b h a"]:

@@ -19,7 +19,7 @@ from _record import write_results
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
 import quickstart
-from quickstart import Outcome, play
+from quickstart import MAX_STEPS, Driver, Outcome, play
 from torch.utils.tensorboard import SummaryWriter
 
 from jepa_rl.agents import CEM, MPCAgent
@@ -91,7 +91,7 @@ def run_seed(args: Args, seed: int) -> dict:
     fewer = replace(settings, episodes=args.cem_episodes)
     board = SummaryWriter(str(settings.out / "cem"))
     rival = MPCAgent(model, cem, hold=True, seed=seed)
-    outcomes["cem"] = play(fewer, lambda env, episode: quickstart.Driver(rival, board, 200 * episode))
+    outcomes["cem"] = play(fewer, lambda env, episode: Driver(rival, board, MAX_STEPS * episode))
     outcomes["cem_oracle_dynamics"] = play(fewer, partial(quickstart.oracle, settings, cem, rival.cost))
     board.close()
     print(f"seed {seed}:", {name: rate(found) for name, found in outcomes.items()}, flush=True)

@@ -167,12 +167,16 @@ class CategoricalPolicy(nn.Module):
         """Actions with a straight-through gradient, and their log-probability."""
         actions, density = [], []
         for part in self.logits(z):
-            uniform = torch.rand(part.shape, generator=generator, device=z.device, dtype=z.dtype)
-            gumbel = -torch.log(-torch.log(uniform.clamp(1e-20, 1.0 - 1e-7)))
-            hard, soft = one_hot(part + gumbel), part.exp()
+            hard, soft = one_hot(part + gumbel(tuple(part.shape), part, generator)), part.exp()
             actions.append(hard + soft - soft.detach())
             density.append((hard * part).sum(-1))
         return torch.cat(actions, dim=-1), torch.stack(density).sum(0)
+
+
+def gumbel(shape: tuple[int, ...], like: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Gumbel noise: the largest of log-probabilities with it is a draw from them."""
+    uniform = torch.rand(shape, generator=generator, device=like.device, dtype=like.dtype)
+    return -torch.log(-torch.log(uniform.clamp(1e-20, 1.0 - 1e-7)))
 
 
 def one_hot(score: Float[Tensor, "*b c"]) -> Float[Tensor, "*b c"]:

@@ -10,9 +10,10 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 
 from jepa_rl.agents.jepa_mpc import JEPAMPC, ControlModel, ModelConfig, ReturnCost
-from jepa_rl.agents.jepa_mpc.model import ActionLayout, random_shift
+from jepa_rl.agents.jepa_mpc.model import random_shift
 from jepa_rl.envs import ActionRepeat
 from jepa_rl.testing import DynamicsContract
+from jepa_rl.types import ActionSpec
 
 TINY = ModelConfig(latent_dim=32, width=48, bins=51, values=2)
 SEARCH = dict(samples=16, elites=4, iterations=2, proposals=2)
@@ -86,7 +87,7 @@ class TestControlModel(DynamicsContract):
     def make_dynamics(self):
         torch.manual_seed(0)
         space = {"observation": spaces.Box(-1, 1, (3,), np.float32)}
-        return ControlModel(space, ActionLayout(2), TINY, 0.9).eval()
+        return ControlModel(space, ActionSpec("continuous", 2, (-1.0, -1.0), (1.0, 1.0)), TINY, 0.9).eval()
 
 
 def test_the_return_of_a_plan_is_its_discounted_rewards_while_alive_and_the_value_at_its_end():

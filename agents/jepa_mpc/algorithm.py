@@ -165,7 +165,9 @@ class JEPAMPC(OffPolicyAlgorithm):
         self, replay_buffer: Any, buffer_action: np.ndarray, new_obs: Any, reward: np.ndarray,
         dones: np.ndarray, infos: list[dict[str, Any]],
     ) -> None:  # fmt: skip
-        following = {name: value.copy() for name, value in by_name(new_obs).items()}
+        following = by_name(new_obs)
+        if dones.any():  # what Stable-Baselines3 keeps as the next observation stays as it is
+            following = {name: value.copy() for name, value in following.items()}
         for i, done in enumerate(dones):
             if done and infos[i].get("terminal_observation") is not None:
                 for name, value in by_name(infos[i]["terminal_observation"]).items():
@@ -187,15 +189,13 @@ class JEPAMPC(OffPolicyAlgorithm):
         self._update_learning_rate([self.model_optimizer, self.policy_optimizer])
         self.model_optimizer.param_groups[0]["lr"] *= self.encoder_rate
         self.policy.set_training_mode(True)
+        learning = [p for group in self.model_optimizer.param_groups for p in group["params"]]
         for _ in range(gradient_steps):
             batch = self._tensors(self.replay_buffer.sample(batch_size, self.steps, self.rng))
             losses = model.loss(batch, self.noise)
             self.model_optimizer.zero_grad(set_to_none=True)
             losses.total.backward()
-            norm = nn.utils.clip_grad_norm_(
-                [p for group in self.model_optimizer.param_groups for p in group["params"]],
-                self.max_grad_norm,
-            )
+            norm = nn.utils.clip_grad_norm_(learning, self.max_grad_norm)
             self.model_optimizer.step()
             acting = model.policy_loss(losses, self.noise)
             self.policy_optimizer.zero_grad(set_to_none=True)

@@ -14,8 +14,9 @@ from torch.nn import functional as F
 
 from jepa_rl.dynamics import MLPDynamics, SimplexDynamics, simplex
 from jepa_rl.encoders import ConvEncoder
-from jepa_rl.heads import CategoricalPolicy, GaussianPolicy, Perceptron, TwoHot
+from jepa_rl.heads import CategoricalPolicy, GaussianPolicy, Perceptron, TwoHot, symlog
 from jepa_rl.objectives import terms
+from jepa_rl.types import ActionSpec
 
 Latent = Literal["simplex", "sigreg", "vicreg"]
 
@@ -60,13 +61,6 @@ class ModelConfig:
     target_rate: float = 0.01
 
 
-class ActionLayout(NamedTuple):
-    """Model actions: ``groups`` of one-hot choices, or none of them and ``size`` numbers in [-1, 1]."""
-
-    size: int
-    groups: tuple[int, ...] = ()
-
-
 class ObservationEncoder(nn.Module):
     """Pictures through a conv net, vectors through a perceptron, added up.
 
@@ -97,7 +91,7 @@ class ObservationEncoder(nn.Module):
         if self.perceptron is not None:
             # symlog: vectors come in any unit
             vectors = torch.cat([observations[name].float() for name in self.vectors], dim=-1)
-            parts.append(self.perceptron(vectors.sign() * vectors.abs().log1p()))
+            parts.append(self.perceptron(symlog(vectors)))
         total = torch.stack(parts).sum(0)
         return simplex(total) if self.simplex else total
 
@@ -107,17 +101,17 @@ class ControlModel(nn.Module):
 
     Args:
         space: of one observation, by name.
-        actions: the layout of model actions.
+        action: the action space of one step.
         config: sizes and weights.
         discount: of one step.
     """
 
     def __init__(
-        self, space: dict[str, spaces.Box], actions: ActionLayout, config: ModelConfig, discount: float
+        self, space: dict[str, spaces.Box], action: ActionSpec, config: ModelConfig, discount: float
     ) -> None:
         super().__init__()
-        d, a, w = config.latent_dim, actions.size, config.width
-        self.config, self.actions, self.discount = config, actions, discount
+        d, a, w = config.latent_dim, action.size, config.width
+        self.config, self.discount = config, discount
         self.latent_dim, self.action_dim = d, a
         self.encoder = ObservationEncoder(space, config)
         self.dynamics = (
@@ -131,8 +125,8 @@ class ControlModel(nn.Module):
         self.value_heads = Perceptron(d + a, w, config.bins, config.depth, config.values, last_scale=0.0)
         self.target_heads = copy.deepcopy(self.value_heads).requires_grad_(False)
         self.policy: GaussianPolicy | CategoricalPolicy = (
-            CategoricalPolicy(d, actions.groups, w, config.depth)
-            if actions.groups
+            CategoricalPolicy(d, (a,), w, config.depth)
+            if action.kind == "discrete"
             else GaussianPolicy(d, a, w, config.depth)
         )
         self.scale: Tensor
@@ -176,8 +170,8 @@ class ControlModel(nn.Module):
             targets = self.encode(self._shifted(later, generator)).unflatten(0, (-1, h))
             returns = self._targets(targets, batch, generator)
         path = self.rollout(z, batch.actions)[:, 0]
-        weight = c.decay ** torch.arange(h, device=z.device) * batch.valid  # b h
-        weight = weight / (c.decay ** torch.arange(h, device=z.device)).sum() / len(weight)
+        decay = c.decay ** torch.arange(h, device=z.device)
+        weight = decay * batch.valid / decay.sum() / len(z)  # b h
 
         def mean(values: Float[Tensor, "b h"]) -> Tensor:
             return (values * weight).sum()
@@ -200,7 +194,7 @@ class ControlModel(nn.Module):
         elif c.latent == "vicreg":
             found["anti_collapse"] = terms.variance(z.unsqueeze(1)) + 0.04 * terms.covariance(z.unsqueeze(1))
         total = torch.stack([getattr(c, name) * value for name, value in found.items()]).sum()
-        return Losses(total, found, path.detach(), weight, targets)
+        return Losses(total, found, path.detach(), weight)
 
     @torch.no_grad()
     def _targets(
@@ -257,13 +251,12 @@ class ControlBatch(NamedTuple):
 
 
 class Losses(NamedTuple):
-    """Total and terms; the imagined path "b t d", the weight of each of its steps "b h", the encoded future."""
+    """Total and terms; the imagined path "b t d", and the weight of each of its steps "b h"."""
 
     total: Tensor
     terms: dict[str, Tensor]
     path: Tensor
     weight: Tensor
-    targets: Tensor
 
 
 def frozen(module: nn.Module, x: Tensor) -> Tensor:

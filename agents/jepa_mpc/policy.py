@@ -13,9 +13,10 @@ from stable_baselines3.common.policies import BasePolicy
 from torch import Tensor
 
 from jepa_rl.agents.categorical import CategoricalCEM
-from jepa_rl.agents.jepa_mpc.model import ActionLayout, ControlModel, ModelConfig, ReturnCost
+from jepa_rl.agents.jepa_mpc.model import ControlModel, ModelConfig, ReturnCost
 from jepa_rl.agents.jepa_mpc.replay import by_name
 from jepa_rl.agents.mppi import MPPI
+from jepa_rl.agents.sampling import best_of, pick
 from jepa_rl.types import ActionSpec, Plan
 
 
@@ -56,15 +57,12 @@ class JEPAMPCPolicy(BasePolicy):
             proposals=proposals, terminal_value=terminal_value, discount=discount, seed=seed,
         )  # fmt: skip
         self.codec = action_codec(action_space)
-        groups = (self.codec.size,) if self.codec.kind == "discrete" else ()
-        self.model = ControlModel(
-            observation_boxes(observation_space),
-            ActionLayout(self.codec.size, groups),
-            model or ModelConfig(),
-            discount,
-        )
+        boxes = observation_boxes(observation_space)
+        self.model = ControlModel(boxes, self.codec, model or ModelConfig(), discount)
         search: dict[str, Any] = dict(horizon=horizon, samples=samples, elites=elites, iterations=iterations)
-        self.planner = CategoricalCEM(**search) if groups else MPPI(**search, init_std=1.0)
+        self.planner = (
+            CategoricalCEM(**search) if self.codec.kind == "discrete" else MPPI(**search, init_std=1.0)
+        )
         self.proposals, self.elites, self.seed = proposals, elites, seed
         self.cost = ReturnCost(self.model, terminal_value)
         self.generator = torch.Generator().manual_seed(seed)  # of exploration: it goes on from call to call
@@ -138,10 +136,8 @@ class JEPAMPCPolicy(BasePolicy):
     def _explore(self, plan: Plan, generator: torch.Generator) -> Float[Tensor, "b h a"]:
         """One of the best candidates of the last iteration."""
         assert plan.candidates is not None and plan.candidate_costs is not None
-        best = plan.candidate_costs.topk(self.elites, dim=1, largest=False).indices
-        pick = torch.randint(self.elites, (len(best),), generator=generator, device=best.device)
-        env = torch.arange(len(best), device=best.device)
-        return plan.candidates[env, best[env, pick]]
+        best, _ = best_of(plan.candidates, plan.candidate_costs, self.elites)
+        return pick(best, torch.randint(self.elites, (len(best),), generator=generator, device=best.device))
 
     def _predict(self, observation: Any, deterministic: bool = False) -> Tensor:
         """Actions of the environment as a tensor."""

@@ -76,10 +76,6 @@ class EpisodeReplay:
         """Steps of finished episodes."""
         return int(self.episodes[:, 1].sum())
 
-    @property
-    def nbytes(self) -> int:
-        return sum(part.nbytes for part in self.rows.values()) + self.actions.nbytes
-
     def add(
         self,
         observations: Observations,
@@ -105,10 +101,6 @@ class EpisodeReplay:
             if over[i] or len(steps) == self.longest:
                 self._store(steps, {k: self._newest(k, v[i]) for k, v in next_observations.items()})
                 self._running[i] = []
-
-    def drop_running(self) -> None:
-        """Forget the episodes that have not ended."""
-        self._running = [[] for _ in self._running]
 
     def sample(self, batch_size: int, steps: int, rng: np.random.Generator) -> Windows:
         """Windows that start anywhere in any finished episode.

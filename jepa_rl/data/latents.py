@@ -89,6 +89,11 @@ class LatentEpisodes:
         """The episode of every environment step; step ``i`` leaves state ``i + episode_of_step[i]``."""
         return torch.repeat_interleave(torch.arange(len(self.lengths)), self.lengths)
 
+    @property
+    def steps_left(self) -> Int64[Tensor, " steps"]:
+        """Environment steps from each step to the end of its episode, itself included."""
+        return self.lengths.cumsum(0)[self.episode_of_step] - torch.arange(int(self.lengths.sum()))
+
 
 class LatentWindowSampler:
     """Windows of latents, each equally likely; ``WindowSampler`` behind the encoder.
@@ -110,10 +115,9 @@ class LatentWindowSampler:
                 f"windows of {steps} latent steps x {block} environment steps need episodes of at least "
                 f"{need} steps, the longest has {int(lengths.max())}; ask for fewer steps"
             )
-        episode = episodes.episode_of_step
-        left = lengths.cumsum(0)[episode] - torch.arange(len(episode))  # steps to the end of the episode
-        self._starts = torch.nonzero(left >= need).flatten()  # environment steps that begin a window
-        self._states = self._starts + episode[self._starts]
+        # environment steps that begin a window
+        self._starts = torch.nonzero(episodes.steps_left >= need).flatten()
+        self._states = self._starts + episodes.episode_of_step[self._starts]
 
     def __len__(self) -> int:
         """How many windows there are."""
