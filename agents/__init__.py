@@ -5,7 +5,7 @@ from jepa_rl.agents.cem import CEM
 from jepa_rl.agents.gradient import GradientPlanner
 from jepa_rl.agents.icem import ICEM
 from jepa_rl.agents.inverse import InverseModel, InverseModelAgent, fit_inverse_model
-from jepa_rl.agents.jepa_mpc import JEPAMPC
+from jepa_rl.agents.jepa_mpc import JEPAMPC, ResumableRun
 from jepa_rl.agents.mpc import MPCAgent, MPCState
 from jepa_rl.agents.mppi import MPPI
 from jepa_rl.agents.tree import TreeSearch
@@ -21,6 +21,7 @@ __all__ = [
     "InverseModelAgent",
     "MPCAgent",
     "MPCState",
+    "ResumableRun",
     "TreeSearch",
     "fit_inverse_model",
 ]

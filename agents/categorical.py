@@ -24,7 +24,8 @@ class CategoricalCEM:
     Attributes:
         horizon: actions in a plan, in latent steps.
         choices: discrete actions of the environment; a latent step of several environment steps has
-            ``action_dim = block * choices``. None: one choice for each component.
+            ``action_dim = block * choices``. A tuple: several unlike choices beside each other, as many as it
+            has entries. None: one choice among all components.
         smoothing: share of the old distribution that survives a refit.
         min_probability: floor of every choice's probability, against freezing too early.
         futures: futures drawn for each candidate where the dynamics draw any.
@@ -38,7 +39,7 @@ class CategoricalCEM:
     samples: int = 256
     elites: int = 32
     iterations: int = 6
-    choices: int | None = None
+    choices: int | tuple[int, ...] | None = None
     smoothing: float = 0.1
     min_probability: float = 0.02
     futures: int = 1
@@ -46,7 +47,7 @@ class CategoricalCEM:
 
     def __post_init__(self) -> None:
         check_settings(self)
-        if self.choices is not None and self.choices < 1:
+        if self.choices is not None and min(_as_tuple(self.choices), default=0) < 1:
             raise ValueError(f"choices must be at least 1 or None, got {self.choices}")
 
     @torch.no_grad()
@@ -62,35 +63,58 @@ class CategoricalCEM:
         """See ``jepa_rl.types.Planner``. Raises ValueError for arguments of the wrong shape or not
         finite, and if ``choices`` does not divide the width of an action."""
         problem, start = pose(self, dynamics, cost, z, warm_start, generator, proposals)
-        choices = self.choices or start.shape[-1]
-        if start.shape[-1] % choices:
-            raise ValueError(f"choices={choices} does not divide the action width {start.shape[-1]}")
-        probability = _mix_in_uniform(start.clamp_min(0.0).unflatten(-1, (-1, choices)), 0.5)
+        groups = self._groups(start.shape[-1])
+        probability = _mix_in_uniform(start.clamp_min(0.0), groups, (0.5,) * len(groups))
+        floors = tuple(min(1.0, self.min_probability * c) for c in groups)
         best = Incumbent()
         for _ in range(self.iterations):
-            candidates = problem.with_proposals(_draw(probability, self.samples, generator).flatten(-2))
+            candidates = problem.with_proposals(_draw(probability, groups, self.samples, generator))
             costs = problem.costs(candidates)
             elites, elite_costs = best_of(candidates, costs, self.elites)
             best.offer(elites[:, 0], elite_costs[:, 0])
-            frequency = elites.mean(1).unflatten(-1, (-1, choices))
-            probability = torch.lerp(frequency, probability, self.smoothing)
-            probability = _mix_in_uniform(probability, min(1.0, self.min_probability * choices))
-        likeliest = one_hot(probability).flatten(-2)
+            probability = torch.lerp(elites.mean(1), probability, self.smoothing)
+            probability = _mix_in_uniform(probability, groups, floors)
+        likeliest = torch.cat([one_hot(part) for part in probability.split(groups, -1)], -1)
         return problem.finish(torch.stack([likeliest, best.actions], dim=1), candidates, costs)
 
+    def _groups(self, width: int) -> tuple[int, ...]:
+        """Number of options of each choice in an action of ``width`` components."""
+        if isinstance(self.choices, tuple):
+            if sum(self.choices) != width:
+                raise ValueError(
+                    f"choices={self.choices} are {sum(self.choices)} components, actions have {width}"
+                )
+            return self.choices
+        choices = self.choices or width
+        if width % choices:
+            raise ValueError(f"choices={choices} does not divide the action width {width}")
+        return (choices,) * (width // choices)
 
-def _mix_in_uniform(weights: Float[Tensor, "*b c"], share: float) -> Float[Tensor, "*b c"]:
-    """``share`` of a uniform distribution and the rest of the weights; uniform where all weights are 0."""
-    c, total = weights.shape[-1], weights.sum(-1, keepdim=True)
-    given = torch.where(total > 0, weights / total.clamp_min(1e-12), 1.0 / c)
-    return (1.0 - share) * given + share / c
+
+def _as_tuple(choices: int | tuple[int, ...]) -> tuple[int, ...]:
+    return choices if isinstance(choices, tuple) else (choices,)
+
+
+def _mix_in_uniform(
+    weights: Float[Tensor, "*b a"], groups: tuple[int, ...], shares: tuple[float, ...]
+) -> Float[Tensor, "*b a"]:
+    """In each group a share of a uniform distribution and the rest of the weights; uniform where all are 0."""
+    mixed = []
+    for part, share in zip(weights.split(groups, -1), shares, strict=True):
+        c, total = part.shape[-1], part.sum(-1, keepdim=True)
+        given = torch.where(total > 0, part / total.clamp_min(1e-12), 1.0 / c)
+        mixed.append((1.0 - share) * given + share / c)
+    return torch.cat(mixed, -1)
 
 
 def _draw(
-    probability: Float[Tensor, "b h k c"], samples: int, generator: torch.Generator | None
-) -> Float[Tensor, "b s h k c"]:
+    probability: Float[Tensor, "b h a"],
+    groups: tuple[int, ...],
+    samples: int,
+    generator: torch.Generator | None,
+) -> Float[Tensor, "b s h a"]:
     """One-hot draws by the Gumbel-max trick, one draw of noise for all environments; the mode first."""
-    shape = (samples, *probability.shape[1:])
-    noise = gumbel(shape, probability, generator)
+    noise = gumbel((samples, *probability.shape[1:]), probability, generator)
     noise[0] = 0.0
-    return one_hot(probability.log()[:, None] + noise)
+    score = probability.log()[:, None] + noise
+    return torch.cat([one_hot(part) for part in score.split(groups, -1)], -1)

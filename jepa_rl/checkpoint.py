@@ -43,8 +43,7 @@ class TrainingState:
     def save(self, path: Path) -> None:
         """Writes all of it, or nothing (``jepa_rl.files.write_atomic``)."""
         tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
-        for index, slots in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in slots.items()}
+        tensors |= optimizer_tensors("optimizer", self.optimizer)
         tensors["generator"], tensors["torch_generator"] = self.generator.get_state(), torch.get_rng_state()
         if self.device.type == "cuda":
             tensors["cuda_generator"] = torch.cuda.get_rng_state(self.device)
@@ -67,11 +66,11 @@ class TrainingState:
         """
         tensors, header = load_tensors(path, ("training",))
         for name, config in (("config", self.model.config), ("train", self.config)):
-            _check_same(path, name, header[name], json.loads(json.dumps(asdict(config))))
+            check_same(path, name, header[name], json.loads(json.dumps(asdict(config))))
         self.model.load_state_dict(
             {name[6:]: tensor for name, tensor in tensors.items() if name.startswith("model.")}
         )
-        self._restore_optimizer(tensors)
+        restore_optimizer("optimizer", self.optimizer, tensors)
         self.rng.bit_generator.state = header["rng"]
         self.generator.set_state(tensors["generator"])
         torch.set_rng_state(tensors["torch_generator"])
@@ -80,21 +79,33 @@ class TrainingState:
         self.step, self.metrics = int(header["step"]), header["metrics"]
         self.alarms = [(int(step), text) for step, text in header["alarms"]]
 
-    def _restore_optimizer(self, tensors: dict[str, Tensor]) -> None:
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        slots: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in tensors.items():
-            if name.startswith("optimizer."):
-                _, index, slot = name.split(".")
-                parameter = parameters[int(index)]
-                if tensor.shape == parameter.shape:  # keep the memory layout, so that updates round alike
-                    tensor = torch.empty_like(parameter, requires_grad=False).copy_(tensor)
-                slots.setdefault(int(index), {})[slot] = tensor
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": slots, "param_groups": groups})
+
+def optimizer_tensors(name: str, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """What an optimiser has gathered about each parameter, under ``name.<parameter's number>.<slot>``."""
+    return {
+        f"{name}.{index}.{slot}": torch.as_tensor(value)
+        for index, slots in optimizer.state_dict()["state"].items()
+        for slot, value in slots.items()
+    }
 
 
-def _check_same(path: Path, name: str, there: dict[str, Any], here: dict[str, Any]) -> None:
+def restore_optimizer(name: str, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """Gives an optimiser back what ``optimizer_tensors`` took."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    slots: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        owner, *rest = key.split(".")
+        if owner == name:
+            parameter = parameters[int(rest[0])]
+            if tensor.shape == parameter.shape:  # keep the memory layout, so that updates round alike
+                tensor = torch.empty_like(parameter, requires_grad=False).copy_(tensor)
+            slots.setdefault(int(rest[0]), {})[rest[1]] = tensor
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": slots, "param_groups": groups})
+
+
+def check_same(path: Path, name: str, there: dict[str, Any], here: dict[str, Any]) -> None:
+    """Raises ValueError if two configurations differ, and says in what."""
     differing = {k: (there.get(k), here.get(k)) for k in there.keys() | here if there.get(k) != here.get(k)}
     if differing:
         raise ValueError(

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from jepa_rl.checkpoint import TrainingState, seeded_generators
+from jepa_rl.memory import keep_freed_memory
 from jepa_rl.types import Metrics
 
 if TYPE_CHECKING:
@@ -137,6 +138,7 @@ def fit(
             became NaN or infinite (the last checkpoint stays).
     """
     out, began = Path(out), time.perf_counter()
+    keep_freed_memory()
     optimizer = torch.optim.AdamW(_parameter_groups(model, config.weight_decay), lr=config.learning_rate)
     state, checkpoint = TrainingState(model, optimizer, config), out / "checkpoint.safetensors"
     if checkpoint.exists() and not resume:

@@ -13,7 +13,6 @@ from jepa_rl.agents.jepa_mpc import JEPAMPC, ControlModel, ModelConfig, ReturnCo
 from jepa_rl.agents.jepa_mpc.model import random_shift
 from jepa_rl.envs import ActionRepeat
 from jepa_rl.testing import DynamicsContract
-from jepa_rl.types import ActionSpec
 
 TINY = ModelConfig(latent_dim=32, width=48, bins=51, values=2)
 SEARCH = dict(samples=16, elites=4, iterations=2, proposals=2)
@@ -87,7 +86,7 @@ class TestControlModel(DynamicsContract):
     def make_dynamics(self):
         torch.manual_seed(0)
         space = {"observation": spaces.Box(-1, 1, (3,), np.float32)}
-        return ControlModel(space, ActionSpec("continuous", 2, (-1.0, -1.0), (1.0, 1.0)), TINY, 0.9).eval()
+        return ControlModel(space, 2, (), TINY, 0.9).eval()
 
 
 def test_the_return_of_a_plan_is_its_discounted_rewards_while_alive_and_the_value_at_its_end():
@@ -138,7 +137,7 @@ def test_pictures_and_vectors_in_many_environments(tmp_path):
     agent = tiny(venv, tensorboard_log=str(tmp_path))
     evaluate = EvalCallback(make_vec_env(Pictures, 2), eval_freq=20, n_eval_episodes=2, verbose=0)
     agent.learn(120, callback=[evaluate, CheckpointCallback(20, str(tmp_path))])
-    assert agent.replay_buffer.rows["pixels"].shape[1:] == (1, 16, 16)  # each frame once
+    assert agent.replay_buffer.columns["observation.pixels"].shape[1:] == (1, 16, 16)  # each frame once
     assert agent.num_timesteps == 120
     assert agent._n_updates > 0
     assert list(tmp_path.rglob("events*"))

@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
+import io
 import time
+from pathlib import Path
 from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
 from gymnasium import spaces
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.type_aliases import GymEnv, Schedule
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from torch import nn
 
 from jepa_rl.agents.jepa_mpc.model import ControlBatch
-from jepa_rl.agents.jepa_mpc.policy import JEPAMPCPolicy, observation_boxes
-from jepa_rl.agents.jepa_mpc.replay import EpisodeReplay, Windows, by_name
+from jepa_rl.agents.jepa_mpc.monitor import EnvClock, PlanRecord, model_metrics, search_metrics
+from jepa_rl.agents.jepa_mpc.policy import JEPAMPCPolicy
+from jepa_rl.agents.jepa_mpc.replay import EpisodeReplay, Windows
+from jepa_rl.agents.jepa_mpc.spaces import by_name, observation_boxes
+from jepa_rl.memory import keep_freed_memory
 
 
 class JEPAMPC(OffPolicyAlgorithm):
     """Learns a JEPA world model, reward, value and termination online, and plans with them.
 
     ``JEPAMPC("CnnPolicy", env).learn(100_000)``; everything that Stable-Baselines3 does with an off-policy algorithm
-    works unchanged. Observations are pixels, vectors or a Dict of both; actions a flat Box or Discrete.
+    works unchanged. Observations are pixels, vectors or a Dict of both; actions a flat Box, Discrete or
+    MultiDiscrete. With ``ResumableRun`` as a callback a run that was killed goes on where it was.
 
     The reference is TD-MPC2 (Hansen, Su and Wang 2024, arXiv:2310.16828). Departures: a patch-convolution encoder;
     gated dynamics; fewer value heads; a termination head; exploration by following one of the elite plans; windows
@@ -97,7 +104,7 @@ class JEPAMPC(OffPolicyAlgorithm):
             seed=seed,
             sde_support=False,
             support_multi_env=True,
-            supported_action_spaces=(spaces.Box, spaces.Discrete),
+            supported_action_spaces=(spaces.Box, spaces.Discrete, spaces.MultiDiscrete),
         )
         self.steps, self.encoder_rate, self.max_grad_norm = steps, encoder_rate, max_grad_norm
         self._n_updates = 0
@@ -105,6 +112,7 @@ class JEPAMPC(OffPolicyAlgorithm):
             self._setup_model()
 
     def _setup_model(self) -> None:
+        keep_freed_memory()
         self._setup_lr_schedule()
         self.set_random_seed(self.seed)
         seed = 0 if self.seed is None else self.seed
@@ -135,6 +143,8 @@ class JEPAMPC(OffPolicyAlgorithm):
         self.rng = np.random.default_rng(seed)
         self.noise = torch.Generator(self.device).manual_seed(seed)
         self._plans: tuple[np.ndarray, ...] | None = None
+        self._record = PlanRecord(self.n_envs, self.gamma)
+        self._clock = EnvClock()
         self._convert_train_freq()
 
     def _stacked_frames(self) -> int:
@@ -142,6 +152,28 @@ class JEPAMPC(OffPolicyAlgorithm):
         if self.env is None or not self.env.has_attr("metadata"):
             return 1
         return self.env.get_attr("metadata", indices=0)[0].get("frames", 1)
+
+    def learn(self, total_timesteps: int, *args: Any, **kwargs: Any) -> JEPAMPC:
+        """As in Stable-Baselines3.
+
+        Raises:
+            RuntimeError: if the process of an environment died; whatever an environment raises passes through.
+        """
+        try:
+            return super().learn(total_timesteps, *args, **kwargs)
+        except (EOFError, BrokenPipeError, ConnectionResetError) as error:
+            raise RuntimeError(
+                f"the process of an environment died after {self.num_timesteps} steps ({error!r}); its own message "
+                "stands above. Make the environments anew; with ResumableRun learning goes on from the last checkpoint"
+            ) from error
+
+    def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
+        given = super()._init_callback(callback, progress_bar)
+        self._clock = EnvClock()
+        self._record = PlanRecord(self.n_envs, self.gamma)
+        both = CallbackList([self._clock, given])
+        both.init_callback(self)
+        return both
 
     # -- acting -------------------------------------------------------------------------------------
 
@@ -151,15 +183,22 @@ class JEPAMPC(OffPolicyAlgorithm):
         """Actions for the environments and for the replay."""
         if self.num_timesteps < learning_starts:
             actions = np.array([self.action_space.sample() for _ in range(n_envs)])
+            self._clock.began = time.perf_counter()
             return actions, self.policy.codec.encode(actions)
-        began = time.perf_counter()
         assert self._last_obs is not None, "SB3 resets the environments before it asks for actions"
         tensors, _ = self.policy.obs_to_tensor(self._last_obs)
         model_actions, self._plans = self.policy.act(
             by_name(tensors), self._plans, self._last_episode_starts, deterministic=False
         )
-        self._seconds("plan", began)
-        return self.policy.codec.decode(model_actions), model_actions
+        plan, policy = self.policy.last_plan, self.policy
+        assert plan is not None
+        self._record.promised(plan)
+        metrics = search_metrics(plan, policy.planner.samples, policy.elites)
+        metrics |= {f"time/{name}_ms": 1e3 * seconds for name, seconds in policy.seconds.items()}
+        for name, value in metrics.items():
+            self.logger.record_mean(name, value)
+        self._clock.began = time.perf_counter()
+        return policy.codec.decode(model_actions), model_actions
 
     def _store_transition(
         self, replay_buffer: Any, buffer_action: np.ndarray, new_obs: Any, reward: np.ndarray,
@@ -173,7 +212,10 @@ class JEPAMPC(OffPolicyAlgorithm):
                 for name, value in by_name(infos[i]["terminal_observation"]).items():
                     following[name][i] = value
         cut = np.array([info.get("TimeLimit.truncated", False) for info in infos])
-        replay_buffer.add(by_name(self._last_obs), buffer_action, reward, following, dones & ~cut, dones)
+        ended = dones & ~cut
+        replay_buffer.add(by_name(self._last_obs), buffer_action, reward, following, ended, dones)
+        for name, number in self._record.paid(reward, ended, dones).items():
+            self.logger.record_mean(name, number)
         self._last_obs, self._last_episode_starts = new_obs, dones
 
     # -- learning -----------------------------------------------------------------------------------
@@ -204,7 +246,7 @@ class JEPAMPC(OffPolicyAlgorithm):
             self.policy_optimizer.step()
             model.after_update()
         self._n_updates += gradient_steps
-        self._seconds("train", began)
+        self.logger.record_mean("time/train_ms", 1e3 * (time.perf_counter() - began))
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         for name, value in (losses.terms | acting | {"gradient_norm": norm}).items():
             self.logger.record(f"train/{name}", value.item())
@@ -215,10 +257,29 @@ class JEPAMPC(OffPolicyAlgorithm):
 
         return ControlBatch({k: put(v) for k, v in windows.observations.items()}, *map(put, windows[1:]))
 
-    def _seconds(self, name: str, began: float) -> None:
-        self.logger.record_mean(f"time/{name}_ms", 1e3 * (time.perf_counter() - began))
+    def dump_logs(self) -> None:
+        """Stable-Baselines3's, with ``jepa/*`` measured on windows from the replay."""
+        if self._n_updates:  # a generator of its own: what is logged must not change what is learned
+            windows = self.replay_buffer.sample(256, self.steps, np.random.default_rng(self.num_timesteps))
+            for name, value in model_metrics(self.policy.model, self._tensors(windows)).items():
+                self.logger.record(name, value)
+        super().dump_logs()
 
     # -- files --------------------------------------------------------------------------------------
+
+    def save_replay_buffer(self, path: str | Path | io.BufferedIOBase) -> None:
+        """Writes the finished episodes to one safetensors file, whatever the suffix."""
+        self.replay_buffer.save(_path(path))
+
+    def load_replay_buffer(
+        self, path: str | Path | io.BufferedIOBase, truncate_last_traj: bool = True
+    ) -> None:
+        """Adds the episodes of a file of ``save_replay_buffer``; nothing in it is executed.
+
+        Raises:
+            ValueError, FileNotFoundError: as ``EpisodeReplay.load``.
+        """
+        self.replay_buffer.load(_path(path))
 
     def _excluded_save_params(self) -> list[str]:
         return [
@@ -228,7 +289,15 @@ class JEPAMPC(OffPolicyAlgorithm):
             "noise",
             "rng",
             "_plans",
+            "_record",
+            "_clock",
         ]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         return ["policy", "model_optimizer", "policy_optimizer"], []
+
+
+def _path(path: str | Path | io.BufferedIOBase) -> Path:
+    if isinstance(path, io.BufferedIOBase):
+        raise TypeError("a replay is saved under a path, not in an open file")
+    return Path(path)

@@ -16,7 +16,6 @@ from jepa_rl.dynamics import MLPDynamics, SimplexDynamics, simplex
 from jepa_rl.encoders import ConvEncoder
 from jepa_rl.heads import CategoricalPolicy, GaussianPolicy, Perceptron, TwoHot, symlog
 from jepa_rl.objectives import terms
-from jepa_rl.types import ActionSpec
 
 Latent = Literal["simplex", "sigreg", "vicreg"]
 
@@ -101,16 +100,22 @@ class ControlModel(nn.Module):
 
     Args:
         space: of one observation, by name.
-        action: the action space of one step.
+        action_dim: width of a model action.
+        groups: number of options of each choice in it; empty for continuous actions.
         config: sizes and weights.
         discount: of one step.
     """
 
     def __init__(
-        self, space: dict[str, spaces.Box], action: ActionSpec, config: ModelConfig, discount: float
+        self,
+        space: dict[str, spaces.Box],
+        action_dim: int,
+        groups: tuple[int, ...],
+        config: ModelConfig,
+        discount: float,
     ) -> None:
         super().__init__()
-        d, a, w = config.latent_dim, action.size, config.width
+        d, a, w = config.latent_dim, action_dim, config.width
         self.config, self.discount = config, discount
         self.latent_dim, self.action_dim = d, a
         self.encoder = ObservationEncoder(space, config)
@@ -125,9 +130,7 @@ class ControlModel(nn.Module):
         self.value_heads = Perceptron(d + a, w, config.bins, config.depth, config.values, last_scale=0.0)
         self.target_heads = copy.deepcopy(self.value_heads).requires_grad_(False)
         self.policy: GaussianPolicy | CategoricalPolicy = (
-            CategoricalPolicy(d, (a,), w, config.depth)
-            if action.kind == "discrete"
-            else GaussianPolicy(d, a, w, config.depth)
+            CategoricalPolicy(d, groups, w, config.depth) if groups else GaussianPolicy(d, a, w, config.depth)
         )
         self.scale: Tensor
         self.register_buffer("scale", torch.ones(()))  # of the values, for the policy's loss

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -14,10 +15,10 @@ from torch import Tensor
 
 from jepa_rl.agents.categorical import CategoricalCEM
 from jepa_rl.agents.jepa_mpc.model import ControlModel, ModelConfig, ReturnCost
-from jepa_rl.agents.jepa_mpc.replay import by_name
+from jepa_rl.agents.jepa_mpc.spaces import ActionCodec, by_name, observation_boxes
 from jepa_rl.agents.mppi import MPPI
 from jepa_rl.agents.sampling import best_of, pick
-from jepa_rl.types import ActionSpec, Plan
+from jepa_rl.types import Plan
 
 
 class JEPAMPCPolicy(BasePolicy):
@@ -56,17 +57,20 @@ class JEPAMPCPolicy(BasePolicy):
             model=model, horizon=horizon, samples=samples, elites=elites, iterations=iterations,
             proposals=proposals, terminal_value=terminal_value, discount=discount, seed=seed,
         )  # fmt: skip
-        self.codec = action_codec(action_space)
+        self.codec = ActionCodec(action_space)
         boxes = observation_boxes(observation_space)
-        self.model = ControlModel(boxes, self.codec, model or ModelConfig(), discount)
+        self.model = ControlModel(boxes, self.codec.size, self.codec.groups, model or ModelConfig(), discount)
         search: dict[str, Any] = dict(horizon=horizon, samples=samples, elites=elites, iterations=iterations)
         self.planner = (
-            CategoricalCEM(**search) if self.codec.kind == "discrete" else MPPI(**search, init_std=1.0)
+            CategoricalCEM(**search, choices=self.codec.groups)
+            if self.codec.groups
+            else MPPI(**search, init_std=1.0)
         )
         self.proposals, self.elites, self.seed = proposals, elites, seed
         self.cost = ReturnCost(self.model, terminal_value)
         self.generator = torch.Generator().manual_seed(seed)  # of exploration: it goes on from call to call
         self.last_plan: Plan | None = None
+        self.seconds: dict[str, float] = {}  # of the last call's parts
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         return super()._get_constructor_parameters() | self.settings
@@ -95,7 +99,9 @@ class JEPAMPCPolicy(BasePolicy):
     ) -> tuple[Float[np.ndarray, "n a"], tuple[np.ndarray, ...]]:
         """Model actions, and the shifted plans."""
         self.set_training_mode(False)
+        began = time.perf_counter()
         z = self.model.encode(observations)
+        encoded = time.perf_counter()
         shape = (len(z), self.planner.horizon, self.model.action_dim)
         warm = np.zeros(shape, np.float32) if state is None else state[0].copy()
         if warm.shape != shape:
@@ -111,7 +117,9 @@ class JEPAMPCPolicy(BasePolicy):
         self.last_plan = plan
         chosen = plan.actions if deterministic else self._explore(plan, generator)
         shifted = torch.cat([plan.actions[:, 1:], plan.actions[:, -1:]], dim=1)
-        return chosen[:, 0].cpu().numpy(), (shifted.cpu().numpy(),)
+        answer = chosen[:, 0].cpu().numpy(), (shifted.cpu().numpy(),)
+        self.seconds = {"encode": encoded - began, "plan": time.perf_counter() - encoded}
+        return answer
 
     def _generator_on(self, device: torch.device, deterministic: bool) -> torch.Generator:
         """A fresh one for deterministic searches; that of exploration otherwise, moved where the model went."""
@@ -143,39 +151,3 @@ class JEPAMPCPolicy(BasePolicy):
         """Actions of the environment as a tensor."""
         actions, _ = self.act(by_name(observation), None, None, deterministic)
         return torch.from_numpy(np.asarray(self.codec.decode(actions)))
-
-
-def action_codec(space: spaces.Space) -> ActionSpec:
-    """The door between actions of the environment and of the model.
-
-    Raises:
-        ValueError: for anything but a Discrete space or a flat Box (whose bounds Stable-Baselines3 has checked).
-    """
-    if isinstance(space, spaces.Discrete):
-        return ActionSpec("discrete", int(space.n), start=int(space.start))
-    if not isinstance(space, spaces.Box) or len(space.shape) != 1:
-        raise ValueError(f"actions must be a flat, bounded Box or Discrete, got {space}; flatten them first")
-    return ActionSpec("continuous", space.shape[0], tuple(space.low.tolist()), tuple(space.high.tolist()))
-
-
-def observation_boxes(space: spaces.Space) -> dict[str, spaces.Box]:
-    """The Boxes of an observation by name: square uint8 pictures (c, y, x) and flat vectors.
-
-    Raises:
-        ValueError: for anything else.
-    """
-    parts = by_name(space.spaces if isinstance(space, spaces.Dict) else space)
-    for name, box in parts.items():
-        if not isinstance(box, spaces.Box):
-            raise ValueError(
-                f"{name} must be a Box, got {box}; flatten it (gymnasium.wrappers.FlattenObservation)"
-            )
-        picture = len(box.shape) == 3
-        if picture and (box.dtype != np.uint8 or box.shape[1] != box.shape[2]):
-            raise ValueError(
-                f"{name} must be uint8 pixels of shape (channels, size, size), got {box}; wrap the environment in "
-                "jepa_rl.envs.PixelObservation"
-            )
-        if not picture and len(box.shape) != 1:
-            raise ValueError(f"{name} must be a flat vector or pixels, got shape {box.shape}")
-    return parts

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from gymnasium import spaces
 from jaxtyping import Bool, Float, Int64
+
+from jepa_rl.files import load_tensors, save_tensors
+from jepa_rl.memory import available_memory
 
 Observations = dict[str, np.ndarray]
 
@@ -34,7 +40,8 @@ class EpisodeReplay:
 
     An episode of T steps takes T + 1 rows: its states, and in each row but the last the step that was taken
     there. Of stacked frames only the newest is stored; windows stack them again. Episodes are sampled when
-    they are over; those that never end are cut into pieces of ``longest`` steps.
+    they are over; those that never end are cut into pieces of ``longest`` steps. After ``keep_in`` every episode
+    that ends is also a file, which a crash leaves whole.
 
     Args:
         space: of one observation, by name.
@@ -45,7 +52,7 @@ class EpisodeReplay:
         longest: steps.
 
     Raises:
-        ValueError: if the capacity is too small, or the channels are not ``frames`` frames.
+        ValueError: if the capacity is too small or larger than memory, or the channels are not ``frames`` frames.
     """
 
     def __init__(
@@ -64,12 +71,20 @@ class EpisodeReplay:
             raise ValueError(f"capacity must be at least {2 * num_envs}, got {capacity}")
         self.space, self.frames, self.capacity = space, frames, capacity
         self.longest = min(longest, capacity - 1)
-        self.rows = {name: np.zeros((capacity, *self._stored(box)), box.dtype) for name, box in space.items()}
-        self.actions = np.zeros((capacity, action_dim), np.float32)
-        self.rewards = np.zeros(capacity, np.float32)
-        self.terminated = np.zeros(capacity, bool)
+        columns = {f"observation.{name}": (self._stored(box), box.dtype) for name, box in space.items()}
+        columns |= {
+            "action": ((action_dim,), np.float32),
+            "reward": ((), np.float32),
+            "terminated": ((), bool),
+        }
+        _check_memory(
+            capacity, sum(int(np.prod(shape)) * np.dtype(dtype).itemsize for shape, dtype in columns.values())
+        )
+        self.columns = {name: np.zeros((capacity, *shape), dtype) for name, (shape, dtype) in columns.items()}
         self.episodes = np.zeros((0, 2), np.int64)  # first row and steps of each, oldest first
         self.head = 0  # the row that is written next
+        self.stored = 0  # episodes since the beginning, those that made room included
+        self.folder: Path | None = None
         self._running: list[list[tuple]] = [[] for _ in range(num_envs)]
 
     def __len__(self) -> int:
@@ -108,7 +123,7 @@ class EpisodeReplay:
         Raises:
             ValueError: if no episode has ended yet.
         """
-        if not len(self.episodes):
+        if not len(self):
             raise ValueError("no episode has ended yet: there is nothing to learn from")
         ends = np.cumsum(self.episodes[:, 1])
         draw = rng.integers(ends[-1], size=batch_size)
@@ -122,16 +137,88 @@ class EpisodeReplay:
         past = np.maximum(offset[..., None] - np.arange(self.frames)[::-1], 0)
         stacks = self._row(first[:, None, None], past)
         observations = {}
-        for name, part in self.rows.items():
-            if len(self.space[name].shape) == 3:
-                gathered = part[stacks]  # b t k c y x
-                observations[name] = gathered.reshape(*at.shape, *self.space[name].shape)
+        for name, box in self.space.items():
+            part = self.columns[f"observation.{name}"]
+            if len(box.shape) == 3:
+                observations[name] = part[stacks].reshape(*at.shape, *box.shape)  # from b t k c y x
             else:
                 observations[name] = part[at]
         now = at[:, :-1]
-        return Windows(
-            observations, self.actions[now], self.rewards[now], self.terminated[now] & valid, valid
-        )
+        action, reward, terminated = (self.columns[k][now] for k in ("action", "reward", "terminated"))
+        return Windows(observations, action, reward, terminated & valid, valid)
+
+    def cut(self, observations: Observations) -> None:
+        """Running episodes end here, without being over; ``observations`` are the newest, "n ..."."""
+        for i, steps in enumerate(self._running):
+            if steps:
+                self._store(
+                    steps, {name: self._newest(name, value[i]) for name, value in observations.items()}
+                )
+                self._running[i] = []
+
+    # -- files --------------------------------------------------------------------------------------
+
+    def save(self, path: str | Path, episodes: slice = slice(None)) -> None:
+        """Writes (some of) the episodes to one safetensors file; atomic."""
+        table = self.episodes[episodes]
+        rows = [self._row(first, np.arange(steps + 1)) for first, steps in table]
+        chosen = np.concatenate([*rows, np.zeros(0, np.int64)])
+        tensors = {name: torch.from_numpy(part[chosen]) for name, part in self.columns.items()}
+        tensors["steps"] = torch.from_numpy(table[:, 1].copy())
+        save_tensors(path, "replay", tensors, {"rows": self._layout()})
+
+    def load(self, path: str | Path) -> None:
+        """Adds the episodes of a file that ``save`` wrote; nothing in it is executed.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: it is damaged, or its observations or actions are of other shapes. Nothing has changed then.
+        """
+        tensors, header = load_tensors(path, ("replay",))
+        if header["rows"] != self._layout():
+            raise ValueError(
+                f"{path} holds {header['rows']}, this replay {self._layout()}: use the environment it is from"
+            )
+        columns = {name: value.numpy() for name, value in tensors.items()}
+        ends = np.cumsum(columns.pop("steps") + 1)[:-1]
+        parts = {name: np.split(values, ends) for name, values in columns.items()}
+        for i in range(len(parts["reward"])):
+            self._append({name: values[i] for name, values in parts.items()})
+
+    def keep_in(self, folder: str | Path) -> None:
+        """From now on every episode is also a file of this folder, those that are there already included."""
+        self.folder = Path(folder)
+        for i in range(len(self.episodes)):
+            path = self._file(self.stored - len(self.episodes) + i)
+            if not path.exists():
+                self.save(path, slice(i, i + 1))
+
+    def numbers(self) -> list[int]:
+        """Of the episodes that are held, counted from the first ever stored; their files bear them."""
+        return list(range(self.stored - len(self.episodes), self.stored))
+
+    def restore(self, numbers: Iterable[int]) -> None:
+        """Holds exactly these episodes, read from the folder of ``keep_in``.
+
+        Raises:
+            ValueError, FileNotFoundError: as ``load``.
+        """
+        numbers = list(numbers)
+        self.episodes, self.head = self.episodes[:0], 0
+        self._running = [[] for _ in self._running]
+        for number in numbers:
+            self.load(self._file(number))
+        self.stored = numbers[-1] + 1 if numbers else 0
+
+    def drop_files(self, before: int) -> None:
+        """Deletes the files of episodes with numbers below ``before``."""
+        assert self.folder is not None
+        for path in self.folder.glob("*.safetensors"):
+            if path.stem.isdecimal() and int(path.stem) < before:
+                path.unlink()
+
+    def _layout(self) -> dict[str, Any]:
+        return {name: [list(part.shape[1:]), part.dtype.str] for name, part in self.columns.items()}
 
     # -- rows ---------------------------------------------------------------------------------------
 
@@ -147,16 +234,30 @@ class EpisodeReplay:
         return (first + offset) % self.capacity
 
     def _store(self, steps: list[tuple], last: Observations) -> None:
-        count = len(steps)
-        rows = (self.head + np.arange(count + 1)) % self.capacity
-        self._make_room(count + 1)
-        for name, part in self.rows.items():
-            part[rows] = [*(step[0][name] for step in steps), last[name]]
-        self.actions[rows[:-1]] = [step[1] for step in steps]
-        self.rewards[rows[:-1]] = [step[2] for step in steps]
-        self.terminated[rows[:-1]] = [step[3] for step in steps]
-        self.episodes = np.concatenate([self.episodes, [[self.head, count]]])
-        self.head = int((self.head + count + 1) % self.capacity)
+        """The steps of one environment, and the observation that they ended in, become an episode."""
+        states = [*(step[0] for step in steps), last]
+        columns = {f"observation.{name}": np.stack([state[name] for state in states]) for name in self.space}
+        for name, values in zip(
+            ("action", "reward", "terminated"), zip(*(s[1:] for s in steps), strict=True), strict=True
+        ):
+            columns[name] = np.stack([*values, np.zeros_like(values[-1])])
+        self._append(columns)
+        if self.folder is not None:
+            self.save(self._file(self.stored - 1), slice(-1, None))
+
+    def _append(self, columns: dict[str, np.ndarray]) -> None:
+        count = len(columns["reward"])
+        self._make_room(count)
+        rows = (self.head + np.arange(count)) % self.capacity
+        for name, values in columns.items():
+            self.columns[name][rows] = values
+        self.episodes = np.concatenate([self.episodes, [[self.head, count - 1]]])
+        self.head = int((self.head + count) % self.capacity)
+        self.stored += 1
+
+    def _file(self, number: int) -> Path:
+        assert self.folder is not None
+        return self.folder / f"{number:08d}.safetensors"
 
     def _make_room(self, rows: int) -> None:
         """Forget the oldest episodes that lie where the next ``rows`` rows will be written."""
@@ -167,6 +268,10 @@ class EpisodeReplay:
             self.episodes = self.episodes[1:]
 
 
-def by_name(observation: Any) -> dict[str, Any]:
-    """A Dict observation as it is, any other under the name ``observation``."""
-    return dict(observation) if isinstance(observation, dict) else {"observation": observation}
+def _check_memory(capacity: int, row: int) -> None:
+    free = available_memory()
+    if free is not None and capacity * row > free:
+        raise ValueError(
+            f"a replay of {capacity:,} rows of {row:,} bytes takes {capacity * row / 1e9:.1f} GB, but only "
+            f"{free / 1e9:.1f} GB of memory are free: set buffer_size to at most {int(0.8 * free / row):,}"
+        )

@@ -1,0 +1,221 @@
+"""A run that is killed and started again is the run that was never killed, bit for bit."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from stable_baselines3 import SAC
+from stable_baselines3.common.callbacks import ConvertCallback
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNormalize
+
+from jepa_rl.agents import JEPAMPC, ResumableRun
+from jepa_rl.agents.jepa_mpc import ModelConfig
+from jepa_rl.agents.jepa_mpc.resume import run_state
+
+TINY = ModelConfig(latent_dim=16, width=24, bins=21, values=2, encoder_widths=(8, 8))
+SEARCH = dict(samples=8, elites=3, iterations=2, proposals=2)
+
+
+class Spot(gym.Env):
+    """A bright spot on 16 x 16 pixels that actions push about; episodes of unlike lengths, random starts."""
+
+    metadata = {"frames": 2, "render_modes": []}  # noqa: RUF012
+    observation_space = spaces.Box(0, 255, (2, 16, 16), np.uint8)
+    action_space = spaces.Box(-1, 1, (2,), np.float32)
+
+    def __init__(self, crash_at: int | None = None, same_length: bool = False):
+        self.crash_at, self.same_length, self.total = crash_at, same_length, 0
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.at = self.np_random.uniform(2, 13, 2)
+        self.left = 12 if self.same_length else int(self.np_random.integers(5, 15))
+        self.before = self._picture()
+        return np.stack([self.before, self.before]), {}
+
+    def step(self, action):
+        self.total += 1
+        if self.total == self.crash_at:
+            raise ArithmeticError("the simulation blew up")
+        self.at = np.clip(self.at + action + 0.1 * self.np_random.normal(size=2), 0, 15)
+        now, before = self._picture(), self.before
+        self.left, self.before = self.left - 1, now
+        return np.stack([before, now]), float(-abs(self.at - 8).mean()), False, self.left == 0, {}
+
+    def _picture(self):
+        picture = np.zeros((16, 16), np.uint8)
+        picture[tuple(self.at.astype(int))] = 255
+        return picture
+
+
+def agent(env=None, **options) -> JEPAMPC:
+    settings = dict(model=TINY) | SEARCH | options.pop("policy_kwargs", {})
+    return JEPAMPC(
+        "CnnPolicy", env or Spot(), seed=3, learning_starts=30, batch_size=8, buffer_size=120,
+        policy_kwargs=settings, **options,
+    )  # fmt: skip
+
+
+def same(a: JEPAMPC, b: JEPAMPC) -> None:
+    (there, facts), (here, others) = run_state(a), run_state(b)
+    for episode in (*facts["recent"], *others["recent"]):
+        del episode["t"]  # the wall clock of Monitor
+    assert facts == others
+    for name, tensor in there.items():
+        assert torch.equal(tensor, here[name]), name
+    one, other = (m.replay_buffer.sample(64, 3, np.random.default_rng(0)) for m in (a, b))
+    np.testing.assert_array_equal(one.observations["observation"], other.observations["observation"])
+    np.testing.assert_array_equal(one.rewards, other.rewards)
+
+
+class Stop(Exception):
+    pass
+
+
+def interrupt_at(step: int):
+    def callback(locals_, globals_):
+        if locals_["self"].num_timesteps >= step:
+            raise Stop
+        return True
+
+    return ConvertCallback(callback)
+
+
+@pytest.mark.parametrize("at", [10, 61, 95, 150])
+def test_interrupted_anywhere_it_ends_in_the_same_place(tmp_path, at):
+    whole = agent().learn(180, callback=ResumableRun(tmp_path / "whole", every=40))
+    with pytest.raises(Stop):
+        agent().learn(180, callback=[ResumableRun(tmp_path / "parts", every=40), interrupt_at(at)])
+    resumed = agent().learn(180, callback=ResumableRun(tmp_path / "parts", every=40))
+    assert resumed.num_timesteps == whole.num_timesteps == 180
+    same(whole, resumed)
+    held = sorted(int(path.stem) for path in (tmp_path / "parts/episodes").glob("*.safetensors"))
+    assert held == resumed.replay_buffer.numbers()  # episodes that made room are gone from the disk, too
+    assert held[0] > 0
+
+
+@pytest.mark.parametrize("same_length", [True, False])
+def test_many_environments_too(tmp_path, same_length):
+    def venv():
+        return make_vec_env(lambda: Spot(same_length=same_length), 3)
+
+    whole = agent(venv()).learn(180, callback=ResumableRun(tmp_path / "whole", every=30))
+    with pytest.raises(Stop):
+        agent(venv()).learn(180, callback=[ResumableRun(tmp_path / "parts", every=30), interrupt_at(150)])
+    resumed = agent(venv())
+    resumed.learn(180, callback=ResumableRun(tmp_path / "parts", every=30))
+    same(whole, resumed)
+
+
+SCRIPT = """
+    import importlib.util, sys
+    spec = importlib.util.spec_from_file_location("runs", {path!r})
+    runs = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(runs)
+    runs.torch.set_num_threads(1)
+    def tell(locals_, globals_):
+        print(locals_["self"].num_timesteps, flush=True)
+        return True
+    model = runs.agent().learn(160, callback=[runs.ResumableRun(sys.argv[1], every=30), runs.ConvertCallback(tell)])
+"""
+
+
+def test_a_killed_process_loses_nothing(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(textwrap.dedent(SCRIPT).format(path=__file__))
+    command = [sys.executable, str(script), str(tmp_path / "killed")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    for until in (70, 120):
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+        assert process.stdout is not None
+        steps = (int(line) for line in process.stdout)
+        first = next(steps)
+        assert first == 1 if until == 70 else first > 60
+        assert next(step for step in steps if step >= until)
+        time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        resumed = agent().learn(160, callback=ResumableRun(tmp_path / "killed", every=30))
+        whole = agent().learn(160, callback=ResumableRun(tmp_path / "whole", every=30))
+    finally:
+        torch.set_num_threads(threads)
+    same(whole, resumed)
+
+
+def test_a_finished_run_is_not_run_again_and_can_be_prolonged(tmp_path):
+    first = agent().learn(100, callback=ResumableRun(tmp_path, every=40))
+    again = agent().learn(100, callback=ResumableRun(tmp_path, every=40))
+    same(first, again)
+    assert agent().learn(140, callback=ResumableRun(tmp_path, every=40)).num_timesteps == 140
+
+
+def test_another_environment_space_or_preset_is_refused_before_anything_changes(tmp_path):
+    agent().learn(60, callback=ResumableRun(tmp_path, every=30))
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.safetensors")}
+    wider = {"model": ModelConfig(**{**vars(TINY), "width": 32})}
+    for other, message in [
+        (agent(policy_kwargs=wider), "policy"),
+        (agent(gamma=0.5), "gamma"),
+        (agent(make_vec_env(Spot, 2)), "n_envs"),
+        (JEPAMPC("MlpPolicy", "Pendulum-v1", seed=3), "observation_space"),
+    ]:
+        weights = {name: value.clone() for name, value in other.policy.state_dict().items()}
+        with pytest.raises(ValueError, match=f"belongs to another run configuration.*{message}"):
+            other.learn(80, callback=ResumableRun(tmp_path, every=30))
+        assert all(torch.equal(weights[name], value) for name, value in other.policy.state_dict().items())
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*.safetensors")}
+
+
+def test_damaged_files_are_named(tmp_path):
+    agent().learn(60, callback=ResumableRun(tmp_path, every=30))
+    file = sorted((tmp_path / "episodes").iterdir())[-1]
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=rf"{file.name} is truncated or corrupt"):
+        agent().learn(80, callback=ResumableRun(tmp_path, every=30))
+    file.unlink()
+    with pytest.raises(FileNotFoundError, match=file.name):
+        agent().learn(80, callback=ResumableRun(tmp_path, every=30))
+    file.write_bytes(whole)
+    (tmp_path / "checkpoint.safetensors").write_bytes(b"nothing of the kind")
+    with pytest.raises(ValueError, match=r"checkpoint.safetensors is truncated or corrupt"):
+        agent().learn(80, callback=ResumableRun(tmp_path, every=30))
+
+
+def test_it_says_what_it_cannot_keep(tmp_path):
+    with pytest.raises(ValueError, match="every must be at least 1"):
+        ResumableRun(tmp_path, every=0)
+    with pytest.raises(TypeError, match="keeps runs of JEPAMPC, got SAC"):
+        SAC("MlpPolicy", "Pendulum-v1").learn(10, callback=ResumableRun(tmp_path))
+    normalised = VecNormalize(DummyVecEnv([lambda: gym.make("Pendulum-v1")]))
+    with pytest.raises(TypeError, match="VecNormalize"):
+        JEPAMPC("MlpPolicy", normalised).learn(10, callback=ResumableRun(tmp_path))
+
+
+def test_a_crash_of_the_environment_is_passed_on_and_the_run_goes_on(tmp_path):
+    crashing = Spot(crash_at=90)
+    with pytest.raises(ArithmeticError, match="blew up"):
+        agent(crashing).learn(120, callback=ResumableRun(tmp_path, every=30))
+    resumed = agent().learn(120, callback=ResumableRun(tmp_path, every=30))
+    assert resumed.num_timesteps == 120
+    assert len(resumed.replay_buffer) > 0
+
+
+def test_a_dead_worker_is_named(tmp_path):
+    venv = SubprocVecEnv([lambda: Spot(crash_at=20), Spot], start_method="fork")
+    with pytest.raises(RuntimeError, match="process of an environment died after"):
+        agent(venv).learn(200)
+    for process in venv.processes:
+        process.terminate()
