@@ -112,6 +112,39 @@ class Perceptron(nn.Module):
         return x
 
 
+class PictureDecoder(nn.Module):
+    """Pictures out of latents, by patches: for models that learn by reconstruction, and to look at imagined states.
+
+    Args:
+        latent_dim: width of the latent.
+        channels, size: of the pictures; ``size`` a multiple of 8.
+        width: channels of the hidden layers.
+
+    Raises:
+        ValueError: if 8 does not divide ``size``.
+    """
+
+    PATCH = 8
+
+    def __init__(self, latent_dim: int, channels: int, size: int, width: int = 64) -> None:
+        super().__init__()
+        if size % self.PATCH:
+            raise ValueError(f"size must be a multiple of {self.PATCH}, got {size}")
+        self.cells, self.width = size // self.PATCH, width
+        self.spread = nn.Linear(latent_dim, width * self.cells**2)
+        self.paint = nn.Sequential(
+            nn.ReLU(),
+            nn.Conv2d(width, width, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(width, channels * self.PATCH**2, 1),
+            nn.PixelShuffle(self.PATCH),
+        )
+
+    def forward(self, z: Float[Tensor, "b d"]) -> Float[Tensor, "b c y x"]:
+        """Brightness, 0 to 1 where it has learned."""
+        return self.paint(self.spread(z).view(-1, self.width, self.cells, self.cells))
+
+
 class GaussianPolicy(nn.Module):
     """A squashed Gaussian over actions in [-1, 1] (Haarnoja et al. 2018), its scale bounded smoothly."""
 

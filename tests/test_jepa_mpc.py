@@ -1,5 +1,9 @@
 """JEPAMPC: Stable-Baselines3's contract, and tasks whose answer is known."""
 
+import csv
+import io
+from dataclasses import replace
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -8,11 +12,16 @@ from gymnasium import spaces
 from stable_baselines3.common.callbacks import CheckpointCallback, EvalCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.logger import configure
 
-from jepa_rl.agents.jepa_mpc import JEPAMPC, ControlModel, ModelConfig, ReturnCost
-from jepa_rl.agents.jepa_mpc.model import random_shift
+from jepa_rl.agents.jepa_mpc import JEPAMPC, PRESETS, ControlModel, ModelConfig, ReturnCost, jepa_mpc_preset
+from jepa_rl.agents.jepa_mpc.monitor import PlanRecord
+from jepa_rl.agents.jepa_mpc.networks import random_shift
+from jepa_rl.agents.jepa_mpc.spaces import ActionCodec
 from jepa_rl.envs import ActionRepeat
 from jepa_rl.testing import DynamicsContract
+from jepa_rl.types import ActionSpec, Plan, WorldSpec
+from jepa_rl.world_model import WorldModel, WorldModelConfig
 
 TINY = ModelConfig(latent_dim=32, width=48, bins=51, values=2)
 SEARCH = dict(samples=16, elites=4, iterations=2, proposals=2)
@@ -191,3 +200,249 @@ def test_an_action_is_repeated_and_its_rewards_summed():
     assert env.step(np.array([0.0], np.float32))[3]
     with pytest.raises(ValueError, match="repeat must be at least 1"):
         ActionRepeat(Goal1D(), 0)
+
+
+class Doors(gym.Env):
+    """Two choices at once, of 2 and 3 options; the pair that pays is written in the state."""
+
+    observation_space = spaces.Box(-1, 1, (5,), np.float32)
+    action_space = spaces.MultiDiscrete([2, 3], start=[0, 1])
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.t = 0
+        return self._see(), {}
+
+    def step(self, action):
+        assert self.action_space.contains(np.asarray(action))
+        paid = float(action[0] == self.wanted[0]) + float(action[1] - 1 == self.wanted[1])
+        self.t += 1
+        return self._see(), paid, False, self.t >= 8, {}
+
+    def _see(self):
+        self.wanted = self.np_random.integers([2, 3])
+        return np.concatenate([np.eye(2)[self.wanted[0]], np.eye(3)[self.wanted[1]]]).astype(np.float32)
+
+
+def test_several_choices_at_once():
+    agent = tiny(Doors(), gamma=0.5, learning_rate=2e-3, gradient_steps=2)
+    agent.learn(500)
+    assert evaluate_policy(agent, Doors(), 5, warn=False)[0] > 13  # at most 16, at random 6.7
+
+
+def test_choices_and_their_codes_are_inverse():
+    codec = ActionCodec(Doors.action_space)
+    choices = np.array([[0, 1], [1, 3], [1, 2]])
+    codes = codec.encode(choices)
+    np.testing.assert_array_equal(codes, [[1, 0, 1, 0, 0], [0, 1, 0, 0, 1], [0, 1, 0, 1, 0]])
+    np.testing.assert_array_equal(codec.decode(codes), choices)
+    with pytest.raises(ValueError, match="flat MultiDiscrete"):
+        ActionCodec(spaces.MultiDiscrete([[2, 3], [2, 3]]))
+
+
+class Chain(gym.Env):
+    """Two states and no choice: 1 is paid in the first, 0 in the second, then the episode ends: values 1 and 0 at
+    the first step of an action that does not matter, exactly."""
+
+    observation_space = spaces.Box(0, 1, (2,), np.float32)
+    action_space = spaces.Box(-1, 1, (1,), np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.at = 0
+        return np.array([1, 0], np.float32), {}
+
+    def step(self, action):
+        reward, self.at = (0.5, 2.0)[self.at], self.at + 1
+        return np.array([0, 1], np.float32), reward, self.at == 2, False, {}
+
+
+def test_the_value_of_a_chain_of_two_states_is_known():
+    agent = tiny(Chain(), gamma=0.9, gradient_steps=4)
+    agent.learn(300)
+    model = agent.policy.model.eval()
+    states = torch.eye(2)
+    with torch.no_grad():
+        z = model.encode({"observation": states})
+        action = torch.zeros(2, 1)
+        value, reward = model.value(z, action).mean(0), model.reward(z, action)
+    torch.testing.assert_close(value, torch.tensor([0.5 + 0.9 * 2.0, 2.0]), atol=0.15, rtol=0)
+    torch.testing.assert_close(reward, torch.tensor([0.5, 2.0]), atol=0.1, rtol=0)
+
+
+class LinearQuadratic(gym.Env):
+    """x' = x + u, paid -(x^2 + u^2) for 6 steps; the optimal gain follows from the Riccati equation."""
+
+    observation_space = spaces.Box(-1, 1, (1,), np.float32)
+    action_space = spaces.Box(-1, 1, (1,), np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.x, self.t = self.np_random.uniform(-1, 1, 1).astype(np.float32), 0
+        return self.x.copy(), {}
+
+    def step(self, action):
+        reward = -float(self.x[0] ** 2 + action[0] ** 2)
+        self.x = np.clip(self.x + action, -1, 1).astype(np.float32)
+        self.t += 1
+        return self.x.copy(), reward, False, self.t >= 6, {}
+
+
+def test_a_linear_quadratic_task_is_steered_with_the_optimal_gain():
+    price, discount = 0.0, 0.9
+    for _ in range(50):  # Riccati, scalar, discounted
+        price = 1 + discount * price - (discount * price) ** 2 / (1 + discount * price)
+    gain = discount * price / (1 + discount * price)
+    agent = tiny(
+        LinearQuadratic(), gamma=discount, policy_kwargs={"samples": 64, "elites": 8, "iterations": 4}
+    )
+    agent.learn(700)
+    x = np.linspace(-0.8, 0.8, 9, dtype=np.float32)[:, None]
+    actions, _ = agent.predict(x, deterministic=True)
+    slope = float((actions * x).sum() / (x * x).sum())
+    assert slope == pytest.approx(-gain, abs=0.15)
+    assert np.abs(actions + gain * x).max() < 0.3
+
+
+@pytest.mark.parametrize("latent", ["simplex", "sigreg", "vicreg"])
+def test_every_latent_learns_to_walk_to_the_goal(latent):
+    agent = tiny(Goal1D(), gamma=0.9, policy_kwargs={"model": replace(TINY, latent=latent)})
+    agent.learn(600)
+    assert evaluate_policy(agent, Goal1D(), 10, warn=False)[0] > -2.5
+
+
+@pytest.mark.parametrize(
+    "switch",
+    [
+        {"proposals": 0},
+        {"terminal_value": False, "horizon": 6},
+        {"model": replace(TINY, objective="reconstruction")},
+    ],
+    ids=["no_prior", "no_terminal_value", "reconstruction"],
+)
+def test_the_ablations_learn_too(switch):
+    agent = tiny(Goal1D(), gamma=0.9, policy_kwargs=switch)
+    agent.learn(600)
+    assert evaluate_policy(agent, Goal1D(), 10, warn=False)[0] > -3.0
+
+
+def pixel_world(tmp_path):
+    """A world model of the pictures, as ``fit`` leaves it."""
+    spec = WorldSpec((3, 16, 16), 3, ActionSpec("continuous", 2, (-2.0, -2.0), (2.0, 2.0)))
+    torch.manual_seed(1)
+    options = {"width": 48, "depth": 2}
+    world = WorldModel(
+        WorldModelConfig(spec, 32, dynamics_options=options, encoder_options={"widths": (8, 8)})
+    )
+    world.save(tmp_path / "world.safetensors")
+    return world
+
+
+class OnlyPictures(Pictures):
+    observation_space = Pictures.observation_space["pixels"]
+
+    def _see(self):
+        return super()._see()["pixels"]
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_a_world_model_that_was_trained_without_reward_is_taken_over(tmp_path, frozen):
+    world = pixel_world(tmp_path)
+    model = replace(TINY, latent="sigreg", frozen=frozen, encoder_widths=(8, 8))
+    agent = tiny(OnlyPictures(), policy_kwargs={"model": model})
+    agent.policy.model.warm_start(tmp_path / "world.safetensors")
+    pixels = torch.randint(0, 256, (5, 3, 16, 16), dtype=torch.uint8)
+    actions = torch.rand(5, 3, 2)
+
+    def latents():
+        with torch.no_grad():
+            z = agent.policy.model.eval().encode({"observation": pixels})
+            return agent.policy.model.rollout(z, actions)
+
+    with torch.no_grad():
+        expected = world.eval().rollout(world.encode(pixels), actions)
+    torch.testing.assert_close(latents(), expected)
+    agent.learn(80)
+    assert agent._n_updates
+    assert torch.equal(latents(), expected) == frozen
+
+
+def test_a_world_model_of_another_size_is_refused(tmp_path):
+    pixel_world(tmp_path)
+    agent = tiny(OnlyPictures(), policy_kwargs={"model": replace(TINY, latent="sigreg")})
+    before = {name: value.clone() for name, value in agent.policy.state_dict().items()}
+    with pytest.raises(ValueError, match=r"does not fit: .*convolutions.*instead of"):
+        agent.policy.model.warm_start(tmp_path / "world.safetensors")
+    assert all(torch.equal(before[name], value) for name, value in agent.policy.state_dict().items())
+    with pytest.raises(ValueError, match="SimplexDynamics"):
+        tiny(OnlyPictures()).policy.model.warm_start(tmp_path / "world.safetensors")
+
+
+def test_the_log_says_how_latents_and_plans_fare(tmp_path):
+    agent = tiny(Goal1D(), gamma=0.5)  # a short memory: what comes behind the time limit hardly counts
+    agent.set_logger(configure(str(tmp_path), ["csv"]))
+    agent.learn(200, log_interval=5)
+    with (tmp_path / "progress.csv").open() as file:
+        last = list(csv.DictReader(file))[-1]
+    for name in ("jepa/effective_rank", "jepa/std_min", "jepa/latent_error_3", "jepa/reward_error_3", "plan/value",
+                 "plan/return", "plan/error", "plan/spread", "plan/share_from_policy", "time/env_ms", "time/encode_ms",
+                 "time/plan_ms", "time/train_ms", "rollout/ep_rew_mean", "train/consistency"):  # fmt: skip
+        assert np.isfinite(float(last[name])), name
+    assert 0 <= float(last["plan/share_from_policy"]) <= 1
+
+
+def test_promises_are_held_against_the_returns_that_followed():
+    record = PlanRecord(2, 0.5)
+
+    def plan(*values):
+        return Plan(torch.zeros(2, 1, 1), -torch.tensor(values), None, None, torch.zeros(2, 1, 2, 1))
+
+    no = np.array([False, False])
+    assert record.paid(np.array([9.0, 9.0]), no, no) == {}  # a random step, without a plan
+    record.promised(plan(3.0, 100.0))
+    assert record.paid(np.array([1.0, 1.0]), no, no) == {}
+    record.promised(plan(2.0, 100.0))
+    found = record.paid(np.array([4.0, 1.0]), np.array([True, False]), np.array([True, False]))
+    # Returns 1 + 0.5 * 4 = 3 and 4; promised were 3 and 2.
+    assert found == {"plan/value": 2.5, "plan/return": 3.5, "plan/error": 1.0}
+    for _ in range(3):
+        record.promised(plan(0.0, 2.0))
+        record.paid(np.array([0.0, 1.0]), no, no)
+    record.promised(plan(0.0, 2.0))
+    cut = record.paid(np.array([0.0, 1.0]), no, np.array([False, True]))
+    # Six steps were paid, cut by a limit: only those with 0.5^left < 0.1 count, the first three.
+    assert cut["plan/value"] == pytest.approx((100 + 100 + 2) / 3)
+
+
+def test_a_replay_larger_than_memory_is_refused_with_its_size():
+    with pytest.raises(
+        ValueError, match=r"takes [\d.]+ GB, but only [\d.]+ GB of memory are free: set buffer_size"
+    ):
+        tiny(OnlyPictures(), buffer_size=10**12)
+
+
+def test_the_replay_is_saved_and_loaded_without_pickle(tmp_path):
+    agent = tiny(Goal1D())
+    agent.learn(60)
+    agent.save_replay_buffer(tmp_path / "replay.safetensors")
+    other = tiny(Goal1D())
+    other.load_replay_buffer(tmp_path / "replay.safetensors")
+    assert len(other.replay_buffer) == len(agent.replay_buffer) == 60
+    a, b = (m.replay_buffer.sample(30, 3, np.random.default_rng(0)) for m in (agent, other))
+    np.testing.assert_array_equal(a.observations["observation"], b.observations["observation"])
+    with pytest.raises(ValueError, match="use the environment it is from"):
+        tiny(Doors()).load_replay_buffer(tmp_path / "replay.safetensors")
+    with pytest.raises(TypeError, match="under a path"):
+        agent.save_replay_buffer(io.BytesIO())
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_are_arguments(name):
+    agent = JEPAMPC("MlpPolicy", Goal1D(), learning_starts=20, **jepa_mpc_preset(name))
+    agent.learn(12)
+    agent.predict(np.zeros(1, np.float32))
+
+
+def test_an_unknown_preset_is_refused():
+    with pytest.raises(ValueError, match="no preset 'desktop'; choose one of"):
+        jepa_mpc_preset("desktop")

@@ -3,96 +3,20 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from gymnasium import spaces
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from jepa_rl.dynamics import MLPDynamics, SimplexDynamics, simplex
-from jepa_rl.encoders import ConvEncoder
-from jepa_rl.heads import CategoricalPolicy, GaussianPolicy, Perceptron, TwoHot, symlog
+from jepa_rl.agents.jepa_mpc.networks import ModelConfig, ObservationDecoder, ObservationEncoder, random_shift
+from jepa_rl.dynamics import MLPDynamics, SimplexDynamics
+from jepa_rl.heads import CategoricalPolicy, GaussianPolicy, Perceptron, TwoHot
 from jepa_rl.objectives import terms
-
-Latent = Literal["simplex", "sigreg", "vicreg"]
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """Sizes and weights; plain numbers.
-
-    Attributes:
-        latent_dim: width of the latent.
-        width, depth: hidden units and layers of dynamics and heads.
-        encoder_widths, patch: of the convolutional encoder (``ConvEncoder``).
-        values: heads in the ensemble of action values.
-        bins: of reward and value distributions.
-        latent: what keeps latents from collapsing: softmax over groups of 8 (``"simplex"``, as TD-MPC2), SIGReg
-            on batch-normalised latents, or VICReg's variance and covariance.
-        shift: pixels that pictures are shifted by at random (DrQ's augmentation).
-        termination: whether a head predicts the end of the episode.
-        consistency, reward, value, end, anti_collapse: weights of the terms.
-        decay: weight of each further step of the rollout, relative to the one before.
-        entropy: weight of the policy's entropy.
-        target_rate: of the moving average that value targets come from, per update.
-    """
-
-    latent_dim: int = 256
-    width: int = 256
-    depth: int = 2
-    encoder_widths: tuple[int, ...] = (32, 32, 64)
-    patch: int = 4
-    values: int = 3
-    bins: int = 101
-    latent: Latent = "simplex"
-    shift: int = 3
-    termination: bool = True
-    consistency: float = 20.0
-    reward: float = 0.1
-    value: float = 0.1
-    end: float = 1.0
-    anti_collapse: float = 1.0
-    decay: float = 0.5
-    entropy: float = 1e-4
-    target_rate: float = 0.01
-
-
-class ObservationEncoder(nn.Module):
-    """Pictures through a conv net, vectors through a perceptron, added up.
-
-    Args:
-        space: of the observation, by name; uint8 pictures (c, y, x), everything else is flat.
-        config: widths.
-    """
-
-    def __init__(self, space: dict[str, spaces.Box], config: ModelConfig) -> None:
-        super().__init__()
-        d = config.latent_dim
-        self.pictures = nn.ModuleDict()
-        self.vectors, inputs = [], 0
-        for name, box in space.items():
-            if len(box.shape) == 3:
-                channels, size, _ = box.shape
-                self.pictures[name] = ConvEncoder(
-                    channels, size, d, config.encoder_widths, config.patch, norm=config.latent != "simplex"
-                )
-            else:
-                self.vectors.append(name)
-                inputs += box.shape[0]
-        self.perceptron = Perceptron(inputs, config.width, d, 2) if inputs else None
-        self.simplex = config.latent == "simplex"
-
-    def forward(self, observations: dict[str, Tensor]) -> Float[Tensor, "b d"]:
-        parts = [encoder(observations[name]) for name, encoder in self.pictures.items()]
-        if self.perceptron is not None:
-            # symlog: vectors come in any unit
-            vectors = torch.cat([observations[name].float() for name in self.vectors], dim=-1)
-            parts.append(self.perceptron(symlog(vectors)))
-        total = torch.stack(parts).sum(0)
-        return simplex(total) if self.simplex else total
+from jepa_rl.world_model import WorldModel
 
 
 class ControlModel(nn.Module):
@@ -132,10 +56,44 @@ class ControlModel(nn.Module):
         self.policy: GaussianPolicy | CategoricalPolicy = (
             CategoricalPolicy(d, groups, w, config.depth) if groups else GaussianPolicy(d, a, w, config.depth)
         )
+        self.decoder = ObservationDecoder(space, config) if config.objective == "reconstruction" else None
+        if config.frozen:
+            self.encoder.requires_grad_(False)
+            self.dynamics.requires_grad_(False)
         self.scale: Tensor
         self.register_buffer("scale", torch.ones(()))  # of the values, for the policy's loss
 
+    def warm_start(self, path: str | Path) -> None:
+        """Takes encoder and dynamics from a world model that ``fit`` trained without reward, on any data.
+
+        Raises:
+            FileNotFoundError, ValueError: as ``WorldModel.load``.
+            ValueError: if its parts are not those of this model; nothing has changed then.
+        """
+        world, names = WorldModel.load(path), list(self.encoder.pictures)
+        there: list[tuple[nn.Module, nn.Module | None]] = [
+            (world.dynamics, self.dynamics),
+            (world.encoder, next(iter(self.encoder.pictures.values()), None)),
+        ]
+        unlike = [
+            f"{type(old).__name__} instead of {type(new).__name__}"
+            for old, new in there
+            if type(old) is not type(new)
+        ]
+        unlike += [text for old, new in there for text in _unlike(old, new)]
+        if unlike or len(names) != 1 or self.encoder.perceptron is not None:
+            raise ValueError(
+                f"{path} does not fit: {'; '.join(unlike[:4]) or 'the observation must be one picture'}. Both models "
+                "need the same pixels, latent_dim, encoder widths, dynamics width and depth, blocks of one step, and "
+                "latents that are not a simplex: policy_kwargs=dict(model=ModelConfig(latent='sigreg', ...))"
+            )
+        for old, new in there:
+            assert new is not None
+            new.load_state_dict(old.state_dict())
+
     def encode(self, observations: dict[str, Tensor]) -> Float[Tensor, "b d"]:
+        if self.config.frozen:  # its batch norm, too
+            self.encoder.eval()
         return self.encoder(observations)
 
     def rollout(
@@ -183,7 +141,6 @@ class ControlModel(nn.Module):
         rewards = self.reward_head(pairs).unflatten(0, (-1, h))
         values = self.value_heads(pairs).unflatten(1, (-1, h))
         found = {
-            "consistency": mean((path[:, 1:] - targets).square().mean(-1)),
             "reward": mean(self.two_hot.loss(rewards, self.two_hot.encode(batch.rewards))),
             "value": mean(self.two_hot.loss(values, self.two_hot.encode(returns)).mean(0)),
         }
@@ -192,7 +149,13 @@ class ControlModel(nn.Module):
             found["end"] = mean(
                 F.binary_cross_entropy_with_logits(ends, batch.terminated.float(), reduction="none")
             )
-        if c.latent == "sigreg":
+        if self.decoder is not None:
+            found["reconstruction"] = self.decoder.loss(path.flatten(0, 1), batch.observations)
+        elif not c.frozen:
+            found["consistency"] = mean((path[:, 1:] - targets).square().mean(-1))
+        if c.frozen or self.decoder is not None:
+            pass  # nothing pulls the latents together
+        elif c.latent == "sigreg":
             found["anti_collapse"] = terms.sigreg(z.unsqueeze(0), generator)
         elif c.latent == "vicreg":
             found["anti_collapse"] = terms.variance(z.unsqueeze(1)) + 0.04 * terms.covariance(z.unsqueeze(1))
@@ -235,12 +198,20 @@ class ControlModel(nn.Module):
     def _shifted(
         self, observations: dict[str, Tensor], generator: torch.Generator | None
     ) -> dict[str, Tensor]:
-        if not self.config.shift:
+        if not self.config.shift or self.decoder is not None:  # what is painted must be what was seen
             return observations
         return {
             name: random_shift(x, self.config.shift, generator) if x.ndim == 4 else x
             for name, x in observations.items()
         }
+
+
+def _unlike(old: nn.Module, new: nn.Module | None) -> list[str]:
+    """Weights whose shapes differ, in words."""
+    there = {name: tuple(value.shape) for name, value in old.state_dict().items()}
+    here = {} if new is None else {name: tuple(value.shape) for name, value in new.state_dict().items()}
+    names = sorted(there.keys() | here)
+    return [f"{n} {there.get(n)} instead of {here.get(n)}" for n in names if there.get(n) != here.get(n)]
 
 
 class ControlBatch(NamedTuple):
@@ -266,25 +237,6 @@ def frozen(module: nn.Module, x: Tensor) -> Tensor:
     """``module(x)`` with a gradient to ``x`` alone."""
     weights = {name: value.detach() for name, value in module.named_parameters()}
     return torch.func.functional_call(module, weights, (x,))
-
-
-def random_shift(
-    pixels: UInt8[Tensor, "b c y x"], by: int, generator: torch.Generator | None = None
-) -> UInt8[Tensor, "b c y x"]:
-    """Every picture moved by up to ``by`` pixels along both axes, its border repeated (Kostrikov et al. 2020, DrQ).
-
-    Done on bytes: each row of the result is one run of bytes in the padded pictures, copied whole.
-    """
-    b, channels, rows, columns = pixels.shape
-    sides = (*pixels.shape[:3], by)
-    wide = torch.cat([pixels[..., :1].expand(sides), pixels, pixels[..., -1:].expand(sides)], dim=-1)
-    width = columns + 2 * by
-    down, right = torch.randint(0, 2 * by + 1, (2, b, 1, 1), generator=generator, device=pixels.device)
-    y = (torch.arange(rows, device=pixels.device) + down - by).clamp_(0, rows - 1)
-    picture = torch.arange(b * channels, device=pixels.device).view(b, channels, 1)
-    starts = (picture * rows + y) * width + right
-    runs = wide.view(-1).as_strided((wide.numel() - columns + 1, columns), (1, 1))
-    return runs.index_select(0, starts.view(-1)).view(pixels.shape)
 
 
 class ReturnCost:

@@ -14,7 +14,8 @@ from stable_baselines3.common.policies import BasePolicy
 from torch import Tensor
 
 from jepa_rl.agents.categorical import CategoricalCEM
-from jepa_rl.agents.jepa_mpc.model import ControlModel, ModelConfig, ReturnCost
+from jepa_rl.agents.jepa_mpc.model import ControlModel, ReturnCost
+from jepa_rl.agents.jepa_mpc.networks import ModelConfig
 from jepa_rl.agents.jepa_mpc.spaces import ActionCodec, by_name, observation_boxes
 from jepa_rl.agents.mppi import MPPI
 from jepa_rl.agents.sampling import best_of, pick

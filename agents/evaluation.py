@@ -1,0 +1,167 @@
+"""Evaluation that is the same for every agent: fixed seeds, deterministic actions, all episodes side by side."""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import gymnasium as gym
+import numpy as np
+from jaxtyping import Float, Int
+from PIL import Image
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import TensorBoardOutputFormat
+
+from jepa_rl.files import write_atomic
+
+
+class Played(NamedTuple):
+    """Episodes that were played to their end.
+
+    Attributes:
+        returns: undiscounted, of each episode.
+        lengths: decisions in each.
+        pictures: what ``render()`` showed of the first episode, (y, x, 3) uint8; empty if not asked for.
+    """
+
+    returns: Float[np.ndarray, " episodes"]
+    lengths: Int[np.ndarray, " episodes"]
+    pictures: list[np.ndarray]
+
+
+def play_episodes(
+    agent: Any, make_env: Callable[[], gym.Env], seeds: list[int], pictures: bool = False
+) -> Played:
+    """Plays one episode from each seed, all at once, so that the agent plans for them in one batch.
+
+    Args:
+        agent: anything with Stable-Baselines3's ``predict``.
+        make_env: called once for each seed; the environments are closed at the end.
+        seeds: of the episodes' resets.
+        pictures: whether to keep what ``render()`` shows of the first episode.
+    """
+    envs = [make_env() for _ in seeds]
+    try:
+        seen = [env.reset(seed=seed)[0] for env, seed in zip(envs, seeds, strict=True)]
+        returns, lengths = np.zeros(len(envs)), np.zeros(len(envs), np.int64)
+        running, state, starts = np.ones(len(envs), bool), None, np.ones(len(envs), bool)
+        shown: list[np.ndarray] = []
+        while running.any():
+            # Episodes that are over stay in the batch, so that the state keeps its shape.
+            actions, state = agent.predict(_stack(seen), state, starts, deterministic=True)
+            starts = np.zeros(len(envs), bool)
+            for i in np.flatnonzero(running):
+                seen[i], reward, terminated, truncated, _ = envs[i].step(actions[i])
+                returns[i] += float(reward)
+                lengths[i] += 1
+                running[i] = not (terminated or truncated)
+                if pictures and i == 0:
+                    shown.append(np.asarray(envs[0].render()))
+        return Played(returns, lengths, shown)
+    finally:
+        for env in envs:
+            env.close()
+
+
+class EvaluationCallback(BaseCallback):
+    """Plays the same episodes every so often: ``eval/*`` in TensorBoard, returns in a JSON file, and a video.
+
+    The first evaluation shows the agent before it learned. The file is rewritten after each evaluation; entries of
+    an interrupted run that goes on stay, up to the step from which it goes on.
+
+    Args:
+        make_env: a new environment, the same as for training; with ``render()`` for videos.
+        every: environment steps (the model's ``num_timesteps``) between evaluations.
+        episodes: in each.
+        seed: of the first episode; the others follow.
+        path: the JSON file: ``[{"step", "returns", "lengths", "seconds"}, ...]``; None keeps it in ``results`` only.
+        video: whether the first episode goes to TensorBoard, as an animated picture.
+    """
+
+    def __init__(
+        self,
+        make_env: Callable[[], gym.Env],
+        every: int = 10_000,
+        episodes: int = 10,
+        seed: int = 1_000_000,
+        path: str | Path | None = None,
+        video: bool = False,
+    ) -> None:
+        super().__init__()
+        if every < 1 or episodes < 1:
+            raise ValueError(f"every and episodes must be at least 1, got {every} and {episodes}")
+        self.make_env, self.every, self.episodes, self.seed, self.video = (
+            make_env,
+            every,
+            episodes,
+            seed,
+            video,
+        )
+        self.path = None if path is None else Path(path)
+        self.results: list[dict[str, Any]] = []
+        self._next, self._spent, self._began = 0, 0.0, 0.0
+
+    def _on_training_start(self) -> None:
+        self._began, self._spent, self.results = time.perf_counter(), 0.0, []
+        if self.path is not None and self.path.exists():
+            done = json.loads(self.path.read_text())
+            self.results = [entry for entry in done if entry["step"] <= self.model.num_timesteps]
+            self._spent = self.results[-1]["seconds"] if self.results else 0.0
+        self._next = self.results[-1]["step"] // self.every * self.every + self.every if self.results else 0
+        self._evaluate_if_due()
+
+    def _on_step(self) -> bool:
+        self._evaluate_if_due()
+        return True
+
+    def _evaluate_if_due(self) -> None:
+        step = self.model.num_timesteps
+        if step < self._next:
+            return
+        self._next = step // self.every * self.every + self.every
+        seeds = [self.seed + i for i in range(self.episodes)]
+        played = play_episodes(self.model, self.make_env, seeds, self.video)
+        self.logger.record("eval/mean_reward", float(played.returns.mean()))
+        self.logger.record("eval/std_reward", float(played.returns.std()))
+        self.logger.record("eval/mean_ep_length", float(played.lengths.mean()))
+        self.logger.dump(step)
+        if played.pictures:
+            self._show(played.pictures, step)
+        seconds = self._spent + time.perf_counter() - self._began
+        self.results.append(
+            {
+                "step": step,
+                "returns": played.returns.tolist(),
+                "lengths": played.lengths.tolist(),
+                "seconds": seconds,
+            }
+        )
+        if self.path is not None:
+            write_atomic(self.path, json.dumps(self.results).encode())
+
+    def _show(self, pictures: list[np.ndarray], step: int) -> None:
+        """An animated GIF among TensorBoard's images: its own video needs another package for the same file."""
+        from tensorboard.compat.proto.summary_pb2 import Summary  # slow to import
+
+        frames = [
+            Image.fromarray(p).resize((160, round(160 * p.shape[0] / p.shape[1]))) for p in pictures[:300]
+        ]
+        file = io.BytesIO()
+        frames[0].save(file, "gif", save_all=True, append_images=frames[1:], duration=50, loop=0)
+        picture = Summary.Image(
+            encoded_image_string=file.getvalue(), width=160, height=frames[0].height, colorspace=3
+        )
+        for output in self.logger.output_formats:
+            if isinstance(output, TensorBoardOutputFormat):
+                value = Summary.Value(tag="eval/episode", image=picture)
+                output.writer._get_file_writer().add_summary(Summary(value=[value]), step)
+
+
+def _stack(observations: list[Any]) -> Any:
+    if isinstance(observations[0], dict):
+        return {name: np.stack([o[name] for o in observations]) for name in observations[0]}
+    return np.stack(observations)

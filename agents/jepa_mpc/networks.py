@@ -1,0 +1,143 @@
+"""What ``JEPAMPC``'s world model is made of: its settings, and the doors for observations."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from gymnasium import spaces
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from jepa_rl.dynamics import simplex
+from jepa_rl.encoders import ConvEncoder
+from jepa_rl.heads import Perceptron, PictureDecoder, symlog
+
+Latent = Literal["simplex", "sigreg", "vicreg"]
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Sizes and weights; plain numbers.
+
+    Attributes:
+        latent_dim: width of the latent.
+        width, depth: hidden units and layers of dynamics and heads.
+        encoder_widths, patch: of the convolutional encoder (``ConvEncoder``).
+        values: heads in the ensemble of action values.
+        bins: of reward and value distributions.
+        latent: what keeps latents from collapsing: softmax over groups of 8 (``"simplex"``, as TD-MPC2), SIGReg
+            on batch-normalised latents, or VICReg's variance and covariance.
+        objective: what shapes the latents beside reward and value: prediction of the next latents (``"jepa"``), or
+            the reconstruction of the observations (an ablation).
+        frozen: encoder and dynamics stay as they are, see ``ControlModel.warm_start`` (an ablation).
+        shift: pixels that pictures are shifted by at random (DrQ's augmentation).
+        termination: whether a head predicts the end of the episode.
+        consistency, reconstruction, reward, value, end, anti_collapse: weights of the terms, where they occur.
+        decay: weight of each further step of the rollout, relative to the one before.
+        entropy: weight of the policy's entropy.
+        target_rate: of the moving average that value targets come from, per update.
+    """
+
+    latent_dim: int = 256
+    width: int = 256
+    depth: int = 2
+    encoder_widths: tuple[int, ...] = (32, 32, 64)
+    patch: int = 4
+    values: int = 3
+    bins: int = 101
+    latent: Latent = "simplex"
+    objective: Literal["jepa", "reconstruction"] = "jepa"
+    frozen: bool = False
+    shift: int = 3
+    termination: bool = True
+    consistency: float = 20.0
+    reconstruction: float = 20.0
+    reward: float = 0.1
+    value: float = 0.1
+    end: float = 1.0
+    anti_collapse: float = 1.0
+    decay: float = 0.5
+    entropy: float = 1e-4
+    target_rate: float = 0.01
+
+
+class ObservationEncoder(nn.Module):
+    """Pictures through a conv net, vectors through a perceptron, added up.
+
+    Args:
+        space: of the observation, by name; uint8 pictures (c, y, x), everything else is flat.
+        config: widths.
+    """
+
+    def __init__(self, space: dict[str, spaces.Box], config: ModelConfig) -> None:
+        super().__init__()
+        d = config.latent_dim
+        self.pictures = nn.ModuleDict()
+        self.vectors, inputs = [], 0
+        for name, box in space.items():
+            if len(box.shape) == 3:
+                channels, size, _ = box.shape
+                self.pictures[name] = ConvEncoder(
+                    channels, size, d, config.encoder_widths, config.patch, norm=config.latent != "simplex"
+                )
+            else:
+                self.vectors.append(name)
+                inputs += box.shape[0]
+        self.perceptron = Perceptron(inputs, config.width, d, 2) if inputs else None
+        self.simplex = config.latent == "simplex"
+
+    def forward(self, observations: dict[str, Tensor]) -> Float[Tensor, "b d"]:
+        parts = [encoder(observations[name]) for name, encoder in self.pictures.items()]
+        if self.perceptron is not None:
+            # symlog: vectors come in any unit
+            vectors = torch.cat([observations[name].float() for name in self.vectors], dim=-1)
+            parts.append(self.perceptron(symlog(vectors)))
+        total = torch.stack(parts).sum(0)
+        return simplex(total) if self.simplex else total
+
+
+class ObservationDecoder(nn.Module):
+    """The way back from latents to observations, for the ablation by reconstruction."""
+
+    def __init__(self, space: dict[str, spaces.Box], config: ModelConfig) -> None:
+        super().__init__()
+        d = config.latent_dim
+        self.heads = nn.ModuleDict()
+        for name, box in space.items():
+            if len(box.shape) == 3:
+                self.heads[name] = PictureDecoder(d, box.shape[0], box.shape[1])
+            else:
+                self.heads[name] = Perceptron(d, config.width, box.shape[0], config.depth)
+
+    def loss(self, z: Float[Tensor, "m d"], observations: dict[str, Tensor]) -> Float[Tensor, ""]:
+        """Mean squared error over pixels (0 to 1) and vectors (symlog), of observations "b t ..." with m = b t."""
+        errors = []
+        for name, head in self.heads.items():
+            seen = observations[name].flatten(0, 1)
+            target = (
+                seen.float() / 255 if seen.dtype == torch.uint8 and seen.ndim == 4 else symlog(seen.float())
+            )
+            errors.append(F.mse_loss(head(z), target))
+        return torch.stack(errors).sum()
+
+
+def random_shift(
+    pixels: UInt8[Tensor, "b c y x"], by: int, generator: torch.Generator | None = None
+) -> UInt8[Tensor, "b c y x"]:
+    """Every picture moved by up to ``by`` pixels along both axes, its border repeated (Kostrikov et al. 2020, DrQ).
+
+    Done on bytes: each row of the result is one run of bytes in the padded pictures, copied whole.
+    """
+    b, channels, rows, columns = pixels.shape
+    sides = (*pixels.shape[:3], by)
+    wide = torch.cat([pixels[..., :1].expand(sides), pixels, pixels[..., -1:].expand(sides)], dim=-1)
+    width = columns + 2 * by
+    down, right = torch.randint(0, 2 * by + 1, (2, b, 1, 1), generator=generator, device=pixels.device)
+    y = (torch.arange(rows, device=pixels.device) + down - by).clamp_(0, rows - 1)
+    picture = torch.arange(b * channels, device=pixels.device).view(b, channels, 1)
+    starts = (picture * rows + y) * width + right
+    runs = wide.view(-1).as_strided((wide.numel() - columns + 1, columns), (1, 1))
+    return runs.index_select(0, starts.view(-1)).view(pixels.shape)

@@ -1,0 +1,140 @@
+"""Stable-Baselines3's off-policy agents on latents of a world model that learns beside them.
+
+``VecLatentObservation`` shows an agent the latents of a model that is finished. Here the agent's replay keeps pixels,
+and every batch is encoded by the model as it is now::
+
+    world = WorldModel(preset("laptop", world_spec(env)).model)
+    agent = SAC("CnnPolicy", env, policy_kwargs=latent_policy_kwargs(world))
+    agent.learn(100_000, callback=OnlineWorldModel(world))
+
+The agent's own losses do not reach the encoder: what shapes the space is prediction alone.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from gymnasium import spaces
+from jaxtyping import Float
+from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from torch import Tensor, nn
+
+from jepa_rl.modes import evaluating
+from jepa_rl.types import ActionSpec, Batch
+from jepa_rl.world_model import WorldModel
+
+
+class LatentFeatures(BaseFeaturesExtractor):
+    """Latents of pixels, without a gradient.
+
+    Args:
+        observation_space: uint8 pixels as the world model reads them.
+        world: the world model; it stays outside this module, whose weights the agent would train and average.
+    """
+
+    def __init__(self, observation_space: spaces.Box, world: WorldModel) -> None:
+        if tuple(observation_space.shape) != world.spec.pixels:
+            raise ValueError(
+                f"the world model reads pixels {world.spec.pixels}, the environment shows {observation_space.shape}"
+            )
+        super().__init__(observation_space, world.latent_dim)
+        self._world = [world]
+
+    @torch.no_grad()
+    def forward(self, pixels: Float[Tensor, "b c y x"]) -> Float[Tensor, "b d"]:
+        world = self._world[0]
+        with evaluating(world):
+            return world.encode(pixels.to(torch.uint8))
+
+
+def latent_policy_kwargs(world: WorldModel, **more: Any) -> dict[str, Any]:
+    """``policy_kwargs`` for ``CnnPolicy`` of SAC or DQN."""
+    return {
+        "features_extractor_class": LatentFeatures,
+        "features_extractor_kwargs": {"world": world},
+        "normalize_images": False,  # the world model takes bytes
+    } | more
+
+
+class OnlineWorldModel(BaseCallback):
+    """Trains a world model on the replay of an off-policy agent, with its own loss, while the agent learns.
+
+    Stable-Baselines3's replay holds transitions, so the windows are one step long.
+
+    Args:
+        world: the model; its block must be 1.
+        updates_per_step: updates for each environment step.
+        batch_size: transitions in a batch.
+        learning_rate: of Adam.
+        max_grad_norm: largest gradient norm.
+        seed: of what its loss draws.
+    """
+
+    model: OffPolicyAlgorithm
+
+    def __init__(
+        self,
+        world: WorldModel,
+        updates_per_step: float = 1.0,
+        batch_size: int = 128,
+        learning_rate: float = 1e-3,
+        max_grad_norm: float = 1.0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if world.spec.block != 1:
+            raise ValueError(
+                f"the world model must step as the environment does, its block is {world.spec.block}"
+            )
+        self.world, self.updates_per_step, self.batch_size = world, updates_per_step, batch_size
+        self.max_grad_norm = max_grad_norm
+        self.optimizer = torch.optim.Adam(world.parameters(), lr=learning_rate)
+        self.generator = torch.Generator(next(world.parameters()).device).manual_seed(seed)
+        self._owed = 0.0
+
+    def _on_step(self) -> bool:
+        agent = self.model
+        replay = agent.replay_buffer
+        if (
+            agent.num_timesteps <= agent.learning_starts
+            or not isinstance(replay, ReplayBuffer)
+            or not replay.size()
+        ):
+            return True
+        self._owed += self.updates_per_step * agent.n_envs
+        for _ in range(int(self._owed)):
+            terms = self._update(replay)
+            for name, value in terms.items():
+                self.logger.record(f"jepa/{name}", value.item())
+        self._owed %= 1
+        return True
+
+    def _update(self, replay: ReplayBuffer) -> dict[str, Tensor]:
+        rows = replay.sample(self.batch_size)
+        actions = _model_actions(self.world.spec.action, rows.actions)
+        batch = Batch(
+            torch.stack([rows.observations, rows.next_observations], dim=1).to(torch.uint8),
+            actions.unsqueeze(1),
+            rows.rewards,
+            rows.dones.bool(),
+        )
+        self.world.train()
+        loss, terms = self.world.loss(batch, self.generator)
+        self.optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.world.parameters(), self.max_grad_norm)
+        self.optimizer.step()
+        self.world.after_update()
+        self.world.eval()
+        return {name: value.detach() for name, value in terms.items()}
+
+
+def _model_actions(action: ActionSpec, stored: Tensor) -> Tensor:
+    """The replay keeps continuous actions scaled to [-1, 1] already, and choices as their index."""
+    if action.kind == "discrete":
+        return torch.nn.functional.one_hot(stored.long().flatten() - action.start, action.size).float()
+    return stored.float()

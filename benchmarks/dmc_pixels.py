@@ -1,0 +1,383 @@
+"""Learning control from pixels within 100,000 frames: JEPAMPC beside Stable-Baselines3's SAC and random play.
+
+    python benchmarks/dmc_pixels.py --tasks cartpole-swingup --methods jepa_mpc random --seeds 0 1 2
+    python benchmarks/dmc_pixels.py --report
+    python benchmarks/dmc_pixels.py --quick
+
+Every run has the same environments and the same evaluation: 10 episodes with deterministic actions every 10,000
+frames, from seeds that no training uses. Frames are environment steps: decisions times action repeat. Runs lie under
+``--out``, one folder each, and go on after a kill: JEPAMPC exactly, SAC from its last evaluation. Finished runs are not
+run again, so the table may be filled by many calls, in any order and on several machines; ``--report`` collects what
+is finished. Score of a run: mean return of its last evaluation. Curves of published agents stand beside ours in the
+picture, under their own names.
+
+Methods: ``jepa_mpc``; ``sac_latents`` (SAC on latents of a world model that was trained on 10,000 frames of random
+play, which count, and then frozen); ``sac_online_latents`` (the world model goes on learning from SAC's replay);
+``sac_pixels`` (CnnPolicy); ``sac_state``; ``random``. Discrete tasks have DQN in place of SAC.
+"""
+
+import csv
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import matplotlib
+import numpy as np
+import torch
+import tyro
+from _record import ROOT, write_results
+from stable_baselines3 import DQN, SAC
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+
+import jepa_rl.envs
+from jepa_rl import WindowSampler, WorldModel, fit, preset
+from jepa_rl.agents import JEPAMPC, ResumableRun
+from jepa_rl.agents.evaluation import EvaluationCallback
+from jepa_rl.agents.jepa_mpc import jepa_mpc_preset
+from jepa_rl.agents.online_latents import OnlineWorldModel, latent_policy_kwargs
+from jepa_rl.diagnostics import bootstrap_interval, interquartile_mean
+from jepa_rl.envs import ActionRepeat, LatentObservation, PixelObservation, collect, world_spec
+from jepa_rl.files import write_atomic
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # CartPole draws with SDL; no window is needed
+
+EVALUATION_SEED = (
+    3_000_000  # of the first evaluation episode; training uses seeds of 31 bits drawn from its own
+)
+RANDOM_FRAMES = 10_000  # of random play for the frozen world model
+METHODS = ("jepa_mpc", "sac_latents", "sac_online_latents", "sac_pixels", "sac_state", "random")
+
+
+@dataclass(frozen=True)
+class Task:
+    """An environment, how often an action is repeated (PlaNet's choice), and what its length asks for."""
+
+    env_id: str
+    repeat: int
+    gamma: float
+    frames: int = 100_000
+    updates: int = 1
+    """Of JEPAMPC, per decision."""
+    every: int = 1
+    """Decisions between updates of JEPAMPC."""
+    target: float = 0.0
+
+
+TASKS = {
+    "cartpole-swingup": Task("dmc/cartpole-swingup-v0", 8, 0.97, target=800),
+    "cartpole-balance": Task("dmc/cartpole-balance-v0", 8, 0.97, target=985),
+    "reacher-easy": Task("dmc/reacher-easy-v0", 4, 0.97, target=900),
+    "ball_in_cup-catch": Task("dmc/ball_in_cup-catch-v0", 4, 0.97, target=950),
+    "finger-spin": Task("dmc/finger-spin-v0", 2, 0.98, target=970),
+    "walker-walk": Task("dmc/walker-walk-v0", 2, 0.98, target=750),
+    "CartPole-v1": Task("CartPole-v1", 1, 0.98, frames=50_000, target=475),
+}
+
+
+@dataclass(frozen=True)
+class Args:
+    tasks: tuple[str, ...] = ("cartpole-swingup", "reacher-easy", "CartPole-v1")
+    methods: tuple[str, ...] = METHODS
+    seeds: tuple[int, ...] = (0, 1, 2)
+    preset: str = "laptop"
+    """Of JEPAMPC."""
+    frames: int | None = None
+    """Of training; the task's own number if None."""
+    evaluate_every: int = 10_000
+    """Frames."""
+    episodes: int = 10
+    device: str = "auto"
+    out: Path = Path("runs/dmc_pixels")
+    report: bool = False
+    """Train nothing; collect what is finished."""
+    quick: bool = False
+    """Every method for a moment, on CartPole-v1, which needs no OpenGL."""
+
+
+def main(args: Args) -> None:
+    if args.quick:
+        shutil.rmtree(args.out / "quick", ignore_errors=True)
+        args = replace(
+            args,
+            tasks=("CartPole-v1",),
+            seeds=(0,),
+            frames=600,
+            evaluate_every=300,
+            episodes=2,
+            out=args.out / "quick",
+        )
+    for name in () if args.report else args.tasks:
+        for seed in args.seeds:  # all methods of one seed before the next seed
+            for method in args.methods:
+                run(args, name, method, seed)
+    results = collect_results(args)
+    draw(args, results)
+    print_table(results)
+    print(write_results("dmc_pixels", {"results": results}, quick=args.quick))
+
+
+# -- environments -----------------------------------------------------------------------------------
+
+
+def make_state(task: Task) -> gym.Env:
+    env = gym.make(task.env_id)
+    return ActionRepeat(env, task.repeat) if task.repeat > 1 else env
+
+
+def make_pixels(task: Task) -> gym.Env:
+    """Three stacked 64 x 64 pictures of the last three decisions; only these are drawn."""
+    look = {"render": "fast", "render_size": 64} if task.env_id.startswith("dmc/") else {}
+    env = gym.make(task.env_id, render_mode="rgb_array", **look)
+    return PixelObservation(ActionRepeat(env, task.repeat) if task.repeat > 1 else env, size=64, frames=3)
+
+
+def is_discrete(task: Task) -> bool:
+    env = make_state(task)
+    env.close()
+    return isinstance(env.action_space, gym.spaces.Discrete)
+
+
+# -- runs -------------------------------------------------------------------------------------------
+
+
+def run(args: Args, name: str, method: str, seed: int) -> None:
+    """One training, to its end; nothing if it is finished."""
+    task, folder = TASKS[name], args.out / name / method / f"seed_{seed}"
+    if args.frames is not None:
+        task = replace(task, frames=args.frames)
+    if (folder / "finished.json").exists():
+        return
+    print(f"{name}, {method}, seed {seed}", flush=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    decisions = task.frames // task.repeat
+    runner = {"jepa_mpc": run_jepa_mpc, "random": run_random}.get(method, partial(run_sac, method))
+    facts = runner(args, task, folder, seed, decisions)
+    facts |= {"frames": task.frames, "action_repeat": task.repeat, "threads": torch.get_num_threads()}
+    write_atomic(folder / "finished.json", json.dumps(facts).encode())
+
+
+def evaluation(args: Args, task: Task, folder: Path, make: Callable[[], gym.Env]) -> EvaluationCallback:
+    every = max(1, args.evaluate_every // task.repeat)
+    return EvaluationCallback(make, every, args.episodes, EVALUATION_SEED, folder / "curve.json")
+
+
+def run_jepa_mpc(args: Args, task: Task, folder: Path, seed: int, decisions: int) -> dict[str, Any]:
+    make = partial(make_pixels, task)
+    model = JEPAMPC(
+        "CnnPolicy", make(), seed=seed, gamma=task.gamma, device=args.device, buffer_size=decisions + 1000,
+        learning_starts=min(500, decisions // 4), train_freq=task.every, gradient_steps=task.updates,
+        tensorboard_log=str(folder / "tensorboard"), **jepa_mpc_preset(args.preset),
+    )  # fmt: skip
+    checkpoints = ResumableRun(folder / "run", every=max(50, decisions // 20))
+    model.learn(decisions, callback=[checkpoints, evaluation(args, task, folder, make)])
+    shutil.rmtree(folder / "run/episodes")  # a gigabyte
+    return {"preset": args.preset, "device": str(model.device), "observations": "pixels"}
+
+
+def run_sac(method: str, args: Args, task: Task, folder: Path, seed: int, decisions: int) -> dict[str, Any]:
+    algorithm = DQN if is_discrete(task) else SAC
+    settings: dict[str, Any] = {
+        "gamma": task.gamma, "learning_starts": min(500, decisions // 4), "device": args.device, "seed": seed,
+    }  # fmt: skip
+    if algorithm is DQN:  # the defaults are Atari's, for millions of steps
+        settings |= {
+            "train_freq": 4, "gradient_steps": 2, "learning_rate": 5e-4, "target_update_interval": 500,
+            "exploration_fraction": 0.2, "exploration_final_eps": 0.05, "batch_size": 64,
+        }  # fmt: skip
+    callbacks: list[BaseCallback] = []
+    make: Callable[[], gym.Env] = partial(make_pixels, task)
+    policy = "CnnPolicy"
+    if method == "sac_state":
+        make, policy = partial(make_state, task), "MlpPolicy"
+    elif method == "sac_latents":
+        world, used = frozen_world_model(args, task, folder, seed)
+        decisions -= used
+        make, policy = lambda: LatentObservation(make_pixels(task), str(world)), "MlpPolicy"
+    elif method == "sac_online_latents":
+        torch.manual_seed(seed)
+        env = make()
+        online = WorldModel(preset("laptop", world_spec(env)).model).to(_device(args))
+        env.close()
+        settings["policy_kwargs"] = latent_policy_kwargs(online)
+        callbacks.append(OnlineWorldModel(online, seed=seed))
+    settings["buffer_size"] = decisions
+    model: OffPolicyAlgorithm
+    saved = folder / "agent.zip"
+    if saved.exists() and method != "sac_online_latents":
+        model = algorithm.load(saved, env=make_vec_env(make, 1, seed=seed), device=args.device)
+        model.load_replay_buffer(folder / "replay.pkl")
+    else:  # the world model that learns beside SAC is part of neither file: such a run starts again
+        (folder / "curve.json").unlink(missing_ok=True)
+        model = algorithm(policy, make_vec_env(make, 1, seed=seed), **settings)
+    model.tensorboard_log = str(folder / "tensorboard")
+    curve = evaluation(args, task, folder, make)
+    callbacks += [curve, SaveAtEvaluation(curve, folder)]
+    left = max(0, decisions - model.num_timesteps)
+    model.learn(left, callback=callbacks, reset_num_timesteps=model.num_timesteps == 0)
+    (folder / "replay.pkl").unlink(missing_ok=True)
+    seen = "state" if method == "sac_state" else "pixels"
+    return {"preset": algorithm.__name__, "device": str(model.device), "observations": seen}
+
+
+class SaveAtEvaluation(BaseCallback):
+    """Agent and replay beside each point of the curve. The replay is a pickle, Stable-Baselines3 has no other way."""
+
+    def __init__(self, curve: EvaluationCallback, folder: Path) -> None:
+        super().__init__()
+        self.curve, self.folder, self._points = curve, folder, 0
+
+    def _on_step(self) -> bool:
+        if len(self.curve.results) > self._points:
+            self._points = len(self.curve.results)
+            assert isinstance(self.model, OffPolicyAlgorithm)
+            self.model.save(self.folder / "part.zip")
+            self.model.save_replay_buffer(self.folder / "part.pkl")
+            os.replace(self.folder / "part.pkl", self.folder / "replay.pkl")
+            os.replace(self.folder / "part.zip", self.folder / "agent.zip")
+        return True
+
+
+def frozen_world_model(args: Args, task: Task, folder: Path, seed: int) -> tuple[Path, int]:
+    """A world model of random play, and how many decisions that took."""
+    used = (600 if args.quick else RANDOM_FRAMES) // task.repeat // 4
+    path, started = folder / "world_model", time.perf_counter()
+    if not (path / "model.safetensors").exists():
+        shutil.rmtree(folder / "episodes", ignore_errors=True)
+        venv = gym.vector.SyncVectorEnv([partial(make_pixels, task)] * 4)
+        store = collect(venv, folder / "episodes", steps=4 * used, seed=seed)
+        venv.close()
+        sampler = WindowSampler(store, steps=3)
+        torch.manual_seed(seed)
+        settings = preset("laptop", sampler.spec)
+        train = replace(settings.train, seed=seed, steps=20 if args.quick else settings.train.steps)
+        fit(WorldModel(settings.model).to(_device(args)), sampler, train, path, progress=False)
+        print(f"world model: {time.perf_counter() - started:.0f} s", flush=True)
+    return path / "model.safetensors", 4 * used
+
+
+def run_random(args: Args, task: Task, folder: Path, seed: int, decisions: int) -> dict[str, Any]:
+    env, returns = make_state(task), []
+    env.action_space.seed(seed)
+    for episode in range(args.episodes):
+        env.reset(seed=EVALUATION_SEED + episode)
+        total, over = 0.0, False
+        while not over:
+            _, reward, terminated, truncated, _ = env.step(env.action_space.sample())
+            total, over = total + float(reward), terminated or truncated
+        returns.append(total)
+    env.close()
+    curve = [{"step": 0, "returns": returns, "lengths": [], "seconds": 0.0}]
+    write_atomic(folder / "curve.json", json.dumps(curve).encode())
+    return {"preset": "random", "device": "cpu", "observations": "none"}
+
+
+def _device(args: Args) -> str:
+    return ("cuda" if torch.cuda.is_available() else "cpu") if args.device == "auto" else args.device
+
+
+# -- results ----------------------------------------------------------------------------------------
+
+
+def collect_results(args: Args) -> dict[str, dict[str, Any]]:
+    """All finished runs under ``args.out``: task -> method -> figures."""
+    results: dict[str, dict[str, Any]] = {}
+    for name, task in TASKS.items():
+        for method in METHODS:
+            folders = sorted(p.parent for p in (args.out / name / method).glob("seed_*/finished.json"))
+            if folders:
+                results.setdefault(name, {})[method] = summary(task, method, folders)
+    return results
+
+
+def summary(task: Task, method: str, folders: list[Path]) -> dict[str, Any]:
+    """Figures of one task and method. The x-axis of a curve is frames, random play for a world model included."""
+    facts = [json.loads((folder / "finished.json").read_text()) for folder in folders]
+    curves = [json.loads((folder / "curve.json").read_text()) for folder in folders]
+    last = [np.array(curve[-1]["returns"]) for curve in curves]
+    before = RANDOM_FRAMES if method == "sac_latents" else 0
+    points = min(len(curve) for curve in curves)
+    return {
+        "iqm": interquartile_mean(np.array([returns.mean() for returns in last])),
+        "ci95": bootstrap_interval(last),
+        "seeds": [int(folder.name.removeprefix("seed_")) for folder in folders],
+        "score_per_seed": [float(returns.mean()) for returns in last],
+        "frames": facts[0]["frames"],
+        "wall_seconds": [curve[-1]["seconds"] for curve in curves],
+        "preset": facts[0]["preset"],
+        "action_repeat": task.repeat,
+        "render": "fast" if task.env_id.startswith("dmc/") else "default",
+        "observations": facts[0]["observations"],
+        "device": facts[0]["device"],
+        "threads": [fact["threads"] for fact in facts],
+        "curve": {
+            "frames": [before + curves[0][i]["step"] * task.repeat for i in range(points)],
+            "mean_return_per_seed": [
+                [float(np.mean(c[i]["returns"])) for i in range(points)] for c in curves
+            ],
+        },
+    }
+
+
+def published(name: str) -> dict[str, list[tuple[float, float]]]:
+    """Curves of published agents up to 500,000 frames: "DrQ-v2 (pixels)" -> [(frames, mean return)]."""
+    curves: dict[str, list[tuple[float, float]]] = {}
+    with (ROOT / "benchmarks/data/dmc_curves.csv").open() as file:
+        for row in csv.DictReader(file):
+            if row["task"] == name.replace("ball_in_", "") and float(row["env_frames"]) <= 200_000:
+                label = f"{row['method']} ({row['obs']}), published"
+                curves.setdefault(label, []).append((float(row["env_frames"]), float(row["mean"])))
+    return curves
+
+
+def draw(args: Args, results: dict[str, dict[str, Any]]) -> None:
+    """curves.png: our runs in colour, published ones in grey."""
+    if not results:
+        return
+    figure, axes = plt.subplots(1, len(results), figsize=(5 * len(results), 4), squeeze=False)
+    for axis, (name, methods) in zip(axes[0], results.items(), strict=True):
+        shown = ("drqv2 (pixels)", "dreamerv3 (pixels)", "tdmpc2 (pixels)", "tdmpc2 (state)")
+        curves = {k: v for k, v in published(name).items() if k.startswith(shown)}
+        for (label, points), style in zip(curves.items(), ("--", ":", "-.", (0, (5, 1))), strict=False):
+            axis.plot(*zip(*points, strict=True), color="gray", linestyle=style, label=label)
+        for method, found in methods.items():
+            returns = np.array(found["curve"]["mean_return_per_seed"])
+            if method == "random":
+                axis.axhline(found["iqm"], color="black", linewidth=0.7, label="random")
+                continue
+            line = axis.plot(found["curve"]["frames"], returns.mean(0), marker=".", label=method)[0]
+            axis.fill_between(
+                found["curve"]["frames"], returns.min(0), returns.max(0), alpha=0.2, color=line.get_color()
+            )
+        axis.set(title=name, xlabel="frames", ylabel="return", xlim=(0, TASKS[name].frames))
+        axis.legend(fontsize=6)
+    figure.tight_layout()
+    figure.savefig(args.out / "curves.png", dpi=110)
+    plt.close(figure)
+
+
+def print_table(results: dict[str, dict[str, Any]]) -> None:
+    for name, methods in results.items():
+        for method, found in methods.items():
+            low, high = found["ci95"]
+            minutes = np.mean(found["wall_seconds"]) / 60
+            print(
+                f"{name:<18} {method:<19} {found['iqm']:7.1f}  [{low:.0f}, {high:.0f}]  seeds {found['seeds']}  "
+                f"{minutes:.1f} min"
+            )
+
+
+if __name__ == "__main__":
+    jepa_rl.envs.register_envs()
+    main(tyro.cli(Args))

@@ -1,0 +1,186 @@
+"""JEPAMPC beside Stable-Baselines3's agents on one environment: a table and a picture of the learning curves.
+
+    python examples/compare_with_sb3.py
+    python examples/compare_with_sb3.py --env-id dmc/reacher-easy-v0 --rival sac --action-repeat 4
+
+All see the same environment, play as many steps and are evaluated on the same episodes. Writes
+runs/compare_with_sb3/: results.json, curves.png and TensorBoard events. A run that was stopped goes on with the agent
+that was learning; JEPAMPC goes on where it was, the others start again. ``benchmarks/dmc_pixels.py`` is the large
+version of this.
+"""
+
+import json
+import os
+import shutil
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import gymnasium as gym
+import matplotlib
+import numpy as np
+import tyro
+from stable_baselines3 import DQN, PPO, SAC
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.monitor import Monitor
+from tqdm import tqdm
+
+from jepa_rl.agents import JEPAMPC, ResumableRun
+from jepa_rl.agents.evaluation import EvaluationCallback
+from jepa_rl.agents.jepa_mpc import jepa_mpc_preset
+from jepa_rl.envs import ActionRepeat, PixelObservation
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # CartPole and its kin draw with SDL; no window is needed
+
+RIVALS: dict[str, tuple[type[BaseAlgorithm], dict[str, Any]]] = {
+    "sac": (SAC, {"learning_starts": 500}),
+    "ppo": (PPO, {"n_steps": 256}),
+    # The defaults of DQN are Atari's, for millions of steps.
+    "dqn": (
+        DQN,
+        {"learning_starts": 500, "learning_rate": 5e-4, "train_freq": 4, "gradient_steps": 2, "batch_size": 64,
+         "target_update_interval": 500, "exploration_fraction": 0.2, "exploration_final_eps": 0.05},
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Args:
+    env_id: str = "CartPole-v1"
+    """Gymnasium id of an environment that can render."""
+    rival: Literal["sac", "ppo", "dqn"] = "dqn"
+    """Needs to fit the actions: sac wants continuous ones, dqn choices."""
+    action_repeat: int = 2
+    """Environment steps for each decision."""
+    decisions: int = 6_000
+    """Of each agent."""
+    gamma: float = 0.97
+    """Discount of one decision."""
+    evaluations: int = 6
+    episodes: int = 5
+    """In each evaluation."""
+    seed: int = 0
+    resume: bool = True
+    """Go on with what is in the folder; --no-resume deletes it first."""
+    quick: bool = False
+    """A few steps of everything, for a try in seconds."""
+    out: Path = Path("runs/compare_with_sb3")
+
+
+def make_env(args: Args, pixels: bool) -> gym.Env:
+    look = {"render": "fast", "render_size": 64} if args.env_id.startswith("dmc/") else {}
+    env = gym.make(args.env_id, render_mode="rgb_array", **look) if pixels else gym.make(args.env_id)
+    env = ActionRepeat(env, args.action_repeat)
+    return PixelObservation(env, size=64, frames=3) if pixels else env
+
+
+def make_agent(args: Args, name: str, decisions: int) -> BaseAlgorithm:
+    """``jepa_mpc``, or the rival on ``pixels`` or ``state``."""
+    env = Monitor(make_env(args, pixels=not name.endswith("state")))
+    common: dict[str, Any] = {"gamma": args.gamma, "seed": args.seed, "tensorboard_log": str(args.out / name)}
+    if name == "jepa_mpc":
+        starts = min(500, decisions // 3)
+        return JEPAMPC(
+            "CnnPolicy", env, learning_starts=starts, buffer_size=2 * decisions + 1000,
+            **common, **jepa_mpc_preset("laptop"),
+        )  # fmt: skip
+    algorithm, settings = RIVALS[args.rival]
+    if algorithm is not PPO:
+        settings = settings | {"buffer_size": decisions}
+    return algorithm("MlpPolicy" if name.endswith("state") else "CnnPolicy", env, **common, **settings)
+
+
+def main(args: Args) -> None:
+    if not args.resume:
+        shutil.rmtree(args.out, ignore_errors=True)
+    args.out.mkdir(parents=True, exist_ok=True)
+    decisions, found = 120 if args.quick else args.decisions, {}
+    names = ("jepa_mpc", f"{args.rival} on pixels", f"{args.rival} on state")
+    for name in names:
+        done = args.out / f"{name}.json"
+        if not done.exists():
+            done.write_text(json.dumps(train(args, name, decisions)))
+        found[name] = json.loads(done.read_text())
+
+    rng = np.random.default_rng(args.seed)
+    random = [random_return(args, int(seed)) for seed in rng.integers(2**31, size=args.episodes)]
+    settings = {name: value for name, value in asdict(args).items() if name != "out"}
+    results = {**settings, "random": float(np.mean(random)), "agents": found}
+    (args.out / "results.json").write_text(json.dumps(results, indent=2))
+    draw(args, found, float(np.mean(random))).savefig(args.out / "curves.png", dpi=100)
+    print(f"{'':<16}{'last return':>12}{'best return':>12}{'minutes':>9}")
+    for name, run in found.items():
+        means = [float(np.mean(entry["returns"])) for entry in run["evaluations"]]
+        print(f"{name:<16}{means[-1]:>12.1f}{max(means):>12.1f}{run['seconds'] / 60:>9.1f}")
+    print(f"{'random':<16}{results['random']:>12.1f}")
+    print(f"wrote {args.out}/")
+
+
+def train(args: Args, name: str, decisions: int) -> dict[str, Any]:
+    started = time.perf_counter()
+    model = make_agent(args, name, decisions)
+    folder = args.out / name
+    evaluate = EvaluationCallback(
+        lambda: make_env(args, pixels=not name.endswith("state")),
+        every=max(1, decisions // args.evaluations),
+        episodes=1 if args.quick else args.episodes,
+        path=folder / "evaluations.json",
+    )
+    callbacks: list[BaseCallback] = [evaluate, Bar(name, decisions)]
+    if name == "jepa_mpc":
+        callbacks.insert(0, ResumableRun(folder / "run", every=50 if args.quick else 1000))
+    else:
+        (folder / "evaluations.json").unlink(missing_ok=True)
+    model.learn(decisions, callback=callbacks)
+    return {"evaluations": evaluate.results, "seconds": time.perf_counter() - started}
+
+
+class Bar(BaseCallback):
+    """Progress of one agent."""
+
+    def __init__(self, name: str, total: int) -> None:
+        super().__init__()
+        self.name, self.total = name, total
+
+    def _on_training_start(self) -> None:
+        self.bar = tqdm(total=self.total, initial=self.model.num_timesteps, desc=self.name, unit="decision")
+
+    def _on_step(self) -> bool:
+        self.bar.update(self.training_env.num_envs)
+        return True
+
+    def _on_training_end(self) -> None:
+        self.bar.close()
+
+
+def random_return(args: Args, seed: int) -> float:
+    env, total, over = make_env(args, pixels=False), 0.0, False
+    env.reset(seed=seed)
+    env.action_space.seed(seed)
+    while not over:
+        _, reward, terminated, truncated, _ = env.step(env.action_space.sample())
+        total, over = total + float(reward), terminated or truncated
+    env.close()
+    return total
+
+
+def draw(args: Args, found: dict[str, Any], random: float) -> plt.Figure:
+    figure, axis = plt.subplots(figsize=(6, 4))
+    for name, run in found.items():
+        steps = [entry["step"] * args.action_repeat for entry in run["evaluations"]]
+        returns = [entry["returns"] for entry in run["evaluations"]]
+        axis.plot(steps, [np.mean(r) for r in returns], marker="o", label=name)
+    axis.axhline(random, color="gray", linestyle="--", label="random")
+    axis.set(title=args.env_id, xlabel="environment steps", ylabel="mean return")
+    axis.legend()
+    figure.tight_layout()
+    return figure
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args))

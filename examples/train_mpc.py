@@ -1,0 +1,154 @@
+"""Learn to control any environment from pixels and reward, by planning in the latents of a world model.
+
+    python examples/train_mpc.py
+    python examples/train_mpc.py --env-id dmc/cartpole-swingup-v0 --action-repeat 8 --gamma 0.97 --decisions 12500
+    python examples/train_mpc.py --env-id Pendulum-v1 --observations state --decisions 5000
+
+Writes runs/train_mpc/: results.json, curve.png, agent.zip, run/ (checkpoint and episodes) and TensorBoard events with
+a video of every evaluation. A run that was stopped goes on where it was.
+"""
+
+import json
+import os
+import shutil
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import gymnasium as gym
+import matplotlib
+import torch
+import tyro
+from stable_baselines3.common.callbacks import BaseCallback
+from tqdm import tqdm
+
+from jepa_rl.agents import JEPAMPC, ResumableRun
+from jepa_rl.agents.evaluation import EvaluationCallback
+from jepa_rl.agents.jepa_mpc import jepa_mpc_preset
+from jepa_rl.envs import ActionRepeat, PixelObservation
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # CartPole and its kin draw with SDL; no window is needed
+
+
+@dataclass(frozen=True)
+class Args:
+    env_id: str = "CartPole-v1"
+    """Gymnasium id of an environment."""
+    observations: Literal["pixels", "state"] = "pixels"
+    """What the agent sees: three stacked 64 x 64 pictures, or what the environment shows by itself."""
+    action_repeat: int = 2
+    """Environment steps for each decision."""
+    decisions: int = 6_000
+    gamma: float = 0.97
+    """Discount of one decision."""
+    updates: int = 1
+    """Of the model, for each decision."""
+    preset: str = "laptop"
+    """laptop, small or base."""
+    evaluations: int = 6
+    episodes: int = 5
+    """In each evaluation."""
+    device: str = "auto"
+    seed: int = 0
+    resume: bool = True
+    """Go on with what is in the folder; --no-resume deletes it first."""
+    quick: bool = False
+    """A few steps of everything, for a try in seconds."""
+    out: Path = Path("runs/train_mpc")
+
+
+def make_env(args: Args) -> gym.Env:
+    look = {"render": "fast"} if args.env_id.startswith("dmc/") else {}
+    env = gym.make(args.env_id, render_mode="rgb_array", **look)
+    env = ActionRepeat(env, args.action_repeat)
+    return PixelObservation(env, size=64, frames=3) if args.observations == "pixels" else env
+
+
+def main(args: Args) -> None:
+    started = time.perf_counter()
+    if not args.resume:
+        shutil.rmtree(args.out, ignore_errors=True)
+    args.out.mkdir(parents=True, exist_ok=True)
+    decisions = 150 if args.quick else args.decisions
+
+    env = make_env(args)
+    model = JEPAMPC(
+        "CnnPolicy" if args.observations == "pixels" else "MlpPolicy",
+        env,
+        gamma=args.gamma,
+        gradient_steps=args.updates,
+        learning_starts=min(500, decisions // 3),
+        buffer_size=min(100_000, 2 * decisions + 1000),
+        seed=args.seed,
+        device=args.device,
+        tensorboard_log=str(args.out),
+        **jepa_mpc_preset(args.preset),
+    )
+    # The run is kept in args.out/run; another run there, with other settings, is refused.
+    kept = ResumableRun(args.out / "run", every=50 if args.quick else 1000)
+    evaluate = EvaluationCallback(
+        lambda: make_env(args),
+        every=max(1, decisions // args.evaluations),
+        episodes=1 if args.quick else args.episodes,
+        path=args.out / "evaluations.json",
+        video=True,
+    )
+    model.learn(decisions, callback=[kept, evaluate, Bar(decisions, evaluate)])
+    model.save(args.out / "agent.zip")
+    env.close()
+
+    steps = [entry["step"] * args.action_repeat for entry in evaluate.results]
+    returns = [entry["returns"] for entry in evaluate.results]
+    results = {
+        **{name: value for name, value in asdict(args).items() if name != "out"},
+        "environment_steps": steps,
+        "returns": returns,
+        "updates_done": model._n_updates,
+        "threads": torch.get_num_threads(),
+        "total_seconds": time.perf_counter() - started,
+    }
+    (args.out / "results.json").write_text(json.dumps(results, indent=2))
+    draw(steps, returns, args.env_id).savefig(args.out / "curve.png", dpi=100)
+    for step, found in zip(steps, returns, strict=True):
+        print(
+            f"after {step:>7} steps: return {sum(found) / len(found):8.1f}   {[round(r, 1) for r in found]}"
+        )
+    print(f"wrote {args.out}/ in {results['total_seconds']:.0f} s")
+
+
+class Bar(BaseCallback):
+    """Progress, and the mean return of the last evaluation."""
+
+    def __init__(self, total: int, evaluate: EvaluationCallback) -> None:
+        super().__init__()
+        self.total, self.evaluate = total, evaluate
+
+    def _on_training_start(self) -> None:
+        self.bar = tqdm(total=self.total, initial=self.model.num_timesteps, unit="decision")
+
+    def _on_step(self) -> bool:
+        self.bar.update(self.training_env.num_envs)
+        if self.evaluate.results:
+            returns = self.evaluate.results[-1]["returns"]
+            self.bar.set_postfix_str(f"return {sum(returns) / len(returns):.1f}", refresh=False)
+        return True
+
+    def _on_training_end(self) -> None:
+        self.bar.close()
+
+
+def draw(steps: list[int], returns: list[list[float]], title: str) -> plt.Figure:
+    figure, axis = plt.subplots(figsize=(6, 4))
+    axis.plot(steps, [sum(found) / len(found) for found in returns], marker="o")
+    axis.fill_between(steps, [min(found) for found in returns], [max(found) for found in returns], alpha=0.2)
+    axis.set(title=title, xlabel="environment steps", ylabel="return of the evaluation episodes")
+    figure.tight_layout()
+    return figure
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args))
