@@ -59,5 +59,5 @@ $(VENV)/.core: setup.cfg pyproject.toml constraints.txt | $(PY)
 	@touch $@
 
 $(VENV)/.dev: setup.cfg pyproject.toml constraints.txt | $(PY)
-	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dmc,offline,dev]'
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dmc,offline,zoo,dev]'
 	@touch $@ $(VENV)/.core

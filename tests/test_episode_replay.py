@@ -92,3 +92,59 @@ def test_a_reward_that_is_no_number_is_refused_and_nothing_stored(bad):
 def test_sampling_from_nothing_says_so():
     with pytest.raises(ValueError, match="no episode has ended yet"):
         EpisodeReplay(SPACE, 2, 100, FRAMES).sample(1, 1, np.random.default_rng(0))
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.lists(st.integers(1, 9), min_size=1, max_size=8), st.integers(1, 4), st.integers(0, 6), st.booleans()
+)
+def test_returns_are_the_discounted_rewards_up_to_the_future(lengths, steps, more, terminated):
+    replay = EpisodeReplay(SPACE, 2, 200, FRAMES)
+    played = fill(replay, lengths, terminated)
+    discount, n_step = 0.9, steps + more
+    windows = replay.sample(32, steps, np.random.default_rng(1), n_step, discount)
+    for row in range(32):
+        number, start = windows.observations["state"][row, 0].astype(int)
+        end = min(start + n_step, lengths[number])
+        np.testing.assert_array_equal(windows.future["pixels"][row], played[number][end]["pixels"])
+        for i in range(min(steps, lengths[number] - start)):
+            left = range(start + i, end)
+            paid = sum(discount**k * (100 * number + t) for k, t in enumerate(left))
+            assert windows.returns[row, i] == pytest.approx(paid, rel=1e-5, abs=1e-4)
+            ended = terminated and end == lengths[number]
+            assert windows.discounts[row, i] == pytest.approx(0 if ended else discount ** len(left))
+
+
+def test_episodes_survive_in_files(tmp_path):
+    replay = EpisodeReplay(SPACE, 2, 40, FRAMES)
+    fill(replay, [3, 5])
+    replay.keep_in(tmp_path)
+    fill(replay, [9, 9, 9, 9])
+    numbers = replay.numbers()
+    assert numbers == list(range(2, 6))  # the first two made room
+    assert sorted(int(path.stem) for path in tmp_path.iterdir()) == list(range(6))
+    other = EpisodeReplay(SPACE, 2, 40, FRAMES)
+    other.keep_in(tmp_path)
+    other.restore(numbers)
+    assert other.numbers() == numbers
+    a, b = (r.sample(50, 3, np.random.default_rng(0), 5, 0.9) for r in (replay, other))
+    for one, two in zip(a[1:-1], b[1:-1], strict=True):
+        np.testing.assert_array_equal(one, two)
+    np.testing.assert_array_equal(a.observations["pixels"], b.observations["pixels"])
+    other.drop_files(before=4)
+    assert sorted(int(path.stem) for path in tmp_path.iterdir()) == [4, 5]
+
+
+def test_running_episodes_can_be_cut():
+    replay = EpisodeReplay(SPACE, 2, 60, FRAMES, num_envs=2)
+    states = episode(1, 4)
+    for t in range(3):
+        now, then = ({k: np.stack([v, v]) for k, v in states[i].items()} for i in (t, t + 1))
+        no = np.zeros(2, bool)
+        replay.add(now, np.zeros((2, 2), np.float32), np.ones(2), then, no, no)
+    assert len(replay) == 0
+    replay.cut({k: np.stack([v, v]) for k, v in states[3].items()})
+    assert replay.episodes[:, 1].tolist() == [3, 3]
+    assert not replay.sample(20, 2, np.random.default_rng(0)).terminated.any()
+    replay.cut({k: np.stack([v, v]) for k, v in states[3].items()})  # nothing is running: nothing happens
+    assert len(replay.episodes) == 2

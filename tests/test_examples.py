@@ -24,7 +24,10 @@ def not_json(constant: str) -> None:
 
 def test_the_examples_are_there():
     names = {path.stem for path in EXAMPLES}
-    assert names >= {"quickstart", "wrap_any_env", "train_world_model", "plan_to_goal", "ppo_on_latents"}
+    assert names >= {
+        "quickstart", "wrap_any_env", "train_world_model", "plan_to_goal", "ppo_on_latents", "train_mpc",
+        "compare_with_sb3", "rl_zoo3_train",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)

@@ -168,7 +168,7 @@ def third_party() -> dict[str, bool]:
     """Distributions that the library and the examples import, and whether any does so at import time."""
     found = [pair for module in MODULES for pair in imported_by(module)]
     for path in (ROOT / "examples").glob("*.py"):
-        found += [(name, True) for name, _ in imports(path.read_text())]
+        found += imports(path.read_text())
     seen: dict[str, bool] = {}
     for name, eager in found:
         top = name.split(".")[0]

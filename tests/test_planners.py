@@ -143,6 +143,17 @@ def test_block_of_discrete_actions_holds_one_choice_per_environment_step():
         CategoricalCEM(2, choices=3).plan(dynamics, GoalCost(torch.zeros(1, 2)), torch.zeros(1, 2))
 
 
+def test_unlike_choices_beside_each_other():
+    """One of two sides and one of three steps at once; the goal needs the second side and the third step."""
+    dynamics = PointMass(torch.tensor([[-1.0, 0.0], [1.0, 0.0], [0.0, 0.0], [0.0, 1.0], [0.0, 2.0]]))
+    planner = CategoricalCEM(2, samples=64, elites=8, choices=(2, 3))
+    goal = dynamics.rollout(torch.zeros(1, 2), torch.tensor([[[0.0, 1, 0, 0, 1]] * 2]))[0, 0, -1:]
+    plan = planner.plan(dynamics, GoalCost(goal), torch.zeros(1, 2), generator=seeded())
+    torch.testing.assert_close(plan.actions[0], torch.tensor([[0.0, 1, 0, 0, 1]] * 2))
+    with pytest.raises(ValueError, match=r"choices=\(2, 2\) are 4 components, actions have 5"):
+        CategoricalCEM(2, choices=(2, 2)).plan(dynamics, GoalCost(goal), torch.zeros(1, 2))
+
+
 @dataclass(frozen=True)
 class Fork:
     """A fork: the risky way (a > 0) ends at 0 or 4 with equal chance, the safe way at 2.5."""

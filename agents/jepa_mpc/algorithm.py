@@ -48,6 +48,7 @@ class JEPAMPC(OffPolicyAlgorithm):
         gamma: discount of one step.
         train_freq, gradient_steps: as in Stable-Baselines3.
         steps: of the windows that the model is unrolled over.
+        n_step: rewards in a value target, counted from the start of the window; at least ``steps``.
         encoder_rate: the encoder's learning rate, relative to the rest.
         max_grad_norm: largest gradient norm.
         policy_kwargs: of ``JEPAMPCPolicy``: the search, and ``model=ModelConfig(...)``.
@@ -76,6 +77,7 @@ class JEPAMPC(OffPolicyAlgorithm):
         train_freq: int | tuple[int, str] = 1,
         gradient_steps: int = 1,
         steps: int = 3,
+        n_step: int = 5,
         encoder_rate: float = 0.3,
         max_grad_norm: float = 20.0,
         policy_kwargs: dict[str, Any] | None = None,
@@ -106,7 +108,10 @@ class JEPAMPC(OffPolicyAlgorithm):
             support_multi_env=True,
             supported_action_spaces=(spaces.Box, spaces.Discrete, spaces.MultiDiscrete),
         )
-        self.steps, self.encoder_rate, self.max_grad_norm = steps, encoder_rate, max_grad_norm
+        if not 1 <= steps <= n_step:
+            raise ValueError(f"steps must lie in [1, n_step={n_step}], got {steps}")
+        self.steps, self.n_step = steps, n_step
+        self.encoder_rate, self.max_grad_norm = encoder_rate, max_grad_norm
         self._n_updates = 0
         if _init_setup_model:
             self._setup_model()
@@ -233,7 +238,8 @@ class JEPAMPC(OffPolicyAlgorithm):
         self.policy.set_training_mode(True)
         learning = [p for group in self.model_optimizer.param_groups for p in group["params"]]
         for _ in range(gradient_steps):
-            batch = self._tensors(self.replay_buffer.sample(batch_size, self.steps, self.rng))
+            windows = self.replay_buffer.sample(batch_size, self.steps, self.rng, self.n_step, self.gamma)
+            batch = self._tensors(windows)
             losses = model.loss(batch, self.noise)
             self.model_optimizer.zero_grad(set_to_none=True)
             losses.total.backward()
@@ -255,7 +261,9 @@ class JEPAMPC(OffPolicyAlgorithm):
         def put(x: np.ndarray) -> torch.Tensor:
             return torch.from_numpy(np.ascontiguousarray(x)).to(self.device)
 
-        return ControlBatch({k: put(v) for k, v in windows.observations.items()}, *map(put, windows[1:]))
+        observations, *arrays, future = windows
+        first, last = ({k: put(v) for k, v in part.items()} for part in (observations, future))
+        return ControlBatch(first, *map(put, arrays), last)
 
     def dump_logs(self) -> None:
         """Stable-Baselines3's, with ``jepa/*`` measured on windows from the replay."""

@@ -26,6 +26,9 @@ class Windows(NamedTuple):
         rewards: of each step.
         terminated: whether the episode ended there, not by a time limit.
         valid: False behind the end of an episode, where the last state is repeated.
+        returns: discounted rewards from each step up to ``future``.
+        discounts: of what follows ``future``, seen from each step; 0 if the episode ended before.
+        future: observations, "b ...", ``n_step`` steps behind the start of the window, or where the episode ends.
     """
 
     observations: Observations
@@ -33,6 +36,9 @@ class Windows(NamedTuple):
     rewards: Float[np.ndarray, "b h"]
     terminated: Bool[np.ndarray, "b h"]
     valid: Bool[np.ndarray, "b h"]
+    returns: Float[np.ndarray, "b h"]
+    discounts: Float[np.ndarray, "b h"]
+    future: Observations
 
 
 class EpisodeReplay:
@@ -117,35 +123,75 @@ class EpisodeReplay:
                 self._store(steps, {k: self._newest(k, v[i]) for k, v in next_observations.items()})
                 self._running[i] = []
 
-    def sample(self, batch_size: int, steps: int, rng: np.random.Generator) -> Windows:
+    def sample(
+        self,
+        batch_size: int,
+        steps: int,
+        rng: np.random.Generator,
+        n_step: int | None = None,
+        discount: float = 1.0,
+    ) -> Windows:
         """Windows that start anywhere in any finished episode.
+
+        Args:
+            batch_size: windows.
+            steps: of each.
+            rng: draws them.
+            n_step: how far behind its start the returns of a window reach; at least ``steps``, which is the default.
+            discount: of one step.
 
         Raises:
             ValueError: if no episode has ended yet.
         """
         if not len(self):
             raise ValueError("no episode has ended yet: there is nothing to learn from")
+        reach = steps if n_step is None else n_step
         ends = np.cumsum(self.episodes[:, 1])
         draw = rng.integers(ends[-1], size=batch_size)
         episode = np.searchsorted(ends, draw, side="right")
         first, length = self.episodes[episode].T
         start = draw - (ends[episode] - length)
-        offset = start[:, None] + np.arange(steps + 1)
-        valid = offset[:, :-1] < length[:, None]
+        offset = start[:, None] + np.arange(reach + 1)
+        within = offset[:, :-1] < length[:, None]
         offset = np.minimum(offset, length[:, None])
         at = self._row(first[:, None], offset)
+        rewards = self.columns["reward"][at[:, :-1]] * within
+        terminated = self.columns["terminated"][at[:, :-1]] & within
+
+        # Rewards discounted from the start of the window; the sum from step t is what is left of the whole.
+        since_start = discount ** np.arange(reach + 1)
+        sums = np.concatenate(
+            [np.zeros((batch_size, 1)), np.cumsum(rewards * since_start[:-1], axis=1)], axis=1
+        )
+        returns = (sums[:, -1:] - sums[:, :steps]) / since_start[:steps]
+        distance = np.maximum(within.sum(1, keepdims=True) - np.arange(steps), 0)
+        discounts = discount**distance * ~terminated.any(1, keepdims=True)
+
+        states, last = offset[:, : steps + 1], offset[:, -1:]
+        now = at[:, :steps]
+        return Windows(
+            self._observations(first, states),
+            self.columns["action"][now],
+            rewards[:, :steps],
+            terminated[:, :steps],
+            within[:, :steps],
+            returns.astype(np.float32),
+            discounts.astype(np.float32),
+            {name: value[:, 0] for name, value in self._observations(first, last).items()},
+        )
+
+    def _observations(self, first: Int64[np.ndarray, " b"], offset: Int64[np.ndarray, "b t"]) -> Observations:
+        """Frames stacked as they were seen."""
+        found = {}
         past = np.maximum(offset[..., None] - np.arange(self.frames)[::-1], 0)
-        stacks = self._row(first[:, None, None], past)
-        observations = {}
         for name, box in self.space.items():
             part = self.columns[f"observation.{name}"]
             if len(box.shape) == 3:
-                observations[name] = part[stacks].reshape(*at.shape, *box.shape)  # from b t k c y x
+                stacks = part[self._row(first[:, None, None], past)]  # b t k c y x
+                found[name] = stacks.reshape(*offset.shape, *box.shape)
             else:
-                observations[name] = part[at]
-        now = at[:, :-1]
-        action, reward, terminated = (self.columns[k][now] for k in ("action", "reward", "terminated"))
-        return Windows(observations, action, reward, terminated & valid, valid)
+                found[name] = part[self._row(first[:, None], offset)]
+        return found
 
     def cut(self, observations: Observations) -> None:
         """Running episodes end here, without being over; ``observations`` are the newest, "n ..."."""

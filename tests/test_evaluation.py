@@ -1,0 +1,161 @@
+"""Evaluation callbacks, and off-policy agents on a world model that learns beside them."""
+
+import json
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from stable_baselines3 import DQN, PPO, SAC
+from stable_baselines3.common.callbacks import ConvertCallback
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from jepa_rl import Objective, WorldModel, WorldModelConfig
+from jepa_rl.agents.evaluation import EvaluationCallback, play_episodes
+from jepa_rl.agents.online_latents import LatentFeatures, OnlineWorldModel, latent_policy_kwargs
+from jepa_rl.envs import world_spec
+
+
+class Counter(gym.Env):
+    """Episodes as long as the seed says; each step pays 1 and shows how many were taken."""
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012
+    observation_space = spaces.Box(-1, 100, (2,), np.float32)
+    action_space = spaces.Discrete(3)
+    render_mode = "rgb_array"
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.t, self.length = 0, 3 + (seed or 0) % 5
+        return np.array([self.t, self.length], np.float32), {}
+
+    def step(self, action):
+        self.t += 1
+        return np.array([self.t, self.length], np.float32), 1.0, self.t >= self.length, False, {}
+
+    def render(self):
+        return np.full((20, 40, 3), 10 * self.t, np.uint8)
+
+
+class Asked:
+    """Remembers what ``predict`` was given."""
+
+    def __init__(self):
+        self.calls = []
+
+    def predict(self, observation, state=None, episode_start=None, deterministic=False):
+        self.calls.append((observation.copy(), state, episode_start.copy(), deterministic))
+        return np.zeros(len(observation), np.int64), ("state", len(self.calls))
+
+
+def test_episodes_are_played_side_by_side_to_their_end():
+    agent = Asked()
+    played = play_episodes(agent, Counter, [0, 1, 2], pictures=True)
+    assert played.returns.tolist() == played.lengths.tolist() == [3, 4, 5]
+    assert len(agent.calls) == 5
+    assert [p[0, 0, 0] for p in played.pictures] == [10, 20, 30]
+    for number, (observation, state, starts, deterministic) in enumerate(agent.calls):
+        assert observation.shape == (3, 2)
+        assert deterministic
+        assert state == (None if number == 0 else ("state", number))
+        assert starts.all() == (number == 0) and starts.any() == (number == 0)
+
+
+def test_evaluations_are_logged_and_go_on_after_a_stop(tmp_path):
+    path = tmp_path / "curve.json"
+
+    def callback():
+        return EvaluationCallback(Counter, every=8, episodes=3, seed=10, path=path, video=True)
+
+    model = PPO("MlpPolicy", Counter(), n_steps=4, batch_size=4, n_epochs=1, tensorboard_log=str(tmp_path))
+    model.learn(20, callback=callback())
+    curve = json.loads(path.read_text())
+    assert [entry["step"] for entry in curve] == [0, 8, 16]
+    assert curve[0]["returns"] == [3, 4, 5]
+    events = EventAccumulator(str(tmp_path / "PPO_1")).Reload()
+    assert [e.step for e in events.Scalars("eval/mean_reward")] == [0, 8, 16]
+    assert events.Scalars("eval/mean_ep_length")[0].value == 4
+    (first, *_) = events.Images("eval/episode")
+    assert first.encoded_image_string[:4] == b"GIF8"
+
+    model.num_timesteps = 9  # as if it had been killed there: later entries are played again
+    again = callback()
+    model.learn(8, callback=again, reset_num_timesteps=False)
+    assert [entry["step"] for entry in again.results] == [0, 8, 16]
+    assert again.results[-1]["seconds"] >= curve[1]["seconds"]
+
+
+def test_an_evaluation_needs_numbers_that_make_sense():
+    with pytest.raises(ValueError, match="every and episodes must be at least 1"):
+        EvaluationCallback(Counter, every=0)
+
+
+class Glow(gym.Env):
+    """16 x 16 pixels whose brightness the action moves."""
+
+    metadata = {"render_modes": []}  # noqa: RUF012
+    observation_space = spaces.Box(0, 255, (3, 16, 16), np.uint8)
+
+    def __init__(self, discrete=False):
+        self.discrete = discrete
+        self.action_space = spaces.Discrete(3) if discrete else spaces.Box(-2, 2, (1,), np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.level, self.t = self.np_random.uniform(50, 200), 0
+        return np.full((3, 16, 16), self.level, np.uint8), {}
+
+    def step(self, action):
+        move = float(action) - 1 if self.discrete else float(action[0])
+        self.level, self.t = float(np.clip(self.level + 20 * move, 0, 255)), self.t + 1
+        return np.full((3, 16, 16), self.level, np.uint8), self.level / 255, False, self.t >= 10, {}
+
+
+@pytest.mark.parametrize("algorithm", [SAC, DQN])
+def test_the_world_model_learns_beside_the_agent_and_only_from_its_own_loss(algorithm):
+    env = Glow(discrete=algorithm is DQN)
+    torch.manual_seed(0)
+    objective = Objective(sigreg=0.5, inverse_dynamics=1.0)
+    world = WorldModel(
+        WorldModelConfig(world_spec(env), 8, objective=objective, dynamics_options={"width": 16})
+    )
+    agent = algorithm(
+        "CnnPolicy", env, learning_starts=20, batch_size=16, buffer_size=200, seed=0,
+        policy_kwargs=latent_policy_kwargs(world, net_arch=[16]),
+    )  # fmt: skip
+    before = {name: value.clone() for name, value in world.state_dict().items()}
+    agent.learn(40)  # without the callback nothing may move it
+    assert all(torch.equal(before[name], value) for name, value in world.state_dict().items())
+    known = {id(p) for p in agent.policy.parameters()}
+    assert not any(id(p) in known for p in world.parameters())
+
+    pixels, _ = env.reset(seed=1)
+    features = (
+        agent.policy.actor.features_extractor if algorithm is SAC else agent.policy.q_net.features_extractor
+    )
+    assert isinstance(features, LatentFeatures)
+    stack = torch.from_numpy(pixels[None])
+    torch.testing.assert_close(features(stack.float()), world.eval().encode(stack))
+
+    errors = []
+
+    def watch(locals_, globals_):
+        value = agent.logger.name_to_value.get("jepa/prediction")
+        if value is not None:
+            errors.append(value)
+        return True
+
+    online = OnlineWorldModel(world, batch_size=32)
+    agent.learn(150, callback=[online, ConvertCallback(watch)], reset_num_timesteps=False)
+    assert not torch.equal(before["encoder.project.weight"], world.encoder.project.weight)
+    assert np.mean(errors[-20:]) < 0.7 * np.mean(errors[:5])
+    torch.testing.assert_close(features(stack.float()), world.eval().encode(stack))  # the newest weights
+
+
+def test_world_models_that_do_not_fit_are_refused():
+    world = WorldModel(WorldModelConfig(world_spec(Glow(), block=2), 8))
+    with pytest.raises(ValueError, match="its block is 2"):
+        OnlineWorldModel(world)
+    with pytest.raises(ValueError, match=r"reads pixels \(3, 16, 16\), the environment shows \(9, 16, 16\)"):
+        LatentFeatures(spaces.Box(0, 255, (9, 16, 16), np.uint8), world)
