@@ -19,7 +19,7 @@ help:
 	@echo 'make lint    ruff: rules and formatting; the figures in the README'
 	@echo 'make type    mypy over jepa_rl, jepa_rl.agents and jepa_rl.envs'
 	@echo 'make wheel   build sdist and wheel, install the wheel elsewhere and use it'
-	@echo 'make bench   every benchmark (hours); make bench QUICK=1 for a minute each'
+	@echo 'make bench   every benchmark (days: pixel control is most of it); make bench QUICK=1 for minutes'
 	@echo 'make clean   remove .venv and everything generated except runs/'
 
 demo: $(VENV)/.core

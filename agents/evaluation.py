@@ -79,6 +79,8 @@ class EvaluationCallback(BaseCallback):
         episodes: in each.
         seed: of the first episode; the others follow.
         path: the JSON file: ``[{"step", "returns", "lengths", "seconds"}, ...]``; None keeps it in ``results`` only.
+            ``seconds`` counts from the start of training; of a run that was killed, what came after its last evaluation
+            is missing.
         video: whether the first episode goes to TensorBoard, as an animated picture.
     """
 
@@ -103,20 +105,31 @@ class EvaluationCallback(BaseCallback):
         )
         self.path = None if path is None else Path(path)
         self.results: list[dict[str, Any]] = []
-        self._next, self._spent, self._began = 0, 0.0, 0.0
+        self._next, self._spent, self._began, self._read = 0, 0.0, 0.0, False
 
     def _on_training_start(self) -> None:
-        self._began, self._spent, self.results = time.perf_counter(), 0.0, []
+        self._began, self._read = time.perf_counter(), False
+
+    def _on_rollout_start(self) -> None:
+        if not self._read:  # not before: another callback may just have restored an earlier run
+            self._read_earlier()
+            self._evaluate_if_due()
+
+    def _on_training_end(self) -> None:
+        if not self._read:  # nothing was left to train
+            self._read_earlier()
+
+    def _on_step(self) -> bool:
+        self._evaluate_if_due()
+        return True
+
+    def _read_earlier(self) -> None:
+        self._read, self._spent, self.results = True, 0.0, []
         if self.path is not None and self.path.exists():
             done = json.loads(self.path.read_text())
             self.results = [entry for entry in done if entry["step"] <= self.model.num_timesteps]
             self._spent = self.results[-1]["seconds"] if self.results else 0.0
         self._next = self.results[-1]["step"] // self.every * self.every + self.every if self.results else 0
-        self._evaluate_if_due()
-
-    def _on_step(self) -> bool:
-        self._evaluate_if_due()
-        return True
 
     def _evaluate_if_due(self) -> None:
         step = self.model.num_timesteps

@@ -44,11 +44,14 @@ class LatentFeatures(BaseFeaturesExtractor):
         super().__init__(observation_space, world.latent_dim)
         self._world = [world]
 
+    @property
+    def world(self) -> WorldModel:
+        return self._world[0]
+
     @torch.no_grad()
     def forward(self, pixels: Float[Tensor, "b c y x"]) -> Float[Tensor, "b d"]:
-        world = self._world[0]
-        with evaluating(world):
-            return world.encode(pixels.to(torch.uint8))
+        with evaluating(self.world):
+            return self.world.encode(pixels.to(torch.uint8))
 
 
 def latent_policy_kwargs(world: WorldModel, **more: Any) -> dict[str, Any]:
@@ -72,6 +75,10 @@ class OnlineWorldModel(BaseCallback):
         learning_rate: of Adam.
         max_grad_norm: largest gradient norm.
         seed: of what its loss draws.
+
+    Raises:
+        ValueError: for a world model with blocks, or one that the agent does not see.
+        TypeError: at the start of training, if the agent has no replay of single transitions.
     """
 
     model: OffPolicyAlgorithm
@@ -96,19 +103,27 @@ class OnlineWorldModel(BaseCallback):
         self.generator = torch.Generator(next(world.parameters()).device).manual_seed(seed)
         self._owed = 0.0
 
+    def _on_training_start(self) -> None:
+        replay = getattr(self.model, "replay_buffer", None)
+        if type(replay) is not ReplayBuffer:
+            raise TypeError(
+                f"the agent must keep single transitions of pixels in a ReplayBuffer, got {type(replay).__name__}; use "
+                "SAC, TD3 or DQN with n_steps=1"
+            )
+        features = [part for part in self.model.policy.modules() if isinstance(part, LatentFeatures)]
+        if not any(part.world is self.world for part in features):
+            raise ValueError(
+                "the agent does not see this world model: policy_kwargs=latent_policy_kwargs(world)"
+            )
+
     def _on_step(self) -> bool:
-        agent = self.model
-        replay = agent.replay_buffer
-        if (
-            agent.num_timesteps <= agent.learning_starts
-            or not isinstance(replay, ReplayBuffer)
-            or not replay.size()
-        ):
+        agent, replay = self.model, self.model.replay_buffer
+        assert isinstance(replay, ReplayBuffer)
+        if agent.num_timesteps <= agent.learning_starts or not replay.size():
             return True
         self._owed += self.updates_per_step * agent.n_envs
         for _ in range(int(self._owed)):
-            terms = self._update(replay)
-            for name, value in terms.items():
+            for name, value in self._update(replay).items():
                 self.logger.record(f"jepa/{name}", value.item())
         self._owed %= 1
         return True

@@ -166,6 +166,8 @@ def run(args: Args, name: str, method: str, seed: int) -> None:
     facts = runner(args, task, folder, seed, decisions)
     facts |= {"frames": task.frames, "action_repeat": task.repeat, "threads": torch.get_num_threads()}
     write_atomic(folder / "finished.json", json.dumps(facts).encode())
+    for used in ("run/episodes", "saved", "episodes"):  # gigabytes, needed only to go on
+        shutil.rmtree(folder / used, ignore_errors=True)
 
 
 def evaluation(args: Args, task: Task, folder: Path, make: Callable[[], gym.Env]) -> EvaluationCallback:
@@ -182,7 +184,6 @@ def run_jepa_mpc(args: Args, task: Task, folder: Path, seed: int, decisions: int
     )  # fmt: skip
     checkpoints = ResumableRun(folder / "run", every=max(50, decisions // 20))
     model.learn(decisions, callback=[checkpoints, evaluation(args, task, folder, make)])
-    shutil.rmtree(folder / "run/episodes")  # a gigabyte
     return {"preset": args.preset, "device": str(model.device), "observations": "pixels"}
 
 
@@ -214,38 +215,44 @@ def run_sac(method: str, args: Args, task: Task, folder: Path, seed: int, decisi
         callbacks.append(OnlineWorldModel(online, seed=seed))
     settings["buffer_size"] = decisions
     model: OffPolicyAlgorithm
-    saved = folder / "agent.zip"
-    if saved.exists() and method != "sac_online_latents":
+    saved = max((folder / "saved").glob("*/agent.zip"), key=lambda path: int(path.parent.name), default=None)
+    if saved is not None:
         model = algorithm.load(saved, env=make_vec_env(make, 1, seed=seed), device=args.device)
-        model.load_replay_buffer(folder / "replay.pkl")
+        model.load_replay_buffer(saved.with_name("replay.pkl"))
     else:  # the world model that learns beside SAC is part of neither file: such a run starts again
         (folder / "curve.json").unlink(missing_ok=True)
         model = algorithm(policy, make_vec_env(make, 1, seed=seed), **settings)
     model.tensorboard_log = str(folder / "tensorboard")
     curve = evaluation(args, task, folder, make)
-    callbacks += [curve, SaveAtEvaluation(curve, folder)]
+    callbacks.append(curve)
+    if method != "sac_online_latents":
+        callbacks.append(SaveAtEvaluation(curve, folder / "saved"))
     left = max(0, decisions - model.num_timesteps)
     model.learn(left, callback=callbacks, reset_num_timesteps=model.num_timesteps == 0)
-    (folder / "replay.pkl").unlink(missing_ok=True)
     seen = "state" if method == "sac_state" else "pixels"
     return {"preset": algorithm.__name__, "device": str(model.device), "observations": seen}
 
 
 class SaveAtEvaluation(BaseCallback):
-    """Agent and replay beside each point of the curve. The replay is a pickle, Stable-Baselines3 has no other way."""
+    """Agent and replay at each point of the curve. The replay is a pickle, Stable-Baselines3 has no other way."""
 
     def __init__(self, curve: EvaluationCallback, folder: Path) -> None:
         super().__init__()
-        self.curve, self.folder, self._points = curve, folder, 0
+        self.curve, self.folder, self._step = curve, folder, 0
 
     def _on_step(self) -> bool:
-        if len(self.curve.results) > self._points:
-            self._points = len(self.curve.results)
+        step = self.curve.results[-1]["step"]
+        if step > self._step:
             assert isinstance(self.model, OffPolicyAlgorithm)
-            self.model.save(self.folder / "part.zip")
-            self.model.save_replay_buffer(self.folder / "part.pkl")
-            os.replace(self.folder / "part.pkl", self.folder / "replay.pkl")
-            os.replace(self.folder / "part.zip", self.folder / "agent.zip")
+            self._step, part = step, self.folder / "part"
+            shutil.rmtree(part, ignore_errors=True)
+            part.mkdir(parents=True)
+            self.model.save(part / "agent.zip")
+            self.model.save_replay_buffer(part / "replay.pkl")
+            part.rename(self.folder / str(step))
+            for older in self.folder.iterdir():
+                if older.name != str(step):
+                    shutil.rmtree(older)
         return True
 
 
@@ -263,7 +270,7 @@ def frozen_world_model(args: Args, task: Task, folder: Path, seed: int) -> tuple
         settings = preset("laptop", sampler.spec)
         train = replace(settings.train, seed=seed, steps=20 if args.quick else settings.train.steps)
         fit(WorldModel(settings.model).to(_device(args)), sampler, train, path, progress=False)
-        print(f"world model: {time.perf_counter() - started:.0f} s", flush=True)
+        write_atomic(folder / "before.json", json.dumps({"seconds": time.perf_counter() - started}).encode())
     return path / "model.safetensors", 4 * used
 
 
@@ -306,7 +313,8 @@ def summary(task: Task, method: str, folders: list[Path]) -> dict[str, Any]:
     facts = [json.loads((folder / "finished.json").read_text()) for folder in folders]
     curves = [json.loads((folder / "curve.json").read_text()) for folder in folders]
     last = [np.array(curve[-1]["returns"]) for curve in curves]
-    before = RANDOM_FRAMES if method == "sac_latents" else 0
+    before = RANDOM_FRAMES if method == "sac_latents" else 0  # random play, and a world model of it
+    extra = [json.loads((f / "before.json").read_text())["seconds"] if before else 0.0 for f in folders]
     points = min(len(curve) for curve in curves)
     return {
         "iqm": interquartile_mean(np.array([returns.mean() for returns in last])),
@@ -314,7 +322,7 @@ def summary(task: Task, method: str, folders: list[Path]) -> dict[str, Any]:
         "seeds": [int(folder.name.removeprefix("seed_")) for folder in folders],
         "score_per_seed": [float(returns.mean()) for returns in last],
         "frames": facts[0]["frames"],
-        "wall_seconds": [curve[-1]["seconds"] for curve in curves],
+        "wall_seconds": [more + curve[-1]["seconds"] for more, curve in zip(extra, curves, strict=True)],
         "preset": facts[0]["preset"],
         "action_repeat": task.repeat,
         "render": "fast" if task.env_id.startswith("dmc/") else "default",

@@ -31,6 +31,7 @@ from jepa_rl.agents import JEPAMPC, ResumableRun
 from jepa_rl.agents.evaluation import EvaluationCallback
 from jepa_rl.agents.jepa_mpc import jepa_mpc_preset
 from jepa_rl.envs import ActionRepeat, PixelObservation
+from jepa_rl.files import write_atomic
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -96,20 +97,18 @@ def make_agent(args: Args, name: str, decisions: int) -> BaseAlgorithm:
 
 
 def main(args: Args) -> None:
-    if not args.resume:
-        shutil.rmtree(args.out, ignore_errors=True)
-    args.out.mkdir(parents=True, exist_ok=True)
+    settings = {name: value for name, value in asdict(args).items() if name not in ("out", "resume")}
+    prepare(args.out, settings, args.resume)
     decisions, found = 120 if args.quick else args.decisions, {}
     names = ("jepa_mpc", f"{args.rival} on pixels", f"{args.rival} on state")
     for name in names:
         done = args.out / f"{name}.json"
         if not done.exists():
-            done.write_text(json.dumps(train(args, name, decisions)))
+            write_atomic(done, json.dumps(train(args, name, decisions)).encode())
         found[name] = json.loads(done.read_text())
 
     rng = np.random.default_rng(args.seed)
     random = [random_return(args, int(seed)) for seed in rng.integers(2**31, size=args.episodes)]
-    settings = {name: value for name, value in asdict(args).items() if name != "out"}
     results = {**settings, "random": float(np.mean(random)), "agents": found}
     (args.out / "results.json").write_text(json.dumps(results, indent=2))
     draw(args, found, float(np.mean(random))).savefig(args.out / "curves.png", dpi=100)
@@ -119,6 +118,17 @@ def main(args: Args) -> None:
         print(f"{name:<16}{means[-1]:>12.1f}{max(means):>12.1f}{run['seconds'] / 60:>9.1f}")
     print(f"{'random':<16}{results['random']:>12.1f}")
     print(f"wrote {args.out}/")
+
+
+def prepare(out: Path, settings: dict[str, Any], resume: bool) -> None:
+    """The folder of the run; a run with other settings in it is neither continued nor overwritten."""
+    if not resume:
+        shutil.rmtree(out, ignore_errors=True)
+    file = out / "args.json"
+    if file.exists() and (there := json.loads(file.read_text())) != settings:
+        other = {name: there.get(name) for name, value in settings.items() if there.get(name) != value}
+        raise SystemExit(f"{out} holds a run with {other}; pass --no-resume to replace it, or another --out")
+    write_atomic(file, json.dumps(settings, indent=2).encode())
 
 
 def train(args: Args, name: str, decisions: int) -> dict[str, Any]:

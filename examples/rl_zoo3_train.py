@@ -1,4 +1,4 @@
-"""JEPAMPC in RL Baselines3 Zoo: its command line, tuned settings by environment, its plots and its enjoy script.
+"""JEPAMPC in RL Baselines3 Zoo: its command line, and settings by environment.
 
     pip install "jepa-rl[zoo]"
     python examples/rl_zoo3_train.py
@@ -47,7 +47,7 @@ def main() -> None:
     if "--quick" in sys.argv:
         given += ["--n-timesteps", "60", "--hyperparams", "learning_starts:30", "--eval-freq", "50"]
         given += ["--eval-episodes", "1"]
-    if "--env" not in given:
+    if not any(argument == "--env" or argument.startswith("--env=") for argument in given):
         given += ["--env", "CartPole-v1"]
     ALGOS["jepa_mpc"] = JEPAMPC  # the registration; the zoo offers it like its own
     defaults = [

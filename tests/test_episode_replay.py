@@ -111,8 +111,8 @@ def test_returns_are_the_discounted_rewards_up_to_the_future(lengths, steps, mor
             left = range(start + i, end)
             paid = sum(discount**k * (100 * number + t) for k, t in enumerate(left))
             assert windows.returns[row, i] == pytest.approx(paid, rel=1e-5, abs=1e-4)
-            ended = terminated and end == lengths[number]
-            assert windows.discounts[row, i] == pytest.approx(0 if ended else discount ** len(left))
+            assert windows.discounts[row, i] == pytest.approx(discount ** len(left))
+        assert windows.ended[row] == (terminated and end == lengths[number])
 
 
 def test_episodes_survive_in_files(tmp_path):
@@ -124,8 +124,7 @@ def test_episodes_survive_in_files(tmp_path):
     assert numbers == list(range(2, 6))  # the first two made room
     assert sorted(int(path.stem) for path in tmp_path.iterdir()) == list(range(6))
     other = EpisodeReplay(SPACE, 2, 40, FRAMES)
-    other.keep_in(tmp_path)
-    other.restore(numbers)
+    other.restore(tmp_path, numbers)
     assert other.numbers() == numbers
     a, b = (r.sample(50, 3, np.random.default_rng(0), 5, 0.9) for r in (replay, other))
     for one, two in zip(a[1:-1], b[1:-1], strict=True):
@@ -148,3 +147,24 @@ def test_running_episodes_can_be_cut():
     assert not replay.sample(20, 2, np.random.default_rng(0)).terminated.any()
     replay.cut({k: np.stack([v, v]) for k, v in states[3].items()})  # nothing is running: nothing happens
     assert len(replay.episodes) == 2
+
+
+def test_what_cannot_be_held_is_refused_before_anything_changes(tmp_path):
+    replay = EpisodeReplay(SPACE, 2, 40, FRAMES)
+    fill(replay, [12, 12])
+    replay.save(tmp_path / "replay.safetensors")
+    smaller = EpisodeReplay(SPACE, 2, 10, FRAMES)
+    with pytest.raises(ValueError, match="an episode of 13 rows, this replay 10: raise buffer_size"):
+        smaller.load(tmp_path / "replay.safetensors")
+    assert len(smaller) == 0
+    replay.keep_in(tmp_path / "episodes")
+    with pytest.raises(FileNotFoundError, match="00000002"):
+        replay.restore(tmp_path / "episodes", [0, 1, 2])
+    assert len(replay) == 24
+    pictures = {"a": spaces.Box(0, 255, (9, 8, 8), np.uint8), "b": spaces.Box(0, 255, (3, 8, 8), np.uint8)}
+    with pytest.raises(ValueError, match="cannot all be stacks of 3 frames"):
+        EpisodeReplay(pictures, 2, 40, frames=3)
+    bad = {"pixels": np.zeros((1, 3, 2, 2), np.uint8), "state": np.array([[np.nan, 0]], np.float32)}
+    good = {**bad, "state": np.zeros((1, 2), np.float32)}
+    with pytest.raises(ValueError, match="state hold NaN"):
+        replay.add(bad, np.zeros((1, 2)), np.ones(1), good, np.zeros(1, bool), np.zeros(1, bool))

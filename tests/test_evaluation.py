@@ -159,3 +159,15 @@ def test_world_models_that_do_not_fit_are_refused():
         OnlineWorldModel(world)
     with pytest.raises(ValueError, match=r"reads pixels \(3, 16, 16\), the environment shows \(9, 16, 16\)"):
         LatentFeatures(spaces.Box(0, 255, (9, 16, 16), np.uint8), world)
+
+
+def test_a_world_model_that_the_agent_does_not_see_is_not_trained():
+    env = Glow()
+    world, other = (WorldModel(WorldModelConfig(world_spec(env), 8)) for _ in range(2))
+    agent = SAC("CnnPolicy", env, policy_kwargs=latent_policy_kwargs(other), buffer_size=50)
+    with pytest.raises(ValueError, match="does not see this world model"):
+        agent.learn(5, callback=OnlineWorldModel(world))
+    with pytest.raises(TypeError, match="single transitions"):
+        PPO("CnnPolicy", env, n_steps=4, batch_size=4, policy_kwargs=latent_policy_kwargs(world)).learn(
+            4, callback=OnlineWorldModel(world)
+        )

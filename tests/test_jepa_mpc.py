@@ -136,8 +136,8 @@ def test_an_end_that_is_ignored_is_walked_into(termination):
     agent = tiny(Cliff(), gamma=0.95, policy_kwargs=policy)
     agent.learn(900)
     action, _ = agent.predict(np.array([1.0, 0.0], np.float32), deterministic=True)
+    assert action == (0 if termination else 1)
     if termination:
-        assert action == 0
         assert evaluate_policy(agent, Cliff(), 3, warn=False)[0] > 5.5
 
 
@@ -241,8 +241,7 @@ def test_choices_and_their_codes_are_inverse():
 
 
 class Chain(gym.Env):
-    """Two states and no choice: 1 is paid in the first, 0 in the second, then the episode ends: values 1 and 0 at
-    the first step of an action that does not matter, exactly."""
+    """Two states and no choice: 0.5 is paid in the first and 2 in the second, where the episode ends."""
 
     observation_space = spaces.Box(0, 1, (2,), np.float32)
     action_space = spaces.Box(-1, 1, (1,), np.float32)
@@ -446,3 +445,52 @@ def test_presets_are_arguments(name):
 def test_an_unknown_preset_is_refused():
     with pytest.raises(ValueError, match="no preset 'desktop'; choose one of"):
         jepa_mpc_preset("desktop")
+
+
+@pytest.mark.parametrize(
+    ("options", "updates"),
+    [
+        ({}, 60),
+        ({"gradient_steps": 2}, 120),
+        ({"gradient_steps": -1}, 60),
+        ({"train_freq": 4}, 15),
+        ({"train_freq": (1, "episode"), "gradient_steps": 5}, 30),
+        ({"train_freq": (1, "episode"), "gradient_steps": -1}, 60),
+    ],
+    ids=str,
+)
+def test_the_random_steps_are_made_up_for_once(options, updates):
+    agent = tiny(Goal1D(), **options)
+    agent.learn(60)  # six episodes, forty random steps
+    assert agent._n_updates == updates
+
+
+def test_learning_again_does_not_join_episodes():
+    """Each call of learn resets the environment: what was running ends there."""
+    agent = tiny(Goal1D())
+    for _ in range(3):
+        agent.learn(15)
+    assert agent.replay_buffer.episodes[:, 1].tolist() == [10, 5, 10, 5, 10]
+    agent.learn(10, reset_num_timesteps=False)  # goes on in the same episode
+    assert agent.replay_buffer.episodes[-1, 1] == 10
+    states = agent.replay_buffer.columns["observation.observation"][:, 0]
+    for first, steps in agent.replay_buffer.episodes:
+        assert np.abs(np.diff(states[first : first + steps + 1])).max() <= 0.5 + 1e-6
+
+
+def test_a_loaded_agent_needs_no_replay_to_act_and_gets_one_to_learn(tmp_path):
+    agent = tiny(OnlyPictures())
+    agent.learn(50)
+    agent.save(tmp_path / "agent")
+    agent.save_replay_buffer(tmp_path / "replay")
+    loaded = JEPAMPC.load(tmp_path / "agent")
+    assert loaded.replay_buffer is None
+    pixels, _ = OnlyPictures().reset()
+    np.testing.assert_array_equal(
+        loaded.predict(pixels, deterministic=True)[0], agent.predict(pixels, deterministic=True)[0]
+    )
+    loaded.load_replay_buffer(tmp_path / "replay")
+    assert loaded.replay_buffer.frames == 3
+    loaded.set_env(OnlyPictures())
+    loaded.learn(70, reset_num_timesteps=False)
+    assert loaded.num_timesteps == 120 and len(loaded.replay_buffer) > 60

@@ -19,7 +19,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNorm
 
 from jepa_rl.agents import JEPAMPC, ResumableRun
 from jepa_rl.agents.jepa_mpc import ModelConfig
-from jepa_rl.agents.jepa_mpc.resume import run_state
+from jepa_rl.agents.jepa_mpc.resume import environment_of, run_state
 
 TINY = ModelConfig(latent_dim=16, width=24, bins=21, values=2, encoder_widths=(8, 8))
 SEARCH = dict(samples=8, elites=3, iterations=2, proposals=2)
@@ -152,6 +152,29 @@ def test_a_killed_process_loses_nothing(tmp_path):
     finally:
         torch.set_num_threads(threads)
     same(whole, resumed)
+
+
+def test_rollouts_of_several_steps_too(tmp_path):
+    """Episodes end inside of rollouts: the running ones are cut where a checkpoint has waited long enough."""
+    whole = agent(train_freq=4).learn(200, callback=ResumableRun(tmp_path / "whole", every=30))
+    with pytest.raises(Stop):
+        agent(train_freq=4).learn(
+            200, callback=[ResumableRun(tmp_path / "parts", every=30), interrupt_at(170)]
+        )
+    assert (tmp_path / "parts/checkpoint.safetensors").exists()
+    resumed = agent(train_freq=4).learn(200, callback=ResumableRun(tmp_path / "parts", every=30))
+    same(whole, resumed)
+
+
+def test_a_wrapper_with_a_function_in_it_is_the_same_in_another_process():
+    def scaled():
+        return gym.wrappers.TransformReward(gym.make("Pendulum-v1"), lambda reward: 0.1 * reward)
+
+    one, other = (environment_of(DummyVecEnv([scaled])) for _ in range(2))
+    assert one == other and "Pendulum-v1" in one and "TransformReward" in one
+    assert environment_of(DummyVecEnv([lambda: gym.make("Pendulum-v1", g=1.0)])) != environment_of(
+        DummyVecEnv([lambda: gym.make("Pendulum-v1")])
+    )
 
 
 def test_a_finished_run_is_not_run_again_and_can_be_prolonged(tmp_path):

@@ -10,10 +10,10 @@ from typing import Any, ClassVar, cast
 import numpy as np
 import torch
 from gymnasium import spaces
-from stable_baselines3.common.callbacks import BaseCallback, CallbackList
+from stable_baselines3.common.callbacks import BaseCallback, ConvertCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule, TrainFreq
 from torch import nn
 
 from jepa_rl.agents.jepa_mpc.model import ControlBatch
@@ -27,9 +27,10 @@ from jepa_rl.memory import keep_freed_memory
 class JEPAMPC(OffPolicyAlgorithm):
     """Learns a JEPA world model, reward, value and termination online, and plans with them.
 
-    ``JEPAMPC("CnnPolicy", env).learn(100_000)``; everything that Stable-Baselines3 does with an off-policy algorithm
-    works unchanged. Observations are pixels, vectors or a Dict of both; actions a flat Box, Discrete or
-    MultiDiscrete. With ``ResumableRun`` as a callback a run that was killed goes on where it was.
+    ``JEPAMPC("CnnPolicy", env).learn(100_000)``; what Stable-Baselines3 does with an off-policy algorithm works, but
+    for two things: ``VecNormalize`` is of no use, since observations and rewards are scaled inside, and the replay is
+    saved in a format of its own, under a path. Observations are pixels, vectors or a Dict of both; actions a flat Box,
+    Discrete or MultiDiscrete. With ``ResumableRun`` as a callback a run that was killed goes on where it was.
 
     The reference is TD-MPC2 (Hansen, Su and Wang 2024, arXiv:2310.16828). Departures: a patch-convolution encoder;
     gated dynamics; fewer value heads; a termination head; exploration by following one of the elite plans; windows
@@ -55,7 +56,9 @@ class JEPAMPC(OffPolicyAlgorithm):
         stats_window_size, tensorboard_log, verbose, seed, device: as in Stable-Baselines3.
 
     Raises:
-        ValueError: for observations or actions of another kind, or NaN or infinite rewards and observations.
+        ValueError: for observations of another kind, actions that are not flat, a replay larger than memory, or NaN or
+            infinite rewards and observations.
+        AssertionError: Stable-Baselines3's, for actions of another kind.
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
@@ -110,7 +113,7 @@ class JEPAMPC(OffPolicyAlgorithm):
         )
         if not 1 <= steps <= n_step:
             raise ValueError(f"steps must lie in [1, n_step={n_step}], got {steps}")
-        self.steps, self.n_step = steps, n_step
+        self.steps, self.n_step, self.frames = steps, n_step, 1
         self.encoder_rate, self.max_grad_norm = encoder_rate, max_grad_norm
         self._n_updates = 0
         if _init_setup_model:
@@ -138,19 +141,26 @@ class JEPAMPC(OffPolicyAlgorithm):
             [{"params": encoder, "lr": rate * self.encoder_rate}, {"params": rest, "lr": rate}], fused=True
         )
         self.policy_optimizer = torch.optim.Adam(model.policy.parameters(), lr=rate, eps=1e-5, fused=True)
-        self.replay_buffer: Any = EpisodeReplay(
-            observation_boxes(self.observation_space),
-            model.action_dim,
-            self.buffer_size,
-            frames=self._stacked_frames(),
-            num_envs=self.n_envs,
-        )
+        self.policy.generator = torch.Generator(self.device).manual_seed(seed)
+        self.replay_buffer: Any = None
+        if self.env is not None:  # an agent that was loaded only to act needs none
+            self.frames = self._stacked_frames()
+            self._make_replay()
         self.rng = np.random.default_rng(seed)
         self.noise = torch.Generator(self.device).manual_seed(seed)
         self._plans: tuple[np.ndarray, ...] | None = None
         self._record = PlanRecord(self.n_envs, self.gamma)
         self._clock = EnvClock()
         self._convert_train_freq()
+
+    def _make_replay(self) -> None:
+        self.replay_buffer = EpisodeReplay(
+            observation_boxes(self.observation_space),
+            self.policy.codec.size,
+            self.buffer_size,
+            frames=self.frames,
+            num_envs=self.n_envs,
+        )
 
     def _stacked_frames(self) -> int:
         """How many frames are stacked in the pictures; 1 unless the environment's ``metadata["frames"]`` says so."""
@@ -167,18 +177,42 @@ class JEPAMPC(OffPolicyAlgorithm):
         try:
             return super().learn(total_timesteps, *args, **kwargs)
         except (EOFError, BrokenPipeError, ConnectionResetError) as error:
+            processes = getattr(self.env.unwrapped, "processes", ()) if self.env is not None else ()
+            if all(process.is_alive() for process in processes):
+                raise
             raise RuntimeError(
                 f"the process of an environment died after {self.num_timesteps} steps ({error!r}); its own message "
                 "stands above. Make the environments anew; with ResumableRun learning goes on from the last checkpoint"
             ) from error
 
     def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
-        given = super()._init_callback(callback, progress_bar)
         self._clock = EnvClock()
         self._record = PlanRecord(self.n_envs, self.gamma)
-        both = CallbackList([self._clock, given])
-        both.init_callback(self)
-        return both
+        if callback is None:
+            given: list[BaseCallback] = []
+        elif isinstance(callback, list):
+            given = callback
+        else:
+            given = [callback if isinstance(callback, BaseCallback) else ConvertCallback(callback)]
+        return super()._init_callback([self._clock, *given], progress_bar)
+
+    def _setup_learn(
+        self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        reset_num_timesteps: bool = True,
+        *args: Any,
+        **kw: Any,
+    ) -> tuple[int, BaseCallback]:
+        if self.replay_buffer is None:
+            self._make_replay()
+        if (
+            reset_num_timesteps or self._last_obs is None
+        ):  # the environments start anew: nothing goes on from here
+            if self._last_obs is not None:
+                self.replay_buffer.cut(by_name(self._last_obs))
+            self.replay_buffer.forget_running()
+        return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, *args, **kw)
 
     # -- acting -------------------------------------------------------------------------------------
 
@@ -230,8 +264,8 @@ class JEPAMPC(OffPolicyAlgorithm):
         if not len(self.replay_buffer.episodes):
             return
         began = time.perf_counter()
-        if not self._n_updates:  # the random steps before the first update have had none
-            gradient_steps *= max(1, self.num_timesteps // self.n_envs)
+        if not self._n_updates:
+            gradient_steps = max(gradient_steps, self._updates_owed())
         model = self.policy.model
         self._update_learning_rate([self.model_optimizer, self.policy_optimizer])
         self.model_optimizer.param_groups[0]["lr"] *= self.encoder_rate
@@ -256,6 +290,20 @@ class JEPAMPC(OffPolicyAlgorithm):
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         for name, value in (losses.terms | acting | {"gradient_norm": norm}).items():
             self.logger.record(f"train/{name}", value.item())
+
+    def _updates_owed(self) -> int:
+        """As many as there would have been, had the random steps been followed by updates, too."""
+        if self.gradient_steps < 0:
+            return self.num_timesteps
+        freq = self.train_freq
+        assert isinstance(freq, TrainFreq), "SB3 converts it when it sets up the model"
+        steps = freq.frequency * self.n_envs
+        rollouts = (
+            self._episode_num // freq.frequency
+            if freq.unit.value == "episode"
+            else self.num_timesteps // steps
+        )
+        return self.gradient_steps * rollouts
 
     def _tensors(self, windows: Windows) -> ControlBatch:
         def put(x: np.ndarray) -> torch.Tensor:
@@ -282,11 +330,13 @@ class JEPAMPC(OffPolicyAlgorithm):
     def load_replay_buffer(
         self, path: str | Path | io.BufferedIOBase, truncate_last_traj: bool = True
     ) -> None:
-        """Adds the episodes of a file of ``save_replay_buffer``; nothing in it is executed.
+        """Adds the episodes of a file of ``save_replay_buffer`` to those that are there; nothing in it is executed.
 
         Raises:
             ValueError, FileNotFoundError: as ``EpisodeReplay.load``.
         """
+        if self.replay_buffer is None:
+            self._make_replay()
         self.replay_buffer.load(_path(path))
 
     def _excluded_save_params(self) -> list[str]:

@@ -175,6 +175,8 @@ class ControlModel(nn.Module):
         logits = self.target_heads(torch.cat([future, action], dim=-1))
         pair = torch.randperm(self.config.values, generator=generator, device=future.device)[:2]
         least = self.two_hot.decode(logits[pair]).amin(0)
+        if self.end_head is not None:  # without it the agent does not know of ends
+            least = least * ~batch.ended
         return batch.returns + batch.discounts * least.unsqueeze(1)
 
     def policy_loss(self, losses: Losses, generator: torch.Generator | None = None) -> dict[str, Tensor]:
@@ -227,6 +229,7 @@ class ControlBatch(NamedTuple):
     valid: Bool[Tensor, "b h"]
     returns: Float[Tensor, "b h"]
     discounts: Float[Tensor, "b h"]
+    ended: Bool[Tensor, " b"]
     future: dict[str, Tensor]
 
 

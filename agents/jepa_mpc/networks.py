@@ -29,12 +29,12 @@ class ModelConfig:
         values: heads in the ensemble of action values.
         bins: of reward and value distributions.
         latent: what keeps latents from collapsing: softmax over groups of 8 (``"simplex"``, as TD-MPC2), SIGReg
-            on batch-normalised latents, or VICReg's variance and covariance.
+            on latents of pictures that are batch-normalised, or VICReg's variance and covariance.
         objective: what shapes the latents beside reward and value: prediction of the next latents (``"jepa"``), or
             the reconstruction of the observations (an ablation).
         frozen: encoder and dynamics stay as they are, see ``ControlModel.warm_start`` (an ablation).
         shift: pixels that pictures are shifted by at random (DrQ's augmentation).
-        termination: whether a head predicts the end of the episode.
+        termination: whether a head predicts the end of the episode; without it plans and values ignore ends.
         consistency, reconstruction, reward, value, end, anti_collapse: weights of the terms, where they occur.
         decay: weight of each further step of the rollout, relative to the one before.
         entropy: weight of the policy's entropy.

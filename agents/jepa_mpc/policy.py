@@ -33,8 +33,8 @@ class JEPAMPCPolicy(BasePolicy):
         samples, elites, iterations: of the search (``MPPI``, or ``CategoricalCEM`` for choices).
         proposals: plans of the policy prior that compete in every search; 0 leaves the prior out.
         terminal_value: whether the value of the last state counts.
-        discount: of one step.
-        seed: of the searches.
+        discount: of one step; JEPAMPC gives its own ``gamma``.
+        seed: of the searches; JEPAMPC gives its own.
     """
 
     def __init__(
@@ -126,7 +126,7 @@ class JEPAMPCPolicy(BasePolicy):
         """A fresh one for deterministic searches; that of exploration otherwise, moved where the model went."""
         if deterministic:
             return torch.Generator(device).manual_seed(self.seed)
-        if self.generator.device != device:
+        if self.generator.device.type != device.type:
             self.generator = torch.Generator(device).manual_seed(self.seed)
         return self.generator
 

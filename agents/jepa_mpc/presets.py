@@ -6,7 +6,6 @@ from typing import Any
 
 from jepa_rl.agents.jepa_mpc.networks import ModelConfig
 
-
 # SIGReg on normalised latents, and reward and value that weigh as much as prediction: simplex latents with
 # TD-MPC2's weights (20, 0.1, 0.1) collapsed from pixels at the rates that a few thousand updates need.
 SHAPE: dict[str, Any] = {

@@ -27,7 +27,8 @@ class Windows(NamedTuple):
         terminated: whether the episode ended there, not by a time limit.
         valid: False behind the end of an episode, where the last state is repeated.
         returns: discounted rewards from each step up to ``future``.
-        discounts: of what follows ``future``, seen from each step; 0 if the episode ended before.
+        discounts: of what follows ``future``, seen from each step.
+        ended: whether the episode had terminated by then, so that nothing follows.
         future: observations, "b ...", ``n_step`` steps behind the start of the window, or where the episode ends.
     """
 
@@ -38,6 +39,7 @@ class Windows(NamedTuple):
     valid: Bool[np.ndarray, "b h"]
     returns: Float[np.ndarray, "b h"]
     discounts: Float[np.ndarray, "b h"]
+    ended: Bool[np.ndarray, " b"]
     future: Observations
 
 
@@ -46,14 +48,16 @@ class EpisodeReplay:
 
     An episode of T steps takes T + 1 rows: its states, and in each row but the last the step that was taken
     there. Of stacked frames only the newest is stored; windows stack them again. Episodes are sampled when
-    they are over; those that never end are cut into pieces of ``longest`` steps. After ``keep_in`` every episode
+    they are over; those that never end are cut into pieces of ``longest`` steps (the first stacks of a piece repeat its
+    first frame, as a reset does). After ``keep_in`` every episode
     that ends is also a file, which a crash leaves whole.
 
     Args:
         space: of one observation, by name.
         action_dim: width of a model action.
         capacity: rows. The oldest episodes make room for new ones.
-        frames: how many frames are stacked in observations of three dimensions (the first axis holds them).
+        frames: how many frames are stacked in observations of three dimensions (the first axis holds them), the same
+            number in all of them.
         num_envs: how many environments add their steps side by side.
         longest: steps.
 
@@ -73,6 +77,11 @@ class EpisodeReplay:
         for name, box in space.items():
             if len(box.shape) == 3 and box.shape[0] % frames:
                 raise ValueError(f"{name} has {box.shape[0]} channels, which are not {frames} frames")
+        pictures = {box.shape[0] for box in space.values() if len(box.shape) == 3}
+        if frames > 1 and len(pictures) > 1:
+            raise ValueError(
+                f"pictures have {sorted(pictures)} channels, so they cannot all be stacks of {frames} frames; leave one"
+            )
         if capacity < 2 * num_envs:
             raise ValueError(f"capacity must be at least {2 * num_envs}, got {capacity}")
         self.space, self.frames, self.capacity = space, frames, capacity
@@ -111,7 +120,8 @@ class EpisodeReplay:
         Raises:
             ValueError: for NaN or infinite rewards, actions or observations; nothing is stored then.
         """
-        for name, value in (("rewards", rewards), ("actions", actions), *next_observations.items()):
+        seen = (*observations.items(), *next_observations.items())
+        for name, value in (("rewards", rewards), ("actions", actions), *seen):
             if np.issubdtype(value.dtype, np.floating) and not np.isfinite(value).all():
                 raise ValueError(
                     f"{name} hold NaN or infinite values: {value[~np.isfinite(value)][:5]}; check the environment"
@@ -158,14 +168,12 @@ class EpisodeReplay:
         rewards = self.columns["reward"][at[:, :-1]] * within
         terminated = self.columns["terminated"][at[:, :-1]] & within
 
-        # Rewards discounted from the start of the window; the sum from step t is what is left of the whole.
-        since_start = discount ** np.arange(reach + 1)
-        sums = np.concatenate(
-            [np.zeros((batch_size, 1)), np.cumsum(rewards * since_start[:-1], axis=1)], axis=1
-        )
-        returns = (sums[:, -1:] - sums[:, :steps]) / since_start[:steps]
+        returns, total = np.zeros((batch_size, steps), np.float32), np.zeros(batch_size)
+        for t in reversed(range(reach)):
+            total = rewards[:, t] + discount * total
+            if t < steps:
+                returns[:, t] = total
         distance = np.maximum(within.sum(1, keepdims=True) - np.arange(steps), 0)
-        discounts = discount**distance * ~terminated.any(1, keepdims=True)
 
         states, last = offset[:, : steps + 1], offset[:, -1:]
         now = at[:, :steps]
@@ -175,8 +183,9 @@ class EpisodeReplay:
             rewards[:, :steps],
             terminated[:, :steps],
             within[:, :steps],
-            returns.astype(np.float32),
-            discounts.astype(np.float32),
+            returns,
+            (discount**distance).astype(np.float32),
+            terminated.any(1),
             {name: value[:, 0] for name, value in self._observations(first, last).items()},
         )
 
@@ -220,41 +229,58 @@ class EpisodeReplay:
             FileNotFoundError: there is no such file.
             ValueError: it is damaged, or its observations or actions are of other shapes. Nothing has changed then.
         """
+        for columns in self._read(path):
+            self._append(columns)
+
+    def _read(self, path: str | Path) -> list[dict[str, np.ndarray]]:
+        """The columns of each episode in a file."""
         tensors, header = load_tensors(path, ("replay",))
         if header["rows"] != self._layout():
             raise ValueError(
                 f"{path} holds {header['rows']}, this replay {self._layout()}: use the environment it is from"
             )
         columns = {name: value.numpy() for name, value in tensors.items()}
-        ends = np.cumsum(columns.pop("steps") + 1)[:-1]
-        parts = {name: np.split(values, ends) for name, values in columns.items()}
-        for i in range(len(parts["reward"])):
-            self._append({name: values[i] for name, values in parts.items()})
+        lengths = columns.pop("steps") + 1
+        if len(lengths) and lengths.max() > self.capacity:
+            raise ValueError(
+                f"{path} holds an episode of {lengths.max()} rows, this replay {self.capacity}: raise buffer_size"
+            )
+        parts = {name: np.split(values, np.cumsum(lengths)[:-1]) for name, values in columns.items()}
+        return [{name: values[i] for name, values in parts.items()} for i in range(len(lengths))]
 
     def keep_in(self, folder: str | Path) -> None:
         """From now on every episode is also a file of this folder, those that are there already included."""
         self.folder = Path(folder)
         for i in range(len(self.episodes)):
-            path = self._file(self.stored - len(self.episodes) + i)
-            if not path.exists():
-                self.save(path, slice(i, i + 1))
+            self.save(self._file(self.stored - len(self.episodes) + i), slice(i, i + 1))
 
     def numbers(self) -> list[int]:
         """Of the episodes that are held, counted from the first ever stored; their files bear them."""
         return list(range(self.stored - len(self.episodes), self.stored))
 
-    def restore(self, numbers: Iterable[int]) -> None:
-        """Holds exactly these episodes, read from the folder of ``keep_in``.
+    def restore(self, folder: str | Path, numbers: Iterable[int]) -> None:
+        """Holds exactly these episodes of a folder that ``keep_in`` filled, and keeps those to come there, too.
 
         Raises:
-            ValueError, FileNotFoundError: as ``load``.
+            ValueError, FileNotFoundError: as ``load``; nothing has changed then.
         """
-        numbers = list(numbers)
+        numbers, before = list(numbers), self.folder
+        self.folder = Path(folder)
+        try:
+            for number in numbers:  # read twice: all of it is whole, or nothing changes
+                self._read(self._file(number))
+        except (ValueError, OSError):
+            self.folder = before
+            raise
         self.episodes, self.head = self.episodes[:0], 0
-        self._running = [[] for _ in self._running]
+        self.forget_running()
         for number in numbers:
             self.load(self._file(number))
         self.stored = numbers[-1] + 1 if numbers else 0
+
+    def forget_running(self) -> None:
+        """Drops the steps of episodes that are not over."""
+        self._running = [[] for _ in self._running]
 
     def drop_files(self, before: int) -> None:
         """Deletes the files of episodes with numbers below ``before``."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 from jepa_rl.agents.jepa_mpc.monitor import PlanRecord
 from jepa_rl.agents.jepa_mpc.spaces import by_name
@@ -26,13 +27,13 @@ class ResumableRun(BaseCallback):
 
     ``model.learn(100_000, callback=ResumableRun("runs/cartpole"))`` trains up to 100,000 steps in total, however
     often it is killed in between. Model, optimisers, targets, replay, generators and counters are restored, and on
-    a processor the run continues bit for bit like one that was never killed. The folder holds
+    a processor, with as many threads, the run continues bit for bit like one that was never killed. The folder holds
     ``checkpoint.safetensors`` and ``episodes/``; nothing in it is executed when it is read.
 
-    Environments cannot be stored, so a checkpoint falls where no episode is running: whenever the episodes of all
-    environments end together (always so with one environment), the next ones start from a seed that derives from
-    the run's seed and the number of episodes so far. Where they do not end together for ``every`` steps after a
-    checkpoint was due, the running ones are cut there.
+    Environments cannot be stored, so a checkpoint falls where no episode is running: whenever a rollout begins and the
+    episodes of all environments have just ended (so with one environment and ``train_freq=1``), the next ones start
+    from a seed that derives from the run's seed and the numbers of episodes and steps so far. Where that does not
+    happen for ``every`` steps after a checkpoint was due, the running episodes are cut there.
 
     Not restored: other callbacks, and what TensorBoard averages between two writes.
 
@@ -60,6 +61,11 @@ class ResumableRun(BaseCallback):
         """The file that says where the run is."""
         return self.folder / "checkpoint.safetensors"
 
+    @property
+    def episodes(self) -> Path:
+        """The folder of the replay's files."""
+        return self.folder / "episodes"
+
     def _on_training_start(self) -> None:
         model = self.model
         if not hasattr(model, "model_optimizer"):
@@ -74,11 +80,13 @@ class ResumableRun(BaseCallback):
         if self.checkpoint.exists():
             tensors, header = load_tensors(self.checkpoint, ("jepa_mpc run",))
             check_same(self.checkpoint, "run", header["settings"], settings_of(model))
-            model.replay_buffer.folder = self.folder / "episodes"
-            model.replay_buffer.restore(header["episodes"])
+            model.replay_buffer.restore(self.episodes, header["episodes"])
             restore_run(model, tensors, header)
         else:
-            model.replay_buffer.keep_in(self.folder / "episodes")
+            shutil.rmtree(
+                self.episodes, ignore_errors=True
+            )  # of a run that had no checkpoint yet: it starts again
+            model.replay_buffer.keep_in(self.episodes)
         self._due = self._next_due()
 
     def _on_rollout_start(self) -> None:
@@ -114,9 +122,10 @@ class ResumableRun(BaseCallback):
 
 
 def begin_episodes(model: JEPAMPC) -> None:
-    """Every environment starts a new episode, seeded by the run's seed and the number of episodes so far."""
+    """Every environment starts a new episode, seeded by the run's seed and where the run is."""
     assert model.env is not None
-    seed = np.random.SeedSequence([model.seed or 0, model._episode_num]).generate_state(1)[0]
+    where = [model.seed or 0, model._episode_num, model.num_timesteps]
+    seed = np.random.SeedSequence(where).generate_state(1)[0]
     model.env.seed(int(seed >> 1))  # 31 bits: room for one more for each environment
     model._last_obs = model.env.reset()
     model._last_episode_starts = np.ones(model.n_envs, bool)
@@ -128,15 +137,15 @@ def run_state(model: JEPAMPC) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     for name in ("model_optimizer", "policy_optimizer"):
         tensors |= optimizer_tensors(name, getattr(model, name))
     tensors |= {"noise": model.noise.get_state(), "exploration": model.policy.generator.get_state()}
-    header = {
+    header: dict[str, Any] = {
         "num_timesteps": model.num_timesteps,
         "episodes_played": model._episode_num,
         "updates": model._n_updates,
         "rng": model.rng.bit_generator.state,
         "action_rng": model.action_space.np_random.bit_generator.state,
-        "recent": [{k: float(v) for k, v in episode.items()} for episode in model.ep_info_buffer or ()],
+        "recent": [dict(episode) for episode in model.ep_info_buffer or ()],
     }
-    return tensors, header
+    return tensors, json.loads(json.dumps(header, default=lambda value: value.item()))  # NumPy's numbers
 
 
 def restore_run(model: JEPAMPC, tensors: dict[str, torch.Tensor], header: dict[str, Any]) -> None:
@@ -145,7 +154,6 @@ def restore_run(model: JEPAMPC, tensors: dict[str, torch.Tensor], header: dict[s
     for name in ("model_optimizer", "policy_optimizer"):
         restore_optimizer(name, getattr(model, name), tensors)
     model.noise.set_state(tensors["noise"])
-    model.policy.generator = torch.Generator(model.device)
     model.policy.generator.set_state(tensors["exploration"])
     model.rng.bit_generator.state = header["rng"]
     model.action_space.np_random.bit_generator.state = header["action_rng"]
@@ -169,6 +177,8 @@ def settings_of(model: JEPAMPC) -> dict[str, Any]:
     found = {name: getattr(model, name) for name in (*names, "max_grad_norm", "seed", "n_envs")}
     rate = model.learning_rate
     found |= {
+        "n_step": model.n_step,
+        "device": model.device.type,
         "environment": environment_of(model.env),
         "observation_space": str(model.observation_space),
         "action_space": str(model.action_space),
@@ -180,13 +190,14 @@ def settings_of(model: JEPAMPC) -> dict[str, Any]:
 
 
 def environment_of(env: VecEnv | None) -> str | None:
-    """Id and wrappers of the first environment; None where it has no ``spec``."""
-    try:
-        spec = env.get_attr("spec", indices=0)[0] if env is not None else None
-    except (AttributeError, NotImplementedError):  # natively vectorised environments need not have it
-        return None
+    """Id, arguments and wrappers of the first environment, where they are at hand; None for worker processes."""
+    base = None if env is None else env.unwrapped
+    spec = base.envs[0].spec if isinstance(base, DummyVecEnv) else None
     if spec is None:
         return None
-    return " ".join(
-        [f"{spec.id}({spec.kwargs})", *(f"{w.name}({w.kwargs or {}})" for w in spec.additional_wrappers)]
-    )
+    parts = [
+        (spec.id, spec.kwargs),
+        *((wrapper.name, wrapper.kwargs or {}) for wrapper in spec.additional_wrappers),
+    ]
+    # Functions and objects show their types: their addresses differ from process to process.
+    return json.dumps(parts, default=lambda value: type(value).__qualname__, sort_keys=True)
