@@ -308,7 +308,7 @@ def test_a_linear_quadratic_task_is_steered_with_the_optimal_gain():
 def test_every_latent_learns_to_walk_to_the_goal(latent):
     weights, rate = {}, 3e-4
     if latent != "simplex":  # as in the presets
-        weights, rate = {"consistency": 1.0, "reward": 0.5, "value": 0.5}, 1e-3
+        weights, rate = {"consistency": 1.0, "reward": 0.5, "value": 0.5, "anti_collapse": 0.05}, 1e-3
     policy = {"model": replace(TINY, latent=latent, **weights)}
     agent = tiny(Goal1D(), gamma=0.9, learning_rate=rate, policy_kwargs=policy)
     agent.learn(600)

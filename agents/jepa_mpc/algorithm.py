@@ -309,9 +309,11 @@ class JEPAMPC(OffPolicyAlgorithm):
         def put(x: np.ndarray) -> torch.Tensor:
             return torch.from_numpy(np.ascontiguousarray(x)).to(self.device)
 
-        observations, *arrays, future = windows
-        first, last = ({k: put(v) for k, v in part.items()} for part in (observations, future))
-        return ControlBatch(first, *map(put, arrays), last)
+        parts: dict[str, Any] = {
+            field: {name: put(x) for name, x in value.items()} if isinstance(value, dict) else put(value)
+            for field, value in windows._asdict().items()
+        }
+        return ControlBatch(**parts)
 
     def dump_logs(self) -> None:
         """Stable-Baselines3's, with ``jepa/*`` measured on windows from the replay."""

@@ -86,7 +86,9 @@ class EpisodeReplay:
             raise ValueError(f"capacity must be at least {2 * num_envs}, got {capacity}")
         self.space, self.frames, self.capacity = space, frames, capacity
         self.longest = min(longest, capacity - 1)
-        columns = {f"observation.{name}": (self._stored(box), box.dtype) for name, box in space.items()}
+        columns: dict[str, tuple[tuple[int, ...], Any]] = {
+            f"observation.{name}": (self._stored(box), box.dtype) for name, box in space.items()
+        }
         columns |= {
             "action": ((action_dim,), np.float32),
             "reward": ((), np.float32),

@@ -6,11 +6,12 @@ import json
 import shutil
 from collections import deque
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.type_aliases import TrainFreq
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 from jepa_rl.agents.jepa_mpc.monitor import PlanRecord
@@ -127,7 +128,7 @@ def begin_episodes(model: JEPAMPC) -> None:
     where = [model.seed or 0, model._episode_num, model.num_timesteps]
     seed = np.random.SeedSequence(where).generate_state(1)[0]
     model.env.seed(int(seed >> 1))  # 31 bits: room for one more for each environment
-    model._last_obs = model.env.reset()
+    model._last_obs = cast(Any, model.env.reset())  # never the tuple that SB3's type allows, too
     model._last_episode_starts = np.ones(model.n_envs, bool)
 
 
@@ -175,7 +176,8 @@ def settings_of(model: JEPAMPC) -> dict[str, Any]:
         "encoder_rate",
     )
     found = {name: getattr(model, name) for name in (*names, "max_grad_norm", "seed", "n_envs")}
-    rate = model.learning_rate
+    rate, freq = model.learning_rate, model.train_freq
+    assert isinstance(freq, TrainFreq), "SB3 converts it when it sets up the model"
     found |= {
         "n_step": model.n_step,
         "device": model.device.type,
@@ -183,7 +185,7 @@ def settings_of(model: JEPAMPC) -> dict[str, Any]:
         "observation_space": str(model.observation_space),
         "action_space": str(model.action_space),
         "learning_rate": "a schedule" if callable(rate) else rate,
-        "train_freq": [model.train_freq.frequency, model.train_freq.unit.value],
+        "train_freq": [freq.frequency, freq.unit.value],
         "policy": str(sorted(model.policy.settings.items())),
     }
     return json.loads(json.dumps(found))
