@@ -9,7 +9,7 @@ from jepa_rl.agents.jepa_mpc.networks import ModelConfig
 # SIGReg on normalised latents, and reward and value that weigh as much as prediction: simplex latents with
 # TD-MPC2's weights (20, 0.1, 0.1) collapsed from pixels at the rates that a few thousand updates need.
 SHAPE: dict[str, Any] = {
-    "latent": "sigreg", "consistency": 1.0, "anti_collapse": 0.05, "reward": 0.5, "value": 0.5, "target_rate": 0.02,
+    "latent": "sigreg", "consistency": 1.0, "anti_collapse": 0.1, "reward": 0.5, "value": 0.5, "target_rate": 0.02,
 }  # fmt: skip
 
 
