@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from jepa_rl import ActionSpec, Batch, Objective, WorldModel, WorldModelConfig, WorldSpec
 from jepa_rl.dynamics import CausalTransformerDynamics, GRUDynamics, HeldActions, MLPDynamics
 from jepa_rl.encoders import ConvEncoder, ViTEncoder
+from jepa_rl.encoders.conv import PatchConv
 from jepa_rl.files import FORMAT_VERSION, load_tensors, save_tensors
 from jepa_rl.objectives import EB_JEPA, EMA, LEWM
 from jepa_rl.testing import DynamicsContract, EncoderContract
@@ -82,11 +83,23 @@ def test_bfloat16_training_stays_close_to_float32():
     pixels = torch.randint(0, 256, (64, 2, 32, 32), dtype=torch.uint8)
     with torch.no_grad():
         trained = encoder.train()(pixels)  # bfloat16 where the processor is fast at it, batch moments
-        features = encoder.project(
-            encoder.convolutions((pixels.float() / 255).to(memory_format=torch.channels_last)).flatten(1)
-        )
+        features = encoder.project(encoder.convolutions(pixels).flatten(1))  # float32
     expected = torch.nn.functional.batch_norm(features, None, None, training=True, eps=encoder.norm.eps)
     assert (trained - expected).square().mean().sqrt() < 0.05
+
+
+@pytest.mark.parametrize("patch", [1, 2, 3, 4, 8])
+@pytest.mark.parametrize("size", [16, 17, 24])
+def test_patches_of_bytes_are_a_strided_convolution(patch, size):
+    torch.manual_seed(0)
+    stem = PatchConv(3, 5, patch)
+    pixels = torch.randint(0, 256, (4, 3, size, size), dtype=torch.uint8)
+    expected = torch.nn.functional.conv2d(
+        pixels.double() / 255, stem.weight.double(), stem.bias.double(), patch
+    )
+    torch.testing.assert_close(stem(pixels).double(), expected, rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match=r"expected uint8 pixels, got torch.float32"):
+        stem(pixels.float())
 
 
 @pytest.mark.parametrize("make", [lambda: ConvEncoder(1, 8, 4), lambda: ViTEncoder(1, 30, 4)])

@@ -25,6 +25,9 @@ class PatchConv(nn.Conv2d):
     Pixels are scaled from 0..255 to 0..1 here and nowhere else. The patches are cut out while they are bytes, several
     of them to a machine word: on a processor the conversion to floats in another memory layout took longer than the
     convolution. Rows and columns beyond the last whole patch are left out, as a convolution does.
+
+    Raises:
+        ValueError: in ``forward``, for anything but uint8.
     """
 
     WORDS: ClassVar[dict[int, torch.dtype]] = {2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -35,6 +38,8 @@ class PatchConv(nn.Conv2d):
 
     def forward(self, pixels: UInt8[Tensor, "b c y x"]) -> Float[Tensor, "b w y/p x/p"]:
         """The result lies in memory with its channels last, as the next convolution wants it."""
+        if pixels.dtype != torch.uint8:
+            raise ValueError(f"expected uint8 pixels, got {pixels.dtype}; 0..255 is scaled inside")
         p, (b, c) = self.patch, pixels.shape[:2]
         y, x = pixels.shape[2] // p, pixels.shape[3] // p
         whole = pixels[:, :, : y * p, : x * p].contiguous()
