@@ -178,6 +178,8 @@ class JEPAMPC(OffPolicyAlgorithm):
             return super().learn(total_timesteps, *args, **kwargs)
         except (EOFError, BrokenPipeError, ConnectionResetError) as error:
             processes = getattr(self.env.unwrapped, "processes", ()) if self.env is not None else ()
+            for process in processes:
+                process.join(timeout=1)  # its pipe breaks a moment before it is gone
             if all(process.is_alive() for process in processes):
                 raise
             raise RuntimeError(
