@@ -18,21 +18,25 @@ FAST: dict[str, Any] = {"learning_rate": 1e-3, "encoder_rate": 1.0, "n_step": 10
 
 
 def laptop() -> dict[str, Any]:
-    """Two processor cores and no GPU."""
+    """Two processor cores and no GPU.
+
+    Measured on one core with AVX512-BF16, another run on the other: 88 ms an update from 9 x 64 x 64 pixels, 13 ms a
+    decision; 10,000 decisions with two updates each, evaluations included, in 37 minutes.
+    """
     search = {"horizon": 3, "samples": 64, "elites": 8, "iterations": 3, "proposals": 8}
     model = ModelConfig(latent_dim=64, width=128, values=2, bins=51, **SHAPE)
     return {**FAST, "batch_size": 128, "policy_kwargs": {"model": model, **search}}
 
 
 def small() -> dict[str, Any]:
-    """A processor with many cores, or a small GPU."""
+    """A processor with many cores, or a small GPU. Not timed yet."""
     search = {"horizon": 3, "samples": 256, "elites": 32, "iterations": 4, "proposals": 16}
     model = ModelConfig(latent_dim=128, width=256, values=3, **SHAPE)
     return {**FAST, "batch_size": 256, "policy_kwargs": {"model": model, **search}}
 
 
 def base() -> dict[str, Any]:
-    """One GPU: the sizes of TD-MPC2 (5 million parameters; Hansen, Su and Wang 2024)."""
+    """One GPU: the sizes of TD-MPC2 (5 million parameters; Hansen, Su and Wang 2024). Not timed yet."""
     search = {"horizon": 3, "samples": 512, "elites": 64, "iterations": 6, "proposals": 24}
     model = ModelConfig(latent_dim=256, width=512, values=5, **SHAPE)
     return {**FAST, "batch_size": 256, "learning_rate": 3e-4, "policy_kwargs": {"model": model, **search}}
