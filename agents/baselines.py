@@ -29,6 +29,11 @@ from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.vec_env import VecEnv, VecMonitor, is_vecenv_wrapped
 
 ALGORITHMS: dict[str, type[BaseAlgorithm]] = {"ppo": PPO, "sac": SAC, "dqn": DQN}
+# DQN's defaults are Atari's, for millions of steps; these suit runs of ten thousands.
+SHORT_DQN: dict[str, Any] = {
+    "train_freq": 4, "gradient_steps": 2, "learning_rate": 5e-4, "target_update_interval": 500,
+    "exploration_fraction": 0.2, "exploration_final_eps": 0.05, "batch_size": 64,
+}  # fmt: skip
 EVALUATION_SEED = 1_000_000  # added to the seed, so that no episode of the evaluation is one of the training
 
 

@@ -96,13 +96,8 @@ class EvaluationCallback(BaseCallback):
         super().__init__()
         if every < 1 or episodes < 1:
             raise ValueError(f"every and episodes must be at least 1, got {every} and {episodes}")
-        self.make_env, self.every, self.episodes, self.seed, self.video = (
-            make_env,
-            every,
-            episodes,
-            seed,
-            video,
-        )
+        self.make_env, self.every, self.episodes = make_env, every, episodes
+        self.seed, self.video = seed, video
         self.path = None if path is None else Path(path)
         self.results: list[dict[str, Any]] = []
         self._next, self._spent, self._began, self._read = 0, 0.0, 0.0, False
@@ -129,13 +124,17 @@ class EvaluationCallback(BaseCallback):
             done = json.loads(self.path.read_text())
             self.results = [entry for entry in done if entry["step"] <= self.model.num_timesteps]
             self._spent = self.results[-1]["seconds"] if self.results else 0.0
-        self._next = self.results[-1]["step"] // self.every * self.every + self.every if self.results else 0
+        self._next = self._after(self.results[-1]["step"]) if self.results else 0
+
+    def _after(self, step: int) -> int:
+        """The next multiple of ``every``."""
+        return (step // self.every + 1) * self.every
 
     def _evaluate_if_due(self) -> None:
         step = self.model.num_timesteps
         if step < self._next:
             return
-        self._next = step // self.every * self.every + self.every
+        self._next = self._after(step)
         seeds = [self.seed + i for i in range(self.episodes)]
         played = play_episodes(self.model, self.make_env, seeds, self.video)
         self.logger.record("eval/mean_reward", float(played.returns.mean()))

@@ -21,9 +21,10 @@ from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
-from torch import Tensor, nn
+from torch import Tensor
 
 from jepa_rl.modes import evaluating
+from jepa_rl.training import descend
 from jepa_rl.types import ActionSpec, Batch
 from jepa_rl.world_model import WorldModel
 
@@ -139,10 +140,7 @@ class OnlineWorldModel(BaseCallback):
         )
         self.world.train()
         loss, terms = self.world.loss(batch, self.generator)
-        self.optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.world.parameters(), self.max_grad_norm)
-        self.optimizer.step()
+        descend(loss, self.optimizer, self.world.parameters(), self.max_grad_norm)
         self.world.after_update()
         self.world.eval()
         return {name: value.detach() for name, value in terms.items()}

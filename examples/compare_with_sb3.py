@@ -28,6 +28,7 @@ from stable_baselines3.common.monitor import Monitor
 from tqdm import tqdm
 
 from jepa_rl.agents import JEPAMPC, ResumableRun
+from jepa_rl.agents.baselines import SHORT_DQN
 from jepa_rl.agents.evaluation import EvaluationCallback
 from jepa_rl.agents.jepa_mpc import jepa_mpc_preset
 from jepa_rl.envs import ActionRepeat, PixelObservation
@@ -41,13 +42,8 @@ os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # CartPole and its kin draw w
 RIVALS: dict[str, tuple[type[BaseAlgorithm], dict[str, Any]]] = {
     "sac": (SAC, {"learning_starts": 500}),
     "ppo": (PPO, {"n_steps": 256}),
-    # The defaults of DQN are Atari's, for millions of steps.
-    "dqn": (
-        DQN,
-        {"learning_starts": 500, "learning_rate": 5e-4, "train_freq": 4, "gradient_steps": 2, "batch_size": 64,
-         "target_update_interval": 500, "exploration_fraction": 0.2, "exploration_final_eps": 0.05},
-    ),
-}  # fmt: skip
+    "dqn": (DQN, {"learning_starts": 500, **SHORT_DQN}),
+}
 
 
 @dataclass(frozen=True)

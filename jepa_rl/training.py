@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -202,13 +202,21 @@ def _update(state: TrainingState, sampler: Sampler) -> tuple[int, dict[str, Tens
         group["lr"] = config.learning_rate_at(state.step)
     batch = sampler.sample(config.batch_size, state.rng).to(state.device)
     loss, terms = model.loss(batch, state.generator)
-    state.optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    norm = nn.utils.clip_grad_norm_(model.parameters(), config.clip)
-    state.optimizer.step()
+    norm = descend(loss, state.optimizer, model.parameters(), config.clip)
     model.after_update()
     terms = {"loss": loss, "gradient_norm": norm} | terms
     return batch.states, {k: v.detach() for k, v in terms.items()}
+
+
+def descend(
+    loss: Tensor, optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter], max_norm: float
+) -> Tensor:
+    """One optimiser step down the gradient of ``loss``, clipped to ``max_norm``; the norm before clipping."""
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    norm = nn.utils.clip_grad_norm_(parameters, max_norm)
+    optimizer.step()
+    return norm
 
 
 def _evaluate(state: TrainingState, evaluate: Evaluate, writer: SummaryWriter) -> None:

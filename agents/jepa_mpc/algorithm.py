@@ -14,7 +14,6 @@ from stable_baselines3.common.callbacks import BaseCallback, ConvertCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule, TrainFreq
-from torch import nn
 
 from jepa_rl.agents.jepa_mpc.model import ControlBatch
 from jepa_rl.agents.jepa_mpc.monitor import EnvClock, PlanRecord, model_metrics, search_metrics
@@ -22,6 +21,7 @@ from jepa_rl.agents.jepa_mpc.policy import JEPAMPCPolicy
 from jepa_rl.agents.jepa_mpc.replay import EpisodeReplay, Windows
 from jepa_rl.agents.jepa_mpc.spaces import by_name, observation_boxes
 from jepa_rl.memory import keep_freed_memory
+from jepa_rl.training import descend
 
 
 class JEPAMPC(OffPolicyAlgorithm):
@@ -149,8 +149,6 @@ class JEPAMPC(OffPolicyAlgorithm):
         self.rng = np.random.default_rng(seed)
         self.noise = torch.Generator(self.device).manual_seed(seed)
         self._plans: tuple[np.ndarray, ...] | None = None
-        self._record = PlanRecord(self.n_envs, self.gamma)
-        self._clock = EnvClock()
         self._convert_train_freq()
 
     def _make_replay(self) -> None:
@@ -208,9 +206,8 @@ class JEPAMPC(OffPolicyAlgorithm):
     ) -> tuple[int, BaseCallback]:
         if self.replay_buffer is None:
             self._make_replay()
-        if (
-            reset_num_timesteps or self._last_obs is None
-        ):  # the environments start anew: nothing goes on from here
+        if reset_num_timesteps or self._last_obs is None:
+            # The environments start anew: no episode goes on from here.
             if self._last_obs is not None:
                 self.replay_buffer.cut(by_name(self._last_obs))
             self.replay_buffer.forget_running()
@@ -234,7 +231,7 @@ class JEPAMPC(OffPolicyAlgorithm):
         plan, policy = self.policy.last_plan, self.policy
         assert plan is not None
         self._record.promised(plan)
-        metrics = search_metrics(plan, policy.planner.samples, policy.elites)
+        metrics = search_metrics(plan, policy.planner.samples, policy.planner.elites)
         metrics |= {f"time/{name}_ms": 1e3 * seconds for name, seconds in policy.seconds.items()}
         for name, value in metrics.items():
             self.logger.record_mean(name, value)
@@ -277,15 +274,9 @@ class JEPAMPC(OffPolicyAlgorithm):
             windows = self.replay_buffer.sample(batch_size, self.steps, self.rng, self.n_step, self.gamma)
             batch = self._tensors(windows)
             losses = model.loss(batch, self.noise)
-            self.model_optimizer.zero_grad(set_to_none=True)
-            losses.total.backward()
-            norm = nn.utils.clip_grad_norm_(learning, self.max_grad_norm)
-            self.model_optimizer.step()
+            norm = descend(losses.total, self.model_optimizer, learning, self.max_grad_norm)
             acting = model.policy_loss(losses, self.noise)
-            self.policy_optimizer.zero_grad(set_to_none=True)
-            acting["policy"].backward()
-            nn.utils.clip_grad_norm_(model.policy.parameters(), self.max_grad_norm)
-            self.policy_optimizer.step()
+            descend(acting["policy"], self.policy_optimizer, model.policy.parameters(), self.max_grad_norm)
             model.after_update()
         self._n_updates += gradient_steps
         self.logger.record_mean("time/train_ms", 1e3 * (time.perf_counter() - began))

@@ -153,12 +153,11 @@ class ControlModel(nn.Module):
             found["reconstruction"] = self.decoder.loss(path.flatten(0, 1), batch.observations)
         elif not c.frozen:
             found["consistency"] = mean((path[:, 1:] - targets).square().mean(-1))
-        if c.frozen or self.decoder is not None:
-            pass  # nothing pulls the latents together
-        elif c.latent == "sigreg":
-            found["anti_collapse"] = terms.sigreg(z.unsqueeze(0), generator)
-        elif c.latent == "vicreg":
-            found["anti_collapse"] = terms.variance(z.unsqueeze(1)) + 0.04 * terms.covariance(z.unsqueeze(1))
+            if c.latent == "sigreg":
+                found["anti_collapse"] = terms.sigreg(z.unsqueeze(0), generator)
+            elif c.latent == "vicreg":
+                variance, covariance = terms.variance(z.unsqueeze(1)), terms.covariance(z.unsqueeze(1))
+                found["anti_collapse"] = variance + 0.04 * covariance
         total = torch.stack([getattr(c, name) * value for name, value in found.items()]).sum()
         return Losses(total, found, path.detach(), weight)
 

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float
 from stable_baselines3.common.callbacks import BaseCallback
 
 from jepa_rl.agents.jepa_mpc.model import ControlBatch, ControlModel
+from jepa_rl.agents.jepa_mpc.replay import discounted
 from jepa_rl.diagnostics import effective_rank
 from jepa_rl.modes import evaluating
 from jepa_rl.types import Metrics, Plan
@@ -71,15 +72,6 @@ class PlanRecord:
             "plan/return": float(returns.mean()),
             "plan/error": float(np.abs(value - returns).mean()),
         }
-
-
-def discounted(rewards: Float[np.ndarray, " t"], discount: float) -> Float[np.ndarray, " t"]:
-    """Return that follows each step."""
-    returns, total = np.zeros(len(rewards)), 0.0
-    for t in range(len(rewards) - 1, -1, -1):
-        total = rewards[t] + discount * total
-        returns[t] = total
-    return returns
 
 
 def search_metrics(plan: Plan, samples: int, elites: int) -> Metrics:

@@ -67,7 +67,7 @@ class JEPAMPCPolicy(BasePolicy):
             if self.codec.groups
             else MPPI(**search, init_std=1.0)
         )
-        self.proposals, self.elites, self.seed = proposals, elites, seed
+        self.proposals, self.seed = proposals, seed
         self.cost = ReturnCost(self.model, terminal_value)
         self.generator = torch.Generator().manual_seed(seed)  # of exploration: it goes on from call to call
         self.last_plan: Plan | None = None
@@ -145,8 +145,9 @@ class JEPAMPCPolicy(BasePolicy):
     def _explore(self, plan: Plan, generator: torch.Generator) -> Float[Tensor, "b h a"]:
         """One of the best candidates of the last iteration."""
         assert plan.candidates is not None and plan.candidate_costs is not None
-        best, _ = best_of(plan.candidates, plan.candidate_costs, self.elites)
-        return pick(best, torch.randint(self.elites, (len(best),), generator=generator, device=best.device))
+        elites = self.planner.elites
+        best, _ = best_of(plan.candidates, plan.candidate_costs, elites)
+        return pick(best, torch.randint(elites, (len(best),), generator=generator, device=best.device))
 
     def _predict(self, observation: Any, deterministic: bool = False) -> Tensor:
         """Actions of the environment as a tensor."""

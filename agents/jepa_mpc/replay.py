@@ -49,8 +49,7 @@ class EpisodeReplay:
     An episode of T steps takes T + 1 rows: its states, and in each row but the last the step that was taken
     there. Of stacked frames only the newest is stored; windows stack them again. Episodes are sampled when
     they are over; those that never end are cut into pieces of ``longest`` steps (the first stacks of a piece repeat its
-    first frame, as a reset does). After ``keep_in`` every episode
-    that ends is also a file, which a crash leaves whole.
+    first frame, as a reset does). After ``keep_in`` every episode that ends is also a file, which a crash leaves whole.
 
     Args:
         space: of one observation, by name.
@@ -170,11 +169,6 @@ class EpisodeReplay:
         rewards = self.columns["reward"][at[:, :-1]] * within
         terminated = self.columns["terminated"][at[:, :-1]] & within
 
-        returns, total = np.zeros((batch_size, steps), np.float32), np.zeros(batch_size)
-        for t in reversed(range(reach)):
-            total = rewards[:, t] + discount * total
-            if t < steps:
-                returns[:, t] = total
         distance = np.maximum(within.sum(1, keepdims=True) - np.arange(steps), 0)
 
         states, last = offset[:, : steps + 1], offset[:, -1:]
@@ -185,7 +179,7 @@ class EpisodeReplay:
             rewards[:, :steps],
             terminated[:, :steps],
             within[:, :steps],
-            returns,
+            discounted(rewards, discount)[:, :steps].astype(np.float32),
             (discount**distance).astype(np.float32),
             terminated.any(1),
             {name: value[:, 0] for name, value in self._observations(first, last).items()},
@@ -340,6 +334,15 @@ class EpisodeReplay:
             if used + rows <= self.capacity:
                 return
             self.episodes = self.episodes[1:]
+
+
+def discounted(rewards: Float[np.ndarray, "*b t"], discount: float) -> Float[np.ndarray, "*b t"]:
+    """Discounted sum of the rewards from each step on; float64."""
+    returns, total = np.zeros(rewards.shape), np.zeros(rewards.shape[:-1])
+    for t in reversed(range(rewards.shape[-1])):
+        total = rewards[..., t] + discount * total
+        returns[..., t] = total
+    return returns
 
 
 def _check_memory(capacity: int, row: int) -> None:
