@@ -8,6 +8,7 @@ its first convolution on converted floats, as it was before patches were cut out
 where glibc hands freed memory back to the system, as it does by itself. The environment shows noise and costs nothing.
 """
 
+import copy
 import ctypes
 import platform
 import time
@@ -25,7 +26,7 @@ from torch import nn
 from jepa_rl.agents import JEPAMPC
 from jepa_rl.agents.jepa_mpc import PRESETS, jepa_mpc_preset
 from jepa_rl.agents.jepa_mpc.networks import random_shift
-from jepa_rl.encoders import ConvEncoder
+from jepa_rl.encoders import FramesEncoder
 from jepa_rl.memory import keep_freed_memory
 
 
@@ -46,15 +47,14 @@ class Noise(gym.Env):
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
-        self.t = 0
-        return self._see(), {}
+        self.t, self.stack = 0, np.zeros((9, 64, 64), np.uint8)
+        return self.stack, {}
 
     def step(self, action):
         self.t += 1
-        return self._see(), 1.0, False, self.t >= 100, {}
-
-    def _see(self):
-        return self.np_random.integers(0, 256, (9, 64, 64), np.uint8)
+        new = self.np_random.integers(0, 256, (3, 64, 64), np.uint8)
+        self.stack = np.concatenate([self.stack[3:], new])
+        return self.stack, 1.0, False, self.t >= 100, {}
 
 
 def main(args: Args) -> None:
@@ -70,10 +70,10 @@ def main(args: Args) -> None:
     )
 
 
-def agent(name: str) -> JEPAMPC:
+def agent(name: str, device: str) -> JEPAMPC:
     model = JEPAMPC(
-        "CnnPolicy", Noise(), learning_starts=300, seed=0, buffer_size=5000, **jepa_mpc_preset(name)
-    )
+        "CnnPolicy", Noise(), learning_starts=300, seed=0, buffer_size=5000, device=device, **jepa_mpc_preset(name)
+    )  # fmt: skip
     model.learn(300)  # random play, no update yet
     return model
 
@@ -84,19 +84,20 @@ def measure(name: str, repeats: int, device: str) -> dict[str, float]:
     model._n_updates = 1
     control, replay, batch = model.policy.model, model.replay_buffer, model.batch_size
     pictures = next(iter(control.encoder.pictures.values()))
-    assert isinstance(pictures, ConvEncoder)
+    assert isinstance(pictures, FramesEncoder)
     windows = replay.sample(batch, model.steps, model.rng, model.n_step, model.gamma)
     pixels = torch.from_numpy(windows.observations["observation"]).to(device)
-    now, later = pixels[:, 0].contiguous(), pixels[:, 1:].flatten(0, 1)
-    naive = ConvEncoder(9, 64, pictures.latent_dim).to(device)
-    stem = naive.convolutions[0]
-    naive.convolutions[0] = Naive(stem).to(device, memory_format=torch.channels_last)
+    now = pixels[:, 0].contiguous()
+    later = control.encoder.runs({"observation": pixels[:, 1:]})["observation"]
+    naive = copy.deepcopy(pictures)
+    stem = naive.frame.convolutions[0]
+    naive.frame.convolutions[0] = Naive(stem).to(device, memory_format=torch.channels_last)
 
-    def encode(encoder: nn.Module) -> None:
+    def encode(encoder: FramesEncoder) -> None:
         encoder.train()
         encoder(now).sum().backward()
         with torch.no_grad():
-            encoder(later)
+            encoder.windows(later)
 
     observation = model.env.reset()
     found = {

@@ -81,7 +81,7 @@ TASKS = {
     "ball_in_cup-catch": Task("dmc/ball_in_cup-catch-v0", 4, 0.97),
     "finger-spin": Task("dmc/finger-spin-v0", 2, 0.98),
     "walker-walk": Task("dmc/walker-walk-v0", 2, 0.98),
-    "CartPole-v1": Task("CartPole-v1", 1, 0.98, frames=50_000),
+    "CartPole-v1": Task("CartPole-v1", 1, 0.98, frames=50_000, every=4),
 }
 
 

@@ -12,12 +12,12 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from jepa_rl.dynamics import CausalTransformerDynamics, GRUDynamics, MLPDynamics
-from jepa_rl.encoders import ConvEncoder, ViTEncoder
+from jepa_rl.encoders import ConvEncoder, FramesEncoder, ViTEncoder
 from jepa_rl.files import load_tensors, save_tensors
 from jepa_rl.objectives import Objective
 from jepa_rl.types import ActionSpec, Batch, WorldSpec
 
-ENCODERS = {"conv": ConvEncoder, "vit": ViTEncoder}
+ENCODERS = {"conv": ConvEncoder, "frames": FramesEncoder, "vit": ViTEncoder}
 DYNAMICS = {"mlp": MLPDynamics, "gru": GRUDynamics, "transformer": CausalTransformerDynamics}
 
 
@@ -35,7 +35,7 @@ class WorldModelConfig:
 
     spec: WorldSpec
     latent_dim: int = 64
-    encoder: Literal["conv", "vit"] = "conv"
+    encoder: Literal["conv", "frames", "vit"] = "conv"
     dynamics: Literal["mlp", "gru", "transformer"] = "mlp"
     encoder_options: dict[str, Any] = field(default_factory=dict)
     dynamics_options: dict[str, Any] = field(default_factory=dict)

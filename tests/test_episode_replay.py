@@ -89,6 +89,16 @@ def test_a_reward_that_is_no_number_is_refused_and_nothing_stored(bad):
     assert not len(replay)
 
 
+def test_a_stack_of_other_frames_is_refused_and_nothing_stored():
+    replay = EpisodeReplay(SPACE, 2, 100, FRAMES)
+    now, _, skipped = ({k: v[None] for k, v in state.items()} for state in episode(0, 2))
+    action, nothing = np.zeros((1, 2), np.float32), np.array([False])
+    with pytest.raises(ValueError, match=r"pixels must stack the frames of the last 3 steps"):
+        replay.add(now, action, np.zeros(1), skipped, nothing, nothing)
+    replay.cut(now)
+    assert not len(replay)
+
+
 def test_sampling_from_nothing_says_so():
     with pytest.raises(ValueError, match="no episode has ended yet"):
         EpisodeReplay(SPACE, 2, 100, FRAMES).sample(1, 1, np.random.default_rng(0))

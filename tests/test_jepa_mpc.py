@@ -158,6 +158,20 @@ def test_pictures_and_vectors_in_many_environments(tmp_path):
     assert list(tmp_path.rglob("events*"))
 
 
+@pytest.mark.parametrize("shared", [True, False])
+def test_windows_are_encoded_as_their_observations_are(shared):
+    agent = tiny(Pictures(), policy_kwargs={"model": replace(TINY, latent="sigreg", share_frames=shared)})
+    agent.learn(100)
+    encoder = agent.policy.model.encoder.eval()
+    windows = agent._tensors(agent.replay_buffer.sample(64, 3, np.random.default_rng(0)))
+    whole = windows.valid.all(1)  # behind the end of an episode there is nothing to encode
+    seen = {name: x[whole] for name, x in windows.observations.items()}
+    with torch.no_grad():
+        found = encoder.windows(encoder.runs(seen), 4)
+        expected = encoder({name: x.flatten(0, 1) for name, x in seen.items()})
+    torch.testing.assert_close(found.flatten(0, 1), expected)
+
+
 def test_saved_and_loaded_it_acts_the_same(tmp_path):
     agent = tiny(Goal1D())
     agent.learn(80)
@@ -169,6 +183,31 @@ def test_saved_and_loaded_it_acts_the_same(tmp_path):
         np.testing.assert_array_equal(loaded.predict(observation, deterministic=True)[0], expected)
     loaded.learn(60, reset_num_timesteps=False)
     assert loaded.num_timesteps == 140
+
+
+def test_a_moving_average_of_the_model_acts():
+    agent = tiny(Goal1D(), policy_kwargs={"average_rate": 0.25})
+    agent.learn(100)
+    before = {name: value.clone() for name, value in agent.policy.average.state_dict().items()}
+    agent.train(1, 16)
+    for name, value in agent.policy.model.state_dict().items():
+        expected = before[name].lerp(value, 0.25)
+        torch.testing.assert_close(agent.policy.average.state_dict()[name], expected)
+    at = np.array([[1.0]], np.float32)
+    action = agent.predict(at, deterministic=True)[0]
+    with torch.no_grad():  # what the model itself has become makes no difference ...
+        for parameter in agent.policy.model.parameters():
+            parameter.zero_()
+    np.testing.assert_array_equal(agent.predict(at, deterministic=True)[0], action)
+    agent.policy.average_rate = 1.0
+    agent.policy.after_update()  # ... until the average follows at once
+    assert not np.array_equal(agent.predict(at, deterministic=True)[0], action)
+
+
+@pytest.mark.parametrize("rate", [0.0, 1.5])
+def test_a_rate_that_is_none_is_refused(rate):
+    with pytest.raises(ValueError, match=r"average_rate must lie in \(0, 1\]"):
+        tiny(Goal1D(), policy_kwargs={"average_rate": rate})
 
 
 def test_equal_seeds_give_equal_runs():
@@ -299,9 +338,12 @@ def test_a_linear_quadratic_task_is_steered_with_the_optimal_gain():
         price = 1 + discount * price - (discount * price) ** 2 / (1 + discount * price)
     gain = discount * price / (1 + discount * price)
     agent = tiny(
-        LinearQuadratic(), gamma=discount, policy_kwargs={"samples": 64, "elites": 8, "iterations": 4}
+        LinearQuadratic(),
+        gamma=discount,
+        learning_rate=1e-3,
+        policy_kwargs={"samples": 64, "elites": 8, "iterations": 4},
     )
-    agent.learn(700)
+    agent.learn(1000)
     x = np.linspace(-0.8, 0.8, 9, dtype=np.float32)[:, None]
     actions, _ = agent.predict(x, deterministic=True)
     slope = float((actions * x).sum() / (x * x).sum())
@@ -335,14 +377,18 @@ def test_the_ablations_learn_too(switch):
     assert mean_return(agent, Goal1D, 10) > -4.0  # random ones are about -9
 
 
-def pixel_world(tmp_path):
+def pixel_world(tmp_path, shared=True):
     """A world model of the pictures, as ``fit`` leaves it."""
     spec = WorldSpec((3, 16, 16), 3, ActionSpec("continuous", 2, (-2.0, -2.0), (2.0, 2.0)))
     torch.manual_seed(1)
-    options = {"width": 48, "depth": 2}
-    world = WorldModel(
-        WorldModelConfig(spec, 32, dynamics_options=options, encoder_options={"widths": (8, 8)})
+    config = WorldModelConfig(
+        spec,
+        32,
+        encoder="frames" if shared else "conv",
+        encoder_options={"widths": (8, 8), **({"frames": 3} if shared else {})},
+        dynamics_options={"width": 48, "depth": 2},
     )
+    world = WorldModel(config)
     world.save(tmp_path / "world.safetensors")
     return world
 
@@ -355,11 +401,12 @@ class OnlyPictures(Pictures):
 
 
 @pytest.mark.parametrize("frozen", [True, False])
-def test_a_world_model_that_was_trained_without_reward_is_taken_over(tmp_path, frozen):
-    world = pixel_world(tmp_path)
-    model = replace(TINY, latent="sigreg", frozen=frozen, encoder_widths=(8, 8))
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_world_model_that_was_trained_without_reward_is_taken_over(tmp_path, frozen, shared):
+    world = pixel_world(tmp_path, shared)
+    model = replace(TINY, latent="sigreg", frozen=frozen, encoder_widths=(8, 8), share_frames=shared)
     agent = tiny(OnlyPictures(), policy_kwargs={"model": model})
-    agent.policy.model.warm_start(tmp_path / "world.safetensors")
+    agent.policy.warm_start(tmp_path / "world.safetensors")
     pixels = torch.randint(0, 256, (5, 3, 16, 16), dtype=torch.uint8)
     actions = torch.rand(5, 3, 2)
 
@@ -381,10 +428,10 @@ def test_a_world_model_of_another_size_is_refused(tmp_path):
     agent = tiny(OnlyPictures(), policy_kwargs={"model": replace(TINY, latent="sigreg")})
     before = {name: value.clone() for name, value in agent.policy.state_dict().items()}
     with pytest.raises(ValueError, match=r"does not fit: .*convolutions.*instead of"):
-        agent.policy.model.warm_start(tmp_path / "world.safetensors")
+        agent.policy.warm_start(tmp_path / "world.safetensors")
     assert all(torch.equal(before[name], value) for name, value in agent.policy.state_dict().items())
     with pytest.raises(ValueError, match="SimplexDynamics"):
-        tiny(OnlyPictures()).policy.model.warm_start(tmp_path / "world.safetensors")
+        tiny(OnlyPictures()).policy.warm_start(tmp_path / "world.safetensors")
 
 
 def test_the_log_says_how_latents_and_plans_fare(tmp_path):

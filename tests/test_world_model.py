@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from jepa_rl import ActionSpec, Batch, Objective, WorldModel, WorldModelConfig, WorldSpec
 from jepa_rl.dynamics import CausalTransformerDynamics, GRUDynamics, HeldActions, MLPDynamics
-from jepa_rl.encoders import ConvEncoder, ViTEncoder
+from jepa_rl.encoders import ConvEncoder, FramesEncoder, ViTEncoder
 from jepa_rl.encoders.conv import PatchConv
 from jepa_rl.files import FORMAT_VERSION, load_tensors, save_tensors
 from jepa_rl.objectives import EB_JEPA, EMA, LEWM
@@ -48,6 +48,13 @@ class TestConvWorld(EncoderContract):
 
     def make_encoder(self):
         return build().eval()
+
+
+class TestFramesWorld(EncoderContract):
+    pixels = (3, 32, 32)
+
+    def make_encoder(self):
+        return build(DISCRETE, encoder="frames", encoder_options={"frames": 3, "widths": (8, 8)}).eval()
 
 
 class TestViTWorld(EncoderContract):
@@ -100,6 +107,23 @@ def test_patches_of_bytes_are_a_strided_convolution(patch, size):
     torch.testing.assert_close(stem(pixels).double(), expected, rtol=1e-4, atol=1e-5)
     with pytest.raises(ValueError, match=r"expected uint8 pixels, got torch.float32"):
         stem(pixels.float())
+
+
+def test_every_frame_of_a_stack_is_read_alike():
+    torch.manual_seed(0)
+    encoder = FramesEncoder(6, 16, 5, frames=3, widths=(8, 8), frame_dim=32, norm=False).eval()
+    pixels = torch.randint(0, 256, (4, 6, 16, 16), dtype=torch.uint8)
+    readings = torch.stack([encoder.frame(frame) for frame in pixels.split(2, dim=1)], dim=1)
+    joined = [readings[:, 2], readings[:, 1] - readings[:, 0], readings[:, 2] - readings[:, 1]]
+    torch.testing.assert_close(encoder(pixels), encoder.join(torch.cat(joined, dim=1)))
+    still = pixels[:, -2:].repeat(1, 3, 1, 1)  # nothing moves: nothing is said but where things are
+    there = torch.cat([readings[:, 2], torch.zeros(4, 64)], dim=1)
+    torch.testing.assert_close(encoder(still), encoder.join(there))
+
+
+def test_a_stack_of_unequal_frames_is_refused():
+    with pytest.raises(ValueError, match="8 channels are no stack of 3 frames"):
+        FramesEncoder(8, 16, 5, frames=3)
 
 
 @pytest.mark.parametrize("make", [lambda: ConvEncoder(1, 8, 4), lambda: ViTEncoder(1, 30, 4)])

@@ -124,11 +124,14 @@ class JEPAMPC(OffPolicyAlgorithm):
         self._setup_lr_schedule()
         self.set_random_seed(self.seed)
         seed = 0 if self.seed is None else self.seed
+        if self.env is not None:
+            self.frames = self._stacked_frames()
         policy = self.policy_class(
             self.observation_space,
             self.action_space,
             self.lr_schedule,
             discount=self.gamma,
+            frames=self.frames,
             seed=seed,
             **self.policy_kwargs,
         )
@@ -144,7 +147,6 @@ class JEPAMPC(OffPolicyAlgorithm):
         self.policy.generator = torch.Generator(self.device).manual_seed(seed)
         self.replay_buffer: Any = None
         if self.env is not None:  # an agent that was loaded only to act needs none
-            self.frames = self._stacked_frames()
             self._make_replay()
         self.rng = np.random.default_rng(seed)
         self.noise = torch.Generator(self.device).manual_seed(seed)
@@ -278,6 +280,7 @@ class JEPAMPC(OffPolicyAlgorithm):
             acting = model.policy_loss(losses, self.noise)
             descend(acting["policy"], self.policy_optimizer, model.policy.parameters(), self.max_grad_norm)
             model.after_update()
+            self.policy.after_update()
         self._n_updates += gradient_steps
         self.logger.record_mean("time/train_ms", 1e3 * (time.perf_counter() - began))
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
@@ -312,7 +315,7 @@ class JEPAMPC(OffPolicyAlgorithm):
         """Stable-Baselines3's, with ``jepa/*`` measured on windows from the replay."""
         if self._n_updates:  # a generator of its own: what is logged must not change what is learned
             windows = self.replay_buffer.sample(256, self.steps, np.random.default_rng(self.num_timesteps))
-            for name, value in model_metrics(self.policy.model, self._tensors(windows)).items():
+            for name, value in model_metrics(self.policy.average, self._tensors(windows)).items():
                 self.logger.record(name, value)
         super().dump_logs()
 

@@ -28,6 +28,7 @@ class ControlModel(nn.Module):
         groups: number of options of each choice in it; empty for continuous actions.
         config: sizes and weights.
         discount: of one step.
+        frames: stacked in every picture.
     """
 
     def __init__(
@@ -37,12 +38,13 @@ class ControlModel(nn.Module):
         groups: tuple[int, ...],
         config: ModelConfig,
         discount: float,
+        frames: int = 1,
     ) -> None:
         super().__init__()
         d, a, w = config.latent_dim, action_dim, config.width
         self.config, self.discount = config, discount
         self.latent_dim, self.action_dim = d, a
-        self.encoder = ObservationEncoder(space, config)
+        self.encoder = ObservationEncoder(space, config, frames)
         self.dynamics = (
             SimplexDynamics(d, a, w, config.depth)
             if config.latent == "simplex"
@@ -84,8 +86,8 @@ class ControlModel(nn.Module):
         if unlike or len(names) != 1 or self.encoder.perceptron is not None:
             raise ValueError(
                 f"{path} does not fit: {'; '.join(unlike[:4]) or 'the observation must be one picture'}. Both models "
-                "need the same pixels, latent_dim, encoder widths, dynamics width and depth, blocks of one step, and "
-                "latents that are not a simplex: policy_kwargs=dict(model=ModelConfig(latent='sigreg', ...))"
+                "need the same pixels, latent_dim, encoder and its widths, dynamics width and depth, blocks of one "
+                "step, and latents that are not a simplex: policy_kwargs=dict(model=ModelConfig(latent='sigreg', ...))"
             )
         for old, new in there:
             assert new is not None
@@ -125,10 +127,10 @@ class ControlModel(nn.Module):
         """World model and values on windows; the latents come back for the policy's loss."""
         c, h = self.config, batch.actions.shape[1]
         now = {name: x[:, 0] for name, x in batch.observations.items()}
-        later = {name: x[:, 1:].flatten(0, 1) for name, x in batch.observations.items()}
+        later = {name: x[:, 1:] for name, x in batch.observations.items()}
         z = self.encode(self._shifted(now, generator))
         with torch.no_grad():
-            targets = self.encode(self._shifted(later, generator)).unflatten(0, (-1, h))
+            targets = self.encoder.windows(self._shifted(self.encoder.runs(later), generator), h)
             returns = self._targets(self.encode(self._shifted(batch.future, generator)), batch, generator)
         path = self.rollout(z, batch.actions)[:, 0]
         decay = c.decay ** torch.arange(h, device=z.device)

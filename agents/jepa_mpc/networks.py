@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from jepa_rl.dynamics import simplex
-from jepa_rl.encoders import ConvEncoder
+from jepa_rl.encoders import ConvEncoder, FramesEncoder
 from jepa_rl.heads import Perceptron, PictureDecoder, symlog
 
 Latent = Literal["simplex", "sigreg", "vicreg"]
@@ -26,6 +26,9 @@ class ModelConfig:
         latent_dim: width of the latent.
         width, depth: hidden units and layers of dynamics and heads.
         encoder_widths, patch: of the convolutional encoder (``ConvEncoder``).
+        share_frames: whether stacked frames go through the same convolutions one by one (``FramesEncoder``), or
+            through one ``ConvEncoder`` as channels.
+        frame_dim: numbers that one of them is read into.
         values: heads in the ensemble of action values.
         bins: of reward and value distributions.
         latent: what keeps latents from collapsing: softmax over groups of 8 (``"simplex"``, as TD-MPC2), SIGReg
@@ -46,6 +49,8 @@ class ModelConfig:
     depth: int = 2
     encoder_widths: tuple[int, ...] = (32, 32, 64)
     patch: int = 4
+    share_frames: bool = True
+    frame_dim: int = 64
     values: int = 3
     bins: int = 101
     latent: Latent = "simplex"
@@ -70,18 +75,30 @@ class ObservationEncoder(nn.Module):
     Args:
         space: of the observation, by name; uint8 pictures (c, y, x), everything else is flat.
         config: widths.
+        frames: stacked in every picture, the oldest first.
     """
 
-    def __init__(self, space: dict[str, spaces.Box], config: ModelConfig) -> None:
+    def __init__(self, space: dict[str, spaces.Box], config: ModelConfig, frames: int = 1) -> None:
         super().__init__()
-        d = config.latent_dim
+        d, norm = config.latent_dim, config.latent != "simplex"
         self.pictures = nn.ModuleDict()
         self.vectors, inputs = [], 0
         for name, box in space.items():
             if len(box.shape) == 3:
                 channels, size, _ = box.shape
-                encoder = ConvEncoder(
-                    channels, size, d, config.encoder_widths, config.patch, norm=config.latent != "simplex"
+                encoder: ConvEncoder | FramesEncoder = (
+                    FramesEncoder(
+                        channels,
+                        size,
+                        d,
+                        frames,
+                        config.encoder_widths,
+                        config.patch,
+                        config.frame_dim,
+                        norm=norm,
+                    )
+                    if config.share_frames and frames > 1
+                    else ConvEncoder(channels, size, d, config.encoder_widths, config.patch, norm=norm)
                 )
                 if isinstance(encoder.norm, nn.BatchNorm1d):
                     # Acting reads the running statistics between updates at full rate: they must not lag behind
@@ -95,7 +112,33 @@ class ObservationEncoder(nn.Module):
         self.simplex = config.latent == "simplex"
 
     def forward(self, observations: dict[str, Tensor]) -> Float[Tensor, "b d"]:
-        parts = [encoder(observations[name]) for name, encoder in self.pictures.items()]
+        pictures = {name: encoder(observations[name]) for name, encoder in self.pictures.items()}
+        return self._joined(pictures, observations)
+
+    def runs(self, windows: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Observations "b t ..." for ``windows``: pictures become "b c y x" of all their frames, none of them twice."""
+        found = dict(windows)
+        for name, encoder in self.pictures.items():
+            x = windows[name]
+            if isinstance(encoder, FramesEncoder):
+                found[name] = torch.cat([x[:, 0], x[:, 1:, -encoder.channels :].flatten(1, 2)], dim=1)
+            else:
+                found[name] = x.flatten(1, 2)
+        return found
+
+    def windows(self, runs: dict[str, Tensor], steps: int) -> Float[Tensor, "b t d"]:
+        """Latents of all ``steps`` observations of every window."""
+        pictures = {
+            name: encoder.windows(runs[name]).flatten(0, 1)
+            if isinstance(encoder, FramesEncoder)
+            else encoder(runs[name].unflatten(1, (steps, -1)).flatten(0, 1))
+            for name, encoder in self.pictures.items()
+        }
+        vectors = {name: runs[name].flatten(0, 1) for name in self.vectors}
+        return self._joined(pictures, vectors).unflatten(0, (-1, steps))
+
+    def _joined(self, pictures: dict[str, Tensor], observations: dict[str, Tensor]) -> Float[Tensor, "b d"]:
+        parts = list(pictures.values())
         if self.perceptron is not None:
             # symlog: vectors come in any unit
             vectors = torch.cat([observations[name].float() for name in self.vectors], dim=-1)

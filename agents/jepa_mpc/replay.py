@@ -119,7 +119,8 @@ class EpisodeReplay:
         """One step of every environment; where it is ``over``, ``next_observations`` is the episode's last.
 
         Raises:
-            ValueError: for NaN or infinite rewards, actions or observations; nothing is stored then.
+            ValueError: for NaN or infinite rewards, actions or observations, or stacks that do not hold the frames of
+                the steps before; nothing is stored then.
         """
         seen = (*observations.items(), *next_observations.items())
         for name, value in (("rewards", rewards), ("actions", actions), *seen):
@@ -127,6 +128,15 @@ class EpisodeReplay:
                 raise ValueError(
                     f"{name} hold NaN or infinite values: {value[~np.isfinite(value)][:5]}; check the environment"
                 )
+        for name, box in self.space.items():
+            if len(box.shape) == 3 and self.frames > 1:
+                new = box.shape[0] // self.frames
+                if not np.array_equal(observations[name][~over, new:], next_observations[name][~over, :-new]):
+                    raise ValueError(
+                        f"{name} must stack the frames of the last {self.frames} steps, but its older frames are not "
+                        "those of the step before; put the wrapper that stacks them around all others "
+                        "(PixelObservation(ActionRepeat(env, n)))"
+                    )
         for i, steps in enumerate(self._running):
             state = {name: self._newest(name, value[i]) for name, value in observations.items()}
             steps.append((state, actions[i].copy(), float(rewards[i]), bool(terminated[i])))

@@ -184,7 +184,7 @@ def settings_of(model: JEPAMPC) -> dict[str, Any]:
         "environment": environment_of(model.env),
         "observation_space": str(model.observation_space),
         "action_space": str(model.action_space),
-        "learning_rate": "a schedule" if callable(rate) else rate,
+        "learning_rate": [rate(left) for left in (1.0, 0.5, 0.0)] if callable(rate) else rate,
         "train_freq": [freq.frequency, freq.unit.value],
         "policy": str(sorted(model.policy.settings.items())),
     }

@@ -1,6 +1,6 @@
-"""Pixels to latents: a small conv net (default) and a small ViT."""
+"""Pixels to latents: a small conv net (default), the same on every frame of a stack, and a small ViT."""
 
-from jepa_rl.encoders.conv import ConvEncoder
+from jepa_rl.encoders.conv import ConvEncoder, FramesEncoder
 from jepa_rl.encoders.vit import ViTEncoder
 
-__all__ = ["ConvEncoder", "ViTEncoder"]
+__all__ = ["ConvEncoder", "FramesEncoder", "ViTEncoder"]
