@@ -40,7 +40,9 @@ class MPPI:
 
     Each iteration draws ``samples`` plans around a mean (the mean is one of them) and sets mean and
     standard deviation to those of the ``elites`` cheapest, weighted by ``softmin`` (Hansen et al.
-    2024, section 3.2). Returned is the cheaper of the last mean and the best plan seen.
+    2024, section 3.2). Returned is the cheaper of the last mean and the best plan seen, or the mean in any case:
+    the best of many plans in a learned model is also the one whose cost the model gets most wrong, while a mean over
+    many elites averages such errors out.
 
     Attributes:
         horizon: actions in a plan, in latent steps.
@@ -48,6 +50,7 @@ class MPPI:
         min_std: floor of the standard deviation, against freezing too early.
         temperature: small follows the best elite, large averages them; in units of the spread of
             the elites' costs.
+        keep_best: whether the best plan seen may be returned.
         futures: futures drawn for each candidate where the dynamics draw any.
         risk: costs "b n" of the futures -> "b".
 
@@ -62,6 +65,7 @@ class MPPI:
     init_std: float = 0.7
     min_std: float = 0.05
     temperature: float = 0.3
+    keep_best: bool = True
     futures: int = 1
     risk: Risk = expected_cost
 
@@ -91,4 +95,5 @@ class MPPI:
             weights = softmin(elite_costs, self.temperature)[:, :, None, None]
             mean = (weights * elites).sum(1)
             std = (weights * (elites - mean[:, None]).square()).sum(1).sqrt().clamp_min(self.min_std)
-        return problem.finish(torch.stack([mean, best.actions], dim=1), candidates, costs)
+        answers = [mean, best.actions] if self.keep_best else [mean]
+        return problem.finish(torch.stack(answers, dim=1), candidates, costs)

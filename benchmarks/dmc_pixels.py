@@ -135,11 +135,13 @@ def make_state(task: Task) -> gym.Env:
     return ActionRepeat(env, task.repeat) if task.repeat > 1 else env
 
 
-def make_pixels(task: Task) -> gym.Env:
+def make_pixels(task: Task, keep_state: bool = False) -> gym.Env:
     """Three stacked 64 x 64 pictures of the last three decisions; only these are drawn."""
     look = {"render": "fast", "render_size": 64} if task.env_id.startswith("dmc/") else {}
     env = gym.make(task.env_id, render_mode="rgb_array", **look)
-    return PixelObservation(ActionRepeat(env, task.repeat) if task.repeat > 1 else env, size=64, frames=3)
+    return PixelObservation(
+        ActionRepeat(env, task.repeat) if task.repeat > 1 else env, size=64, frames=3, keep_state=keep_state
+    )
 
 
 def is_discrete(task: Task) -> bool:
@@ -174,15 +176,18 @@ def evaluation(args: Args, task: Task, folder: Path, make: Callable[[], gym.Env]
     return EvaluationCallback(make, every, args.episodes, EVALUATION_SEED, folder / "curve.json")
 
 
-def run_jepa_mpc(args: Args, task: Task, folder: Path, seed: int, decisions: int) -> dict[str, Any]:
-    make = partial(make_pixels, task)
-    model = JEPAMPC(
-        "CnnPolicy", make(), seed=seed, gamma=task.gamma, device=args.device, buffer_size=decisions + 1000,
+def make_jepa_mpc(args: Args, task: Task, folder: Path, seed: int, decisions: int) -> JEPAMPC:
+    return JEPAMPC(
+        "CnnPolicy", make_pixels(task), seed=seed, gamma=task.gamma, device=args.device, buffer_size=decisions + 1000,
         learning_starts=min(500, decisions // 4), train_freq=task.every, gradient_steps=task.updates,
         tensorboard_log=str(folder / "tensorboard"), **jepa_mpc_preset(args.preset),
     )  # fmt: skip
+
+
+def run_jepa_mpc(args: Args, task: Task, folder: Path, seed: int, decisions: int) -> dict[str, Any]:
+    model = make_jepa_mpc(args, task, folder, seed, decisions)
     checkpoints = ResumableRun(folder / "run", every=max(50, decisions // 20))
-    model.learn(decisions, callback=[checkpoints, evaluation(args, task, folder, make)])
+    model.learn(decisions, callback=[checkpoints, evaluation(args, task, folder, partial(make_pixels, task))])
     return {"preset": args.preset, "device": str(model.device), "observations": "pixels"}
 
 

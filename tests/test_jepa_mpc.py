@@ -20,7 +20,7 @@ from jepa_rl.agents.jepa_mpc.networks import random_shift
 from jepa_rl.agents.jepa_mpc.spaces import ActionCodec
 from jepa_rl.envs import ActionRepeat
 from jepa_rl.testing import DynamicsContract
-from jepa_rl.types import ActionSpec, Plan, WorldSpec
+from jepa_rl.types import ActionSpec, WorldSpec
 from jepa_rl.world_model import WorldModel, WorldModelConfig
 
 TINY = ModelConfig(latent_dim=32, width=48, bins=51, values=2)
@@ -133,7 +133,7 @@ def test_learns_to_walk_to_the_goal():
     assert returns > -2.0  # the best are about -0.6, random ones about -9
     action, _ = agent.predict(np.array([1.0], np.float32), deterministic=True)
     assert action.shape == (1,)
-    assert action[0] < -0.7
+    assert action[0] < -0.5  # a mean of plans stays away from the bound
 
 
 @pytest.mark.parametrize("termination", [True, False])
@@ -450,21 +450,18 @@ def test_the_log_says_how_latents_and_plans_fare(tmp_path):
 def test_promises_are_held_against_the_returns_that_followed():
     record = PlanRecord(2, 0.5)
 
-    def plan(*values):
-        return Plan(torch.zeros(2, 1, 1), -torch.tensor(values), None, None, torch.zeros(2, 1, 2, 1))
-
     no = np.array([False, False])
     assert record.paid(np.array([9.0, 9.0]), no, no) == {}  # a random step, without a plan
-    record.promised(plan(3.0, 100.0))
+    record.promised(np.array([3.0, 100.0]))
     assert record.paid(np.array([1.0, 1.0]), no, no) == {}
-    record.promised(plan(2.0, 100.0))
+    record.promised(np.array([2.0, 100.0]))
     found = record.paid(np.array([4.0, 1.0]), np.array([True, False]), np.array([True, False]))
     # Returns 1 + 0.5 * 4 = 3 and 4; promised were 3 and 2.
     assert found == {"plan/value": 2.5, "plan/return": 3.5, "plan/error": 1.0}
     for _ in range(3):
-        record.promised(plan(0.0, 2.0))
+        record.promised(np.array([0.0, 2.0]))
         record.paid(np.array([0.0, 1.0]), no, no)
-    record.promised(plan(0.0, 2.0))
+    record.promised(np.array([0.0, 2.0]))
     cut = record.paid(np.array([0.0, 1.0]), no, np.array([False, True]))
     # Six steps were paid, cut by a limit: only those with 0.5^left < 0.1 count, the first three.
     assert cut["plan/value"] == pytest.approx((100 + 100 + 2) / 3)

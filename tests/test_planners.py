@@ -186,6 +186,17 @@ def test_risk_decides_at_a_fork(planner):
     assert cautious.actions.item() <= 0 and cautious.cost.item() == 2.5
 
 
+@pytest.mark.parametrize(("keep_best", "action"), [(True, 0.61), (False, 0.2)])
+def test_a_mean_is_not_drawn_to_the_few_plans_that_a_model_flatters(keep_best, action):
+    def cost(latents, actions):
+        flattered = (actions[:, 0] > 0.6) & (actions[:, 0] < 0.62)
+        return (actions[:, 0] - 0.2).square() - flattered.float()
+
+    planner = MPPI(1, samples=256, elites=128, init_std=0.5, temperature=1.0, keep_best=keep_best)
+    plan = planner.plan(PointMass(torch.eye(1)), cost, torch.zeros(1, 1), generator=seeded())
+    assert plan.actions.item() == pytest.approx(action, abs=0.07)
+
+
 def test_candidates_of_all_iterations_meet_the_same_futures():
     seen = []
 

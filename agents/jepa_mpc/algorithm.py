@@ -33,7 +33,7 @@ class JEPAMPC(OffPolicyAlgorithm):
     Discrete or MultiDiscrete. With ``ResumableRun`` as a callback a run that was killed goes on where it was.
 
     The reference is TD-MPC2 (Hansen, Su and Wang 2024, arXiv:2310.16828). Departures: a patch-convolution encoder;
-    gated dynamics; fewer value heads; a termination head; exploration by following one of the elite plans; windows
+    gated dynamics; fewer value heads; a termination head; exploration by following one of the best plans; windows
     that run over an episode's end (masked), so that short episodes count in full; one common discount, none guessed
     from the episode's length.
 
@@ -232,7 +232,7 @@ class JEPAMPC(OffPolicyAlgorithm):
         )
         plan, policy = self.policy.last_plan, self.policy
         assert plan is not None
-        self._record.promised(plan)
+        self._record.promised(-plan.cost.cpu().numpy())
         metrics = search_metrics(plan, policy.planner.samples, policy.planner.elites)
         metrics |= {f"time/{name}_ms": 1e3 * seconds for name, seconds in policy.seconds.items()}
         for name, value in metrics.items():

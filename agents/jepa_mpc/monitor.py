@@ -40,10 +40,10 @@ class PlanRecord:
         self._promised: list[list[float]] = [[] for _ in range(num_envs)]
         self._paid: list[list[float]] = [[] for _ in range(num_envs)]
 
-    def promised(self, plan: Plan) -> None:
-        """Before a step: the value of every environment's plan."""
-        for steps, cost in zip(self._promised, plan.cost.tolist(), strict=True):
-            steps.append(-cost)
+    def promised(self, values: Float[np.ndarray, " n"]) -> None:
+        """Before a step: the value of every environment's plan, which is minus its cost."""
+        for steps, value in zip(self._promised, values.tolist(), strict=True):
+            steps.append(value)
 
     def paid(
         self, rewards: Float[np.ndarray, " n"], ended: Bool[np.ndarray, " n"], over: Bool[np.ndarray, " n"]

@@ -36,7 +36,8 @@ class JEPAMPCPolicy(BasePolicy):
         lr_schedule: unused; the algorithm holds the optimisers.
         model: sizes and weights.
         horizon: steps that are looked ahead.
-        samples, elites, iterations: of the search (``MPPI``, or ``CategoricalCEM`` for choices).
+        samples, elites, iterations: of the search (``MPPI`` that returns its mean, or ``CategoricalCEM`` for choices).
+        init_std, temperature: of ``MPPI``.
         proposals: plans of the policy prior that compete in every search; 0 leaves the prior out.
         terminal_value: whether the value of the last state counts.
         average_rate: how far the average moves towards the model after an update; 1 acts with the model itself.
@@ -55,10 +56,12 @@ class JEPAMPCPolicy(BasePolicy):
         lr_schedule: Callable[[float], float] | None = None,
         *,
         model: ModelConfig | None = None,
-        horizon: int = 3,
+        horizon: int = 5,
         samples: int = 128,
-        elites: int = 16,
+        elites: int = 64,
         iterations: int = 4,
+        init_std: float = 0.5,
+        temperature: float = 1.0,
         proposals: int = 16,
         terminal_value: bool = True,
         average_rate: float = 0.003,
@@ -71,8 +74,8 @@ class JEPAMPCPolicy(BasePolicy):
         super().__init__(observation_space, action_space)
         self.settings: dict[str, Any] = dict(
             model=model, horizon=horizon, samples=samples, elites=elites, iterations=iterations,
-            proposals=proposals, terminal_value=terminal_value, average_rate=average_rate, discount=discount,
-            frames=frames, seed=seed,
+            init_std=init_std, temperature=temperature, proposals=proposals, terminal_value=terminal_value,
+            average_rate=average_rate, discount=discount, frames=frames, seed=seed,
         )  # fmt: skip
         self.codec = ActionCodec(action_space)
         boxes = observation_boxes(observation_space)
@@ -87,7 +90,7 @@ class JEPAMPCPolicy(BasePolicy):
         self.planner = (
             CategoricalCEM(**search, choices=self.codec.groups)
             if self.codec.groups
-            else MPPI(**search, init_std=1.0)
+            else MPPI(**search, init_std=init_std, temperature=temperature, keep_best=False)
         )
         self.proposals, self.seed = proposals, seed
         self.cost = ReturnCost(self.average, terminal_value)
@@ -120,7 +123,7 @@ class JEPAMPCPolicy(BasePolicy):
         deterministic: bool = False,
     ) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
         """Stable-Baselines3's ``predict``. ``deterministic`` takes the best plan, and equal calls give equal actions;
-        otherwise one of the elite plans is followed, by the generator of exploration."""
+        otherwise one of the best eighth is followed, by the generator of exploration."""
         tensors, vectorised = self.obs_to_tensor(observation)
         actions, state = self.act(by_name(tensors), state, episode_start, deterministic)
         decoded = self.codec.decode(actions)
@@ -179,11 +182,11 @@ class JEPAMPCPolicy(BasePolicy):
         return torch.stack(actions, 1).unflatten(0, (len(z), self.proposals))
 
     def _explore(self, plan: Plan, generator: torch.Generator) -> Float[Tensor, "b h a"]:
-        """One of the best candidates of the last iteration."""
+        """One of the best eighth of the candidates of the last iteration."""
         assert plan.candidates is not None and plan.candidate_costs is not None
-        elites = self.planner.elites
-        best, _ = best_of(plan.candidates, plan.candidate_costs, elites)
-        return pick(best, torch.randint(elites, (len(best),), generator=generator, device=best.device))
+        count = max(1, self.planner.samples // 8)
+        best, _ = best_of(plan.candidates, plan.candidate_costs, count)
+        return pick(best, torch.randint(count, (len(best),), generator=generator, device=best.device))
 
     def _predict(self, observation: Any, deterministic: bool = False) -> Tensor:
         """Actions of the environment as a tensor."""

@@ -1,0 +1,154 @@
+"""Why JEPAMPC's return is what it is: encoder, dynamics, reward, value or search?
+
+    python benchmarks/dmc_diagnosis.py --tasks cartpole-swingup --seeds 0
+
+Takes finished runs of ``dmc_pixels.py`` and plays episodes that neither training nor its evaluation saw:
+
+- encoder: how well a small perceptron reads each number of the true state from the latents, on other episodes than it
+  was fitted on (R2; 1 is all of it);
+- dynamics: error of a latent k steps ahead, relative to that of predicting no change;
+- reward: mean absolute error k steps ahead, and the standard deviation of the rewards beside it;
+- value: what plans promised against the discounted return that followed;
+- search: the return with eight times the candidates, and with the policy prior alone.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import tyro
+from _record import write_results
+from dmc_pixels import TASKS, Args, Task, make_jepa_mpc, make_pixels
+
+import jepa_rl.envs
+from jepa_rl.agents import JEPAMPC
+from jepa_rl.agents.jepa_mpc.monitor import PlanRecord
+from jepa_rl.diagnostics import fit_mlp_probe, r2_score
+from jepa_rl.files import load_tensors
+
+SEED = 4_000_000  # of the first episode; neither training nor evaluation has it
+
+
+@dataclass(frozen=True)
+class DiagnosisArgs:
+    tasks: tuple[str, ...] = ("cartpole-swingup",)
+    seeds: tuple[int, ...] = (0,)
+    episodes: int = 10
+    preset: str = "laptop"
+    device: str = "auto"
+    out: Path = Path("runs/dmc_pixels")
+    quick: bool = False
+
+
+def main(args: DiagnosisArgs) -> None:
+    results: dict[str, Any] = {}
+    for name in args.tasks:
+        for seed in args.seeds:
+            found = diagnose(args, name, seed)
+            results.setdefault(name, {})[f"seed_{seed}"] = found
+            print(name, seed, *(f"{key}: {value}" for key, value in found.items()), sep="\n  ")
+    print(write_results("dmc_diagnosis", {"episodes": args.episodes, "results": results}, quick=args.quick))
+
+
+def diagnose(args: DiagnosisArgs, name: str, seed: int) -> dict[str, Any]:
+    task, episodes = TASKS[name], 2 if args.quick else args.episodes
+    folder = args.out / name / "jepa_mpc" / f"seed_{seed}"
+    settings = Args(preset=args.preset, device=args.device)
+    agent = make_jepa_mpc(settings, task, folder, seed, 1000)  # the replay stays empty
+    tensors, _ = load_tensors(folder / "run/checkpoint.safetensors", ("jepa_mpc run",))
+    agent.policy.load_state_dict({k[7:]: v for k, v in tensors.items() if k.startswith("policy.")})
+    played = play(agent, task, episodes)
+    found: dict[str, Any] = {"return": rounded(played["reward"].sum(0).mean())}
+    planner = agent.policy.planner
+    agent.policy.planner = replace(planner, samples=8 * planner.samples, elites=8 * planner.elites)
+    found["return_with_8x_candidates"] = rounded(play(agent, task, episodes)["reward"].sum(0).mean())
+    agent.policy.planner = planner
+    prior = play(agent, task, episodes, plan=False)
+    found["return_of_the_policy_prior"] = rounded(prior["reward"].sum(0).mean())
+    return found | promises(agent, played) | predictions(agent, played) | probes(played)
+
+
+@torch.no_grad()
+def play(agent: JEPAMPC, task: Task, episodes: int, plan: bool = True) -> dict[str, np.ndarray]:
+    """Episodes side by side, "t b ..."; those that end early repeat their last step with no reward."""
+    policy, envs = agent.policy, [make_pixels(task, keep_state=True) for _ in range(episodes)]
+    policy.set_training_mode(False)
+    seen = [env.reset(seed=SEED + i)[0] for i, env in enumerate(envs)]
+    state, rows, over = None, [], np.zeros(episodes, bool)
+    while not over.all():
+        pixels = torch.from_numpy(np.stack([o["pixels"] for o in seen])).to(agent.device)
+        z = policy.average.encode({"observation": pixels})
+        if plan:
+            actions, state = policy.act({"observation": pixels}, state, None, deterministic=True)
+            assert policy.last_plan is not None
+            value = -policy.last_plan.cost.cpu().numpy()
+        else:
+            actions, value = policy.average.policy.mode(z).cpu().numpy(), np.zeros(episodes, np.float32)
+        before, reward = np.stack([o["state"] for o in seen]), np.zeros(episodes, np.float32)
+        was_over, ended = over.copy(), np.zeros(episodes, bool)
+        for i, raw in enumerate(policy.codec.decode(actions)):
+            if not over[i]:
+                seen[i], paid, ended[i], truncated, _ = envs[i].step(raw)
+                reward[i], over[i] = paid, ended[i] or truncated
+        rows.append((z.cpu().numpy(), actions, reward, before, value, ~was_over, ended, over.copy()))
+    for env in envs:
+        env.close()
+    names = ("latent", "action", "reward", "state", "value", "valid", "ended", "over")
+    return {name: np.stack(column) for name, column in zip(names, zip(*rows, strict=True), strict=True)}
+
+
+def promises(agent: JEPAMPC, played: dict[str, np.ndarray]) -> dict[str, float]:
+    """Of plans, against the returns that followed."""
+    found: dict[str, list[float]] = {}
+    for i in range(played["reward"].shape[1]):
+        record, steps = PlanRecord(1, agent.gamma), int(played["valid"][:, i].sum())
+        for t in range(steps):
+            record.promised(played["value"][t, i : i + 1])
+            paid = record.paid(*(played[name][t, i : i + 1] for name in ("reward", "ended", "over")))
+            for name, value in paid.items():
+                found.setdefault(name.replace("plan/", "plan_"), []).append(value)
+    return {name: rounded(np.mean(values)) for name, values in found.items()}
+
+
+@torch.no_grad()
+def predictions(agent: JEPAMPC, played: dict[str, np.ndarray], steps: int = 3) -> dict[str, float]:
+    """Errors of the model on what it played, from every state whose next ``steps`` are there."""
+    model = agent.policy.average
+    z, a, r = (torch.from_numpy(played[name]).to(agent.device) for name in ("latent", "action", "reward"))
+    windows = torch.from_numpy(played["valid"][steps:])
+    start = z[:-steps][windows]
+    count = len(z) - steps
+    actions = torch.stack([a[k : k + count][windows] for k in range(steps)], dim=1)
+    path = model.rollout(start, actions)[:, 0]
+    found = {"reward_std": rounded(r[:-steps][windows].std())}
+    for k in range(steps):
+        true = z[k + 1 : k + 1 + count][windows]
+        error, change = (path[:, k + 1] - true).square().mean(), (start - true).square().mean()
+        found[f"latent_error_{k + 1}"] = rounded(error / change)
+        reward = model.reward(path[:, k], actions[:, k])
+        found[f"reward_error_{k + 1}"] = rounded((reward - r[k : k + count][windows]).abs().mean())
+    return found
+
+
+def probes(played: dict[str, np.ndarray]) -> dict[str, list[float]]:
+    """R2 of every number of the state, fitted on one half of the episodes and read on the other."""
+    half = played["latent"].shape[1] // 2
+    sides = []
+    for episodes in (slice(None, half), slice(half, None)):
+        valid = played["valid"][:, episodes]
+        sides.append([torch.from_numpy(played[n][:, episodes][valid]).float() for n in ("latent", "state")])
+    (z, state), (z_other, state_other) = sides
+    probe = fit_mlp_probe(z, state, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        return {"state_r2": [rounded(value) for value in r2_score(probe(z_other), state_other)]}
+
+
+def rounded(value: Any) -> float:
+    return round(float(value), 3)
+
+
+if __name__ == "__main__":
+    jepa_rl.envs.register_envs()
+    main(tyro.cli(DiagnosisArgs))
