@@ -24,7 +24,8 @@ from dmc_pixels import TASKS, Args, Task, make_jepa_mpc, make_pixels
 
 import jepa_rl.envs
 from jepa_rl.agents import JEPAMPC
-from jepa_rl.agents.jepa_mpc.monitor import PlanRecord
+from jepa_rl.agents.jepa_mpc.monitor import PlanRecord, prediction_errors
+from jepa_rl.agents.jepa_mpc.resume import restore_policy
 from jepa_rl.diagnostics import fit_mlp_probe, r2_score
 from jepa_rl.files import load_tensors
 
@@ -58,7 +59,7 @@ def diagnose(args: DiagnosisArgs, name: str, seed: int) -> dict[str, Any]:
     settings = Args(preset=args.preset, device=args.device)
     agent = make_jepa_mpc(settings, task, folder, seed, 1000)  # the replay stays empty
     tensors, _ = load_tensors(folder / "run/checkpoint.safetensors", ("jepa_mpc run",))
-    agent.policy.load_state_dict({k[7:]: v for k, v in tensors.items() if k.startswith("policy.")})
+    restore_policy(agent, tensors)
     played = play(agent, task, episodes)
     found: dict[str, Any] = {"return": rounded(played["reward"].sum(0).mean())}
     planner = agent.policy.planner
@@ -115,21 +116,20 @@ def promises(agent: JEPAMPC, played: dict[str, np.ndarray]) -> dict[str, float]:
 @torch.no_grad()
 def predictions(agent: JEPAMPC, played: dict[str, np.ndarray], steps: int = 3) -> dict[str, float]:
     """Errors of the model on what it played, from every state whose next ``steps`` are there."""
-    model = agent.policy.average
-    z, a, r = (torch.from_numpy(played[name]).to(agent.device) for name in ("latent", "action", "reward"))
-    windows = torch.from_numpy(played["valid"][steps:])
-    start = z[:-steps][windows]
-    count = len(z) - steps
-    actions = torch.stack([a[k : k + count][windows] for k in range(steps)], dim=1)
-    path = model.rollout(start, actions)[:, 0]
-    found = {"reward_std": rounded(r[:-steps][windows].std())}
-    for k in range(steps):
-        true = z[k + 1 : k + 1 + count][windows]
-        error, change = (path[:, k + 1] - true).square().mean(), (start - true).square().mean()
-        found[f"latent_error_{k + 1}"] = rounded(error / change)
-        reward = model.reward(path[:, k], actions[:, k])
-        found[f"reward_error_{k + 1}"] = rounded((reward - r[k : k + count][windows]).abs().mean())
-    return found
+    z, actions, rewards = (
+        torch.from_numpy(played[name]).to(agent.device) for name in ("latent", "action", "reward")
+    )
+    whole = torch.from_numpy(played["valid"][steps:])  # b of the windows that start at each t
+
+    def windows(x: torch.Tensor, length: int) -> torch.Tensor:
+        """ "t b ..." -> "m length ..."."""
+        return torch.stack([x[k : k + len(x) - steps][whole] for k in range(length)], dim=1)
+
+    taken, paid = windows(actions, steps), windows(rewards, steps)
+    errors = prediction_errors(
+        agent.policy.average, windows(z, steps + 1), taken, paid, torch.ones_like(paid, dtype=torch.bool)
+    )
+    return {name: rounded(value) for name, value in (errors | {"reward_std": paid[:, 0].std()}).items()}
 
 
 def probes(played: dict[str, np.ndarray]) -> dict[str, list[float]]:

@@ -34,9 +34,8 @@ class JEPAMPC(OffPolicyAlgorithm):
 
     The reference is TD-MPC2 (Hansen, Su and Wang 2024, arXiv:2310.16828). Departures: a patch-convolution encoder;
     gated dynamics; fewer value heads; a termination head; a moving average of the model that acts, and follows the
-    mean of many elite plans; exploration by following one of the best plans; windows that run
-    over an episode's end (masked), so that short episodes count in full; one common discount, none guessed from the
-    episode's length.
+    mean of many elite plans; exploration by following one of the best plans; windows that run over an episode's end
+    (masked), so that short episodes count in full; one common discount, none guessed from the episode's length.
 
     ``save`` writes Stable-Baselines3's zip file, which holds pickled settings: load only files that you trust.
 

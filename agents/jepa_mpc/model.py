@@ -194,12 +194,9 @@ class ControlModel(nn.Module):
         loss = -(gain.view(-1, h) * losses.weight).sum()
         return {"policy": loss, "entropy": -log_density.mean().detach(), "value_mean": value.mean().detach()}
 
-    @torch.no_grad()
     def after_update(self) -> None:
         """Moves the target heads towards the value heads."""
-        torch._foreach_lerp_(
-            list(self.target_heads.parameters()), list(self.value_heads.parameters()), self.config.target_rate
-        )
+        move_towards(self.target_heads, self.value_heads, self.config.target_rate)
 
     def _shifted(
         self, observations: dict[str, Tensor], generator: torch.Generator | None
@@ -247,6 +244,14 @@ def frozen(module: nn.Module, x: Tensor) -> Tensor:
     """``module(x)`` with a gradient to ``x`` alone."""
     weights = {name: value.detach() for name, value in module.named_parameters()}
     return torch.func.functional_call(module, weights, (x,))
+
+
+@torch.no_grad()
+def move_towards(average: nn.Module, module: nn.Module, rate: float) -> None:
+    """All floats of ``average``, statistics of batch norms included, go ``rate`` of the way to those of ``module``."""
+    pairs = zip(average.state_dict().values(), module.state_dict().values(), strict=True)
+    moving = [(old, new) for old, new in pairs if old.is_floating_point()]
+    torch._foreach_lerp_([old for old, _ in moving], [new for _, new in moving], rate)
 
 
 class ReturnCost:

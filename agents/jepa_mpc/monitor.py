@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from stable_baselines3.common.callbacks import BaseCallback
+from torch import Tensor
 
 from jepa_rl.agents.jepa_mpc.model import ControlBatch, ControlModel
 from jepa_rl.agents.jepa_mpc.replay import discounted
@@ -96,19 +97,36 @@ def model_metrics(model: ControlModel, batch: ControlBatch) -> Metrics:
         b, h = batch.rewards.shape
         states = {name: x.flatten(0, 1) for name, x in batch.observations.items()}
         z = model.encode(states).unflatten(0, (b, h + 1))
-        path = model.rollout(z[:, 0], batch.actions)[:, 0]
         std = z[:, 0].std(0)
         found = {
             "jepa/effective_rank": effective_rank(z[:, 0]),
             "jepa/std_mean": float(std.mean()),
             "jepa/std_min": float(std.min()),
         }
-        for k in range(1, h + 1):
-            valid = batch.valid[:, k - 1]
-            if not valid.any():
-                break
-            error, change = ((x - z[valid, k]).square().mean() for x in (path[valid, k], z[valid, 0]))
-            rewards = model.reward(path[valid, k - 1], batch.actions[valid, k - 1])
-            found[f"jepa/latent_error_{k}"] = float(error / change.clamp_min(1e-12))
-            found[f"jepa/reward_error_{k}"] = float((rewards - batch.rewards[valid, k - 1]).abs().mean())
+        found |= {
+            f"jepa/{name}": value
+            for name, value in prediction_errors(model, z, batch.actions, batch.rewards, batch.valid).items()
+        }
+    return found
+
+
+@torch.no_grad()
+def prediction_errors(
+    model: ControlModel,
+    z: Float[Tensor, "b h+1 d"],
+    actions: Float[Tensor, "b h a"],
+    rewards: Float[Tensor, "b h"],
+    valid: Bool[Tensor, "b h"],
+) -> Metrics:
+    """``latent_error_k`` and ``reward_error_k`` as in ``model_metrics``, from latents that are there already."""
+    found: Metrics = {}
+    path = model.rollout(z[:, 0], actions)[:, 0]
+    for k in range(1, actions.shape[1] + 1):
+        known = valid[:, k - 1]
+        if not known.any():
+            break
+        error, change = ((x - z[known, k]).square().mean() for x in (path[known, k], z[known, 0]))
+        paid = model.reward(path[known, k - 1], actions[known, k - 1])
+        found[f"latent_error_{k}"] = float(error / change.clamp_min(1e-12))
+        found[f"reward_error_{k}"] = float((paid - rewards[known, k - 1]).abs().mean())
     return found

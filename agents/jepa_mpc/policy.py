@@ -16,7 +16,7 @@ from stable_baselines3.common.policies import BasePolicy
 from torch import Tensor
 
 from jepa_rl.agents.categorical import CategoricalCEM
-from jepa_rl.agents.jepa_mpc.model import ControlModel, ReturnCost
+from jepa_rl.agents.jepa_mpc.model import ControlModel, ReturnCost, move_towards
 from jepa_rl.agents.jepa_mpc.networks import ModelConfig
 from jepa_rl.agents.jepa_mpc.spaces import ActionCodec, by_name, observation_boxes
 from jepa_rl.agents.mppi import MPPI
@@ -103,14 +103,11 @@ class JEPAMPCPolicy(BasePolicy):
         self.model.warm_start(path)
         self.average.load_state_dict(self.model.state_dict())
 
-    @torch.no_grad()
     def after_update(self) -> None:
-        """Moves the average towards the model, statistics of batch norms included."""
+        """Moves the average towards the model."""
         self.updates += 1
         rate = max(self.average_rate, 10 / (9 + self.updates.item()))  # early weights are soon forgotten
-        old, new = self.average.state_dict().values(), self.model.state_dict().values()
-        moving = [(a, b) for a, b in zip(old, new, strict=True) if a.is_floating_point()]
-        torch._foreach_lerp_([a for a, _ in moving], [b for _, b in moving], rate)
+        move_towards(self.average, self.model, rate)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         return super()._get_constructor_parameters() | self.settings

@@ -149,9 +149,14 @@ def run_state(model: JEPAMPC) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     return tensors, json.loads(json.dumps(header, default=lambda value: value.item()))  # NumPy's numbers
 
 
+def restore_policy(model: JEPAMPC, tensors: dict[str, torch.Tensor]) -> None:
+    """The weights alone, to act with them."""
+    model.policy.load_state_dict({name[7:]: v for name, v in tensors.items() if name.startswith("policy.")})
+
+
 def restore_run(model: JEPAMPC, tensors: dict[str, torch.Tensor], header: dict[str, Any]) -> None:
     """The inverse of ``run_state``."""
-    model.policy.load_state_dict({name[7:]: v for name, v in tensors.items() if name.startswith("policy.")})
+    restore_policy(model, tensors)
     for name in ("model_optimizer", "policy_optimizer"):
         restore_optimizer(name, getattr(model, name), tensors)
     model.noise.set_state(tensors["noise"])

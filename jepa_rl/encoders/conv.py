@@ -143,7 +143,7 @@ class FramesEncoder(nn.Module):
         if frames < 1 or channels % frames:
             raise ValueError(f"{channels} channels are no stack of {frames} frames of equal channels")
         self.latent_dim, self.frames, self.channels = latent_dim, frames, channels // frames
-        self.frame = ConvEncoder(channels // frames, size, frame_dim, widths, patch, norm=False)
+        self.frame = ConvEncoder(self.channels, size, frame_dim, widths, patch, norm=False)
         self.join = nn.Sequential(
             nn.Linear(frames * frame_dim, width), nn.SiLU(), nn.Linear(width, latent_dim)
         )
