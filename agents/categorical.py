@@ -8,8 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from jepa_rl.agents.sampling import Incumbent, Risk, best_of, check_settings, expected_cost, pose
+from jepa_rl.agents.sampling import Incumbent, best_of, check_settings, pose
 from jepa_rl.heads import gumbel, one_hot
+from jepa_rl.risk import Risk, expected_cost
 from jepa_rl.types import Cost, Dynamics, Plan
 
 
@@ -29,7 +30,7 @@ class CategoricalCEM:
         smoothing: share of the old distribution that survives a refit.
         min_probability: floor of every choice's probability, against freezing too early.
         futures: futures drawn for each candidate where the dynamics draw any.
-        risk: costs "b n" of the futures -> "b".
+        risk: costs "b n" of the futures -> "b", see ``jepa_rl.risk``.
 
     Raises:
         ValueError, TypeError: for settings that make no sense.

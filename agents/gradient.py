@@ -10,15 +10,14 @@ from torch import Tensor
 
 from jepa_rl.agents.sampling import (
     Incumbent,
-    Risk,
     check_settings,
-    expected_cost,
     normal,
     perturb,
     pick,
     pose,
     without_nan,
 )
+from jepa_rl.risk import Risk, expected_cost
 from jepa_rl.types import Cost, Dynamics, Plan
 
 

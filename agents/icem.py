@@ -10,14 +10,13 @@ from torch import Tensor
 
 from jepa_rl.agents.sampling import (
     Incumbent,
-    Risk,
     best_of,
     check_settings,
-    expected_cost,
     normal,
     perturb,
     pose,
 )
+from jepa_rl.risk import Risk, expected_cost
 from jepa_rl.types import Cost, Dynamics, Plan
 
 
@@ -64,7 +63,7 @@ class ICEM:
         keep: share of the elites that is kept as candidates.
         momentum: share of the old mean and standard deviation that survives a refit.
         futures: futures drawn for each candidate where the dynamics draw any.
-        risk: costs "b n" of the futures -> "b".
+        risk: costs "b n" of the futures -> "b", see ``jepa_rl.risk``.
 
     Raises:
         ValueError, TypeError: for settings that make no sense.

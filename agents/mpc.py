@@ -18,11 +18,11 @@ from jepa_rl.agents.cem import CEM
 from jepa_rl.agents.gradient import GradientPlanner
 from jepa_rl.agents.icem import ICEM
 from jepa_rl.agents.mppi import MPPI
-from jepa_rl.agents.sampling import expected_cost
 from jepa_rl.agents.tree import TreeSearch
 from jepa_rl.costs import GoalCost
 from jepa_rl.dynamics import HeldActions
 from jepa_rl.modes import evaluating
+from jepa_rl.risk import load_risk, risk_settings
 from jepa_rl.types import JSON, Cost, Dynamics, Plan, Planner
 
 PLANNERS: dict[str, type] = {
@@ -165,6 +165,8 @@ class MPCAgent(LatentAgent):
                 raise ValueError(
                     f"{path} was saved with a planner of its own; pass it: load(path, planner=...)"
                 )
+            if "risk" in saved:
+                saved["risk"] = load_risk(saved["risk"])
             planner = PLANNERS[saved.pop("name")](**saved)
         if cost is None:
             if settings["cost"] is None:
@@ -250,11 +252,16 @@ class MPCAgent(LatentAgent):
 
 
 def _planner_settings(planner: Planner) -> JSON | None:
-    """Name and numbers of one of our planners; None for others, and for a risk that is no plain mean."""
+    """Name and numbers of one of our planners; None for others, and for a risk of the user's own."""
     name = type(planner).__name__
-    if PLANNERS.get(name) is not type(planner) or getattr(planner, "risk", None) is not expected_cost:
+    if PLANNERS.get(name) is not type(planner):
         return None
-    return {"name": name} | {key: value for key, value in vars(planner).items() if key != "risk"}
+    settings = {"name": name} | dict(vars(planner))
+    if "risk" in settings:
+        settings["risk"] = risk_settings(settings["risk"])
+        if settings["risk"] is None:
+            return None
+    return settings
 
 
 def _cost_settings(cost: Callable[[Any], Cost]) -> JSON | None:

@@ -10,14 +10,13 @@ from torch import Tensor
 
 from jepa_rl.agents.sampling import (
     Incumbent,
-    Risk,
     best_of,
     check_settings,
-    expected_cost,
     normal,
     perturb,
     pose,
 )
+from jepa_rl.risk import Risk, expected_cost
 from jepa_rl.types import Cost, Dynamics, Plan
 
 
@@ -52,7 +51,7 @@ class MPPI:
             the elites' costs.
         keep_best: whether the best plan seen may be returned.
         futures: futures drawn for each candidate where the dynamics draw any.
-        risk: costs "b n" of the futures -> "b".
+        risk: costs "b n" of the futures -> "b", see ``jepa_rl.risk``.
 
     Raises:
         ValueError, TypeError: for settings that make no sense.

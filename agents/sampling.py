@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,14 +9,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from jepa_rl.risk import Risk
 from jepa_rl.types import Cost, Dynamics, Plan
-
-Risk = Callable[[Tensor], Tensor]
-
-
-def expected_cost(costs: Float[Tensor, "b n"]) -> Float[Tensor, " b"]:
-    """The risk-neutral choice: the mean over the futures."""
-    return costs.mean(-1)
 
 
 @dataclass(frozen=True, eq=False)

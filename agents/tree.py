@@ -9,7 +9,8 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from jepa_rl.agents.sampling import Risk, check_settings, comparable, expected_cost, pick, pose, take
+from jepa_rl.agents.sampling import check_settings, comparable, pick, pose, take
+from jepa_rl.risk import Risk, expected_cost
 from jepa_rl.types import Cost, Dynamics, Plan
 
 

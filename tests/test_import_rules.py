@@ -19,7 +19,7 @@ SOURCES = {"jepa_rl": ROOT / "jepa_rl", "jepa_rl.agents": ROOT / "agents", "jepa
 ROWS = (
     ("version", "files", "memory", "modes"),
     ("types",),
-    ("encoders", "dynamics", "objectives", "heads", "costs", "data"),
+    ("encoders", "dynamics", "objectives", "heads", "costs", "risk", "data"),
     ("world_model",),
     ("checkpoint", "training"),
     ("diagnostics", "refine"),
