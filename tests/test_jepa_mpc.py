@@ -2,6 +2,7 @@
 
 import csv
 import io
+import shutil
 from dataclasses import replace
 
 import gymnasium as gym
@@ -202,6 +203,24 @@ def test_a_moving_average_of_the_model_acts():
     agent.policy.average_rate = 1.0
     agent.policy.after_update()  # ... until the average follows at once
     assert not np.array_equal(agent.predict(at, deterministic=True)[0], action)
+
+
+@pytest.mark.skipif(
+    shutil.which("c++") is None and not torch.cuda.is_available(), reason="nothing to compile with"
+)
+def test_compiled_searches_plan_the_same_and_see_new_weights():
+    agent, compiled = (tiny(Goal1D(), policy_kwargs={"compile": compile}) for compile in (False, True))
+    at = np.array([[0.3]], np.float32)
+    costs = []
+    for steps in (60, 30):  # untrained, all plans cost the same
+        agent.learn(steps, reset_num_timesteps=False)
+        compiled.policy.load_state_dict(agent.policy.state_dict())  # in place, as an update is
+        first, second = (a.predict(at, deterministic=True)[0] for a in (agent, compiled))
+        np.testing.assert_allclose(second, first, atol=1e-4)
+        costs.append(compiled.policy.last_plan.cost.item())
+    assert abs(costs[0] - costs[1]) > 1e-3
+    with pytest.raises(ValueError, match="one future"):
+        compiled.policy.searched[0].rollout(torch.zeros(1, 8), torch.zeros(1, 2, 1), futures=2)
 
 
 @pytest.mark.parametrize("rate", [0.0, 1.5])

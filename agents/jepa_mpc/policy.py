@@ -21,7 +21,8 @@ from jepa_rl.agents.jepa_mpc.networks import ModelConfig
 from jepa_rl.agents.jepa_mpc.spaces import ActionCodec, by_name, observation_boxes
 from jepa_rl.agents.mppi import MPPI
 from jepa_rl.agents.sampling import best_of, pick
-from jepa_rl.types import Plan
+from jepa_rl.dynamics import CompiledDynamics, captured
+from jepa_rl.types import Cost, Dynamics, Plan
 
 
 class JEPAMPCPolicy(BasePolicy):
@@ -41,6 +42,8 @@ class JEPAMPCPolicy(BasePolicy):
         proposals: plans of the policy prior that compete in every search; 0 leaves the prior out.
         terminal_value: whether the value of the last state counts.
         average_rate: how far the average moves towards the model after an update; 1 acts with the model itself.
+        compile: whether rollouts and prices of plans go through ``torch.compile``, as CUDA graphs on a GPU. The first
+            decisions then take a minute; on a processor it needs a C++ compiler and gains little.
         discount: of one step; JEPAMPC gives its own ``gamma``.
         frames: stacked in every picture; JEPAMPC asks its environment.
         seed: of the searches; JEPAMPC gives its own.
@@ -65,6 +68,7 @@ class JEPAMPCPolicy(BasePolicy):
         proposals: int = 16,
         terminal_value: bool = True,
         average_rate: float = 0.003,
+        compile: bool = False,
         discount: float = 0.99,
         frames: int = 1,
         seed: int = 0,
@@ -75,7 +79,7 @@ class JEPAMPCPolicy(BasePolicy):
         self.settings: dict[str, Any] = dict(
             model=model, horizon=horizon, samples=samples, elites=elites, iterations=iterations,
             init_std=init_std, temperature=temperature, proposals=proposals, terminal_value=terminal_value,
-            average_rate=average_rate, discount=discount, frames=frames, seed=seed,
+            average_rate=average_rate, compile=compile, discount=discount, frames=frames, seed=seed,
         )  # fmt: skip
         self.codec = ActionCodec(action_space)
         boxes = observation_boxes(observation_space)
@@ -93,7 +97,10 @@ class JEPAMPCPolicy(BasePolicy):
             else MPPI(**search, init_std=init_std, temperature=temperature, keep_best=False)
         )
         self.proposals, self.seed = proposals, seed
-        self.cost = ReturnCost(self.average, terminal_value)
+        cost = ReturnCost(self.average, terminal_value)
+        self.searched: tuple[Dynamics, Cost] = (self.average, cost)
+        if compile:
+            self.searched = (CompiledDynamics(self.average), captured(cost))
         self.generator = torch.Generator().manual_seed(seed)  # of exploration: it goes on from call to call
         self.last_plan: Plan | None = None
         self.seconds: dict[str, float] = {}  # of the last call's parts
@@ -149,7 +156,7 @@ class JEPAMPCPolicy(BasePolicy):
             warm[np.asarray(episode_start, bool).reshape(-1)] = 0.0
         generator = self._generator_on(z.device, deterministic)
         plan = self.planner.plan(
-            self.average, self.cost, z, torch.from_numpy(warm).to(z), generator, self._proposed(z, generator)
+            *self.searched, z, torch.from_numpy(warm).to(z), generator, self._proposed(z, generator)
         )
         self.last_plan = plan
         chosen = plan.actions if deterministic else self._explore(plan, generator)
