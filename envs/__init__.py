@@ -4,28 +4,34 @@ Gymnasium (1.0 and later) loads no plugins, so without this import name the modu
 ``gymnasium.make("jepa_rl.envs:jepa_rl/TwoRooms-v0")``.
 """
 
+from typing import Any
+
 import gymnasium as gym
 
 from jepa_rl.envs.action_repeat import ActionRepeat
 from jepa_rl.envs.collect import collect
 from jepa_rl.envs.dm_control import register_dm_control
+from jepa_rl.envs.fork import ForkEnv
 from jepa_rl.envs.goal import GoalObservation
 from jepa_rl.envs.latent import LatentObservation
 from jepa_rl.envs.pixels import PixelObservation
 from jepa_rl.envs.policies import RandomPolicy, SmoothRandomPolicy
 from jepa_rl.envs.sb3_latent import VecLatentObservation
 from jepa_rl.envs.spec import action_spec, world_spec
+from jepa_rl.envs.table_edge import TableEdgeEnv
 from jepa_rl.envs.two_rooms import TwoRoomsEnv, TwoRoomsVectorEnv
 from jepa_rl.envs.vector_latent import VectorLatentObservation
 from jepa_rl.envs.wrap import wrap
 
 __all__ = [
     "ActionRepeat",
+    "ForkEnv",
     "GoalObservation",
     "LatentObservation",
     "PixelObservation",
     "RandomPolicy",
     "SmoothRandomPolicy",
+    "TableEdgeEnv",
     "TwoRoomsEnv",
     "TwoRoomsVectorEnv",
     "VecLatentObservation",
@@ -40,15 +46,23 @@ __all__ = [
 
 
 def register_envs() -> None:
-    """Register Two Rooms and the dm_control suite with Gymnasium; calling it again changes nothing."""
+    """Register the built-in worlds and the dm_control suite with Gymnasium; calling it again changes nothing."""
     register_dm_control()
-    if "jepa_rl/TwoRooms-v0" not in gym.registry:
-        gym.register(
-            "jepa_rl/TwoRooms-v0",
-            entry_point="jepa_rl.envs.two_rooms:TwoRoomsEnv",
-            vector_entry_point="jepa_rl.envs.two_rooms:TwoRoomsVectorEnv",
-            max_episode_steps=200,
-        )
+    worlds: dict[str, dict[str, Any]] = {
+        "jepa_rl/TwoRooms-v0": {
+            "entry_point": "jepa_rl.envs.two_rooms:TwoRoomsEnv",
+            "vector_entry_point": "jepa_rl.envs.two_rooms:TwoRoomsVectorEnv",
+            "max_episode_steps": 200,
+        },
+        "jepa_rl/TableEdge-v0": {
+            "entry_point": "jepa_rl.envs.table_edge:TableEdgeEnv",
+            "max_episode_steps": 40,
+        },
+        "jepa_rl/Fork-v0": {"entry_point": "jepa_rl.envs.fork:ForkEnv"},
+    }
+    for name, settings in worlds.items():
+        if name not in gym.registry:
+            gym.register(name, **settings)
 
 
 register_envs()

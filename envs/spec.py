@@ -85,6 +85,20 @@ def action_spec(space: gym.Space) -> ActionSpec:
     return ActionSpec("continuous", space.shape[0], tuple(space.low.tolist()), tuple(space.high.tolist()))
 
 
+def check_actions(actions: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """Finite actions as float64.
+
+    Raises:
+        ValueError: for another shape, NaN or infinity.
+    """
+    actions = np.asarray(actions, np.float64)
+    if actions.shape != shape or not np.isfinite(actions).all():
+        raise ValueError(
+            f"actions must be finite with shape {shape}, got shape {actions.shape}: {actions.tolist()}"
+        )
+    return actions
+
+
 def channels_first(shape: tuple[int, int, int]) -> bool:
     """Whether a 3-D image shape is (channels, y, x): its first axis is shorter than its last.
 

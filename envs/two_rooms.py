@@ -9,19 +9,11 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AutoresetMode
 
+from jepa_rl.envs.spec import check_actions
 from jepa_rl.envs.two_rooms_rules import SIZE, Reward, Start, TwoRoomsCore, TwoRoomsState
 
 PIXELS = gym.spaces.Box(0, 255, (2, SIZE, SIZE), np.uint8)
 ACTIONS = gym.spaces.Box(-1.0, 1.0, (2,), np.float32)
-
-
-def _check_actions(actions: Any, shape: tuple[int, ...]) -> np.ndarray:
-    actions = np.asarray(actions, np.float64)
-    if actions.shape != shape or not np.isfinite(actions).all():
-        raise ValueError(
-            f"actions must be finite with shape {shape}, got shape {actions.shape}: {actions.tolist()}"
-        )
-    return actions
 
 
 def picture(pixels: np.ndarray, goal_image: np.ndarray, scale: int = 6) -> np.ndarray:
@@ -88,7 +80,7 @@ class TwoRoomsEnv(gym.Env[np.ndarray, np.ndarray]):
         return self.core.observe(state)[0], self._info()
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        actions = _check_actions(action, (2,))
+        actions = check_actions(action, (2,))
         reward, success = self.core.advance(self.state, actions[None])
         return self.core.observe(self.state)[0], float(reward[0]), bool(success[0]), False, self._info()
 
@@ -168,7 +160,7 @@ class TwoRoomsVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]
     def step(
         self, actions: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
-        actions = _check_actions(actions, (self.num_envs, 2))
+        actions = check_actions(actions, (self.num_envs, 2))
         state = self.state
         if self.autoreset_mode is AutoresetMode.DISABLED and self._ended.any():
             raise gym.error.ResetNeeded("an episode has ended; reset it with options={'reset_mask': ...}")
