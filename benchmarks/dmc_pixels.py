@@ -6,10 +6,10 @@
 
 Every run has the same environments and the same evaluation: 10 episodes with deterministic actions every 10,000
 frames, from seeds that no training uses. Frames are environment steps: decisions times action repeat. Runs lie under
-``--out``, one folder each, and go on after a kill: JEPAMPC exactly, SAC from its last evaluation. Finished runs are not
-run again, so the table may be filled by many calls, in any order and on several machines; ``--report`` collects what
-is finished. Score of a run: mean return of its last evaluation. Curves of published agents stand beside ours in the
-picture, under their own names.
+``--out``, one folder each, and go on after a kill: JEPAMPC exactly, SAC from its last evaluation. A finished run is a
+small file of ``benchmarks/results/dmc_pixels`` with all its returns, and is not run again, so the table may be filled
+by many calls, in any order and on several machines; ``--report`` collects what is finished. Score of a run: mean return
+of its last evaluation. Curves of published agents stand beside ours in the picture, under their own names.
 
 Methods: ``jepa_mpc``; ``sac_latents`` (SAC on latents of a world model that was trained on 10,000 frames of random
 play, which count, and then frozen); ``sac_online_latents`` (the world model goes on learning from SAC's replay);
@@ -23,6 +23,7 @@ import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ import matplotlib
 import numpy as np
 import torch
 import tyro
-from _record import ROOT, write_results
+from _record import ROOT, machine, write_results
 from stable_baselines3 import DQN, SAC
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
@@ -54,6 +55,7 @@ import matplotlib.pyplot as plt
 
 os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # CartPole draws with SDL; no window is needed
 
+RECORDS = ROOT / "benchmarks/results/dmc_pixels"
 # Of the first evaluation episode; training draws its seeds of 31 bits from the run's own.
 EVALUATION_SEED = 3_000_000
 RANDOM_FRAMES = 10_000  # of random play for the frozen world model
@@ -72,12 +74,15 @@ class Task:
     """Of JEPAMPC, per decision."""
     every: int = 1
     """Decisions between updates of JEPAMPC."""
+    length: int | None = None
+    """Frames after which an episode of training is cut off, for every method; evaluation plays whole episodes."""
 
 
 TASKS = {
     "cartpole-swingup": Task("dmc/cartpole-swingup-v0", 8, 0.97, updates=2),
     "cartpole-balance": Task("dmc/cartpole-balance-v0", 8, 0.97, updates=2),
-    "reacher-easy": Task("dmc/reacher-easy-v0", 4, 0.97),
+    # A hundred episodes of 1,000 frames would show a hundred targets, and targets are what has to be generalised over.
+    "reacher-easy": Task("dmc/reacher-easy-v0", 4, 0.97, length=250),
     "ball_in_cup-catch": Task("dmc/ball_in_cup-catch-v0", 4, 0.97),
     "finger-spin": Task("dmc/finger-spin-v0", 2, 0.98),
     "walker-walk": Task("dmc/walker-walk-v0", 2, 0.98),
@@ -130,18 +135,27 @@ def main(args: Args) -> None:
 # -- environments -----------------------------------------------------------------------------------
 
 
-def make_state(task: Task) -> gym.Env:
-    env = gym.make(task.env_id)
-    return ActionRepeat(env, task.repeat) if task.repeat > 1 else env
+def make_state(task: Task, training: bool = False) -> gym.Env:
+    return _paced(gym.make(task.env_id), task, training)
 
 
-def make_pixels(task: Task, keep_state: bool = False) -> gym.Env:
+def make_pixels(task: Task, training: bool = False, keep_state: bool = False) -> gym.Env:
     """Three stacked 64 x 64 pictures of the last three decisions; only these are drawn."""
     look = {"render": "fast", "render_size": 64} if task.env_id.startswith("dmc/") else {}
     env = gym.make(task.env_id, render_mode="rgb_array", **look)
-    return PixelObservation(
-        ActionRepeat(env, task.repeat) if task.repeat > 1 else env, size=64, frames=3, keep_state=keep_state
-    )
+    return PixelObservation(_paced(env, task, training), size=64, frames=3, keep_state=keep_state)
+
+
+def make_latents(task: Task, world: Path, training: bool = False) -> gym.Env:
+    return LatentObservation(make_pixels(task, training), str(world))
+
+
+def _paced(env: gym.Env, task: Task, training: bool) -> gym.Env:
+    if task.repeat > 1:
+        env = ActionRepeat(env, task.repeat)
+    if training and task.length is not None:
+        env = gym.wrappers.TimeLimit(env, task.length // task.repeat)
+    return env
 
 
 def is_discrete(task: Task) -> bool:
@@ -156,19 +170,37 @@ def is_discrete(task: Task) -> bool:
 def run(args: Args, name: str, method: str, seed: int) -> None:
     """One training, to its end; nothing if it is finished."""
     task, folder = TASKS[name], args.out / name / method / f"seed_{seed}"
+    record = records(args) / name / method / f"seed_{seed}.json"
     if args.frames is not None:
         task = replace(task, frames=args.frames)
-    if (folder / "finished.json").exists():
+    if record.exists():
         return
     print(f"{name}, {method}, seed {seed}", flush=True)
     folder.mkdir(parents=True, exist_ok=True)
     decisions = task.frames // task.repeat
     runner = {"jepa_mpc": run_jepa_mpc, "random": run_random}.get(method, partial(run_sac, method))
-    facts = runner(args, task, folder, seed, decisions)
-    facts |= {"frames": task.frames, "action_repeat": task.repeat, "threads": torch.get_num_threads()}
-    write_atomic(folder / "finished.json", json.dumps(facts).encode())
+    facts = {
+        "frames": task.frames,
+        "action_repeat": task.repeat,
+        "train_episode_frames": task.length,
+        "render": "fast" if task.env_id.startswith("dmc/") else "default",
+        "threads": torch.get_num_threads(),
+        "machine": machine(),
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+    }
+    facts |= {"before": {"frames": 0, "seconds": 0.0}} | runner(args, task, folder, seed, decisions)
+    curve = json.loads((folder / "curve.json").read_text())
+    for entry in curve:
+        entry["returns"] = [round(value, 3) for value in entry["returns"]]
+    record.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(record, json.dumps(facts | {"curve": curve}).encode())
     for used in ("run/episodes", "saved", "episodes"):  # gigabytes, needed only to go on
         shutil.rmtree(folder / used, ignore_errors=True)
+
+
+def records(args: Args) -> Path:
+    """Where finished runs are kept; of changed budgets apart from those that count."""
+    return args.out / "records" if args.quick or args.frames is not None else RECORDS
 
 
 def evaluation(args: Args, task: Task, folder: Path, make: Callable[[], gym.Env]) -> EvaluationCallback:
@@ -178,9 +210,9 @@ def evaluation(args: Args, task: Task, folder: Path, make: Callable[[], gym.Env]
 
 def make_jepa_mpc(args: Args, task: Task, folder: Path, seed: int, decisions: int) -> JEPAMPC:
     return JEPAMPC(
-        "CnnPolicy", make_pixels(task), seed=seed, gamma=task.gamma, device=args.device, buffer_size=decisions + 1000,
-        learning_starts=min(500, decisions // 4), train_freq=task.every, gradient_steps=task.updates,
-        tensorboard_log=str(folder / "tensorboard"), **jepa_mpc_preset(args.preset),
+        "CnnPolicy", make_pixels(task, training=True), seed=seed, gamma=task.gamma, device=args.device,
+        buffer_size=decisions + 1000, learning_starts=min(500, decisions // 4), train_freq=task.every,
+        gradient_steps=task.updates, tensorboard_log=str(folder / "tensorboard"), **jepa_mpc_preset(args.preset),
     )  # fmt: skip
 
 
@@ -199,14 +231,14 @@ def run_sac(method: str, args: Args, task: Task, folder: Path, seed: int, decisi
     if algorithm is DQN:
         settings |= SHORT_DQN
     callbacks: list[BaseCallback] = []
-    make: Callable[[], gym.Env] = partial(make_pixels, task)
+    make: Callable[..., gym.Env] = partial(make_pixels, task)
     policy = "CnnPolicy"
     if method == "sac_state":
         make, policy = partial(make_state, task), "MlpPolicy"
     elif method == "sac_latents":
         world, used = frozen_world_model(args, task, folder, seed)
         decisions -= used
-        make, policy = lambda: LatentObservation(make_pixels(task), str(world)), "MlpPolicy"
+        make, policy = partial(make_latents, task, world), "MlpPolicy"
     elif method == "sac_online_latents":
         torch.manual_seed(seed)
         env = make()
@@ -215,14 +247,15 @@ def run_sac(method: str, args: Args, task: Task, folder: Path, seed: int, decisi
         settings["policy_kwargs"] = latent_policy_kwargs(online)
         callbacks.append(OnlineWorldModel(online, seed=seed))
     settings["buffer_size"] = decisions
+    train = partial(make, training=True)
     model: OffPolicyAlgorithm
     saved = max((folder / "saved").glob("*/agent.zip"), key=lambda path: int(path.parent.name), default=None)
     if saved is not None:
-        model = algorithm.load(saved, env=make_vec_env(make, 1, seed=seed), device=args.device)
+        model = algorithm.load(saved, env=make_vec_env(train, 1, seed=seed), device=args.device)
         model.load_replay_buffer(saved.with_name("replay.pkl"))
     else:  # the world model that learns beside SAC is part of neither file: such a run starts again
         (folder / "curve.json").unlink(missing_ok=True)
-        model = algorithm(policy, make_vec_env(make, 1, seed=seed), **settings)
+        model = algorithm(policy, make_vec_env(train, 1, seed=seed), **settings)
     model.tensorboard_log = str(folder / "tensorboard")
     curve = evaluation(args, task, folder, make)
     callbacks.append(curve)
@@ -231,7 +264,10 @@ def run_sac(method: str, args: Args, task: Task, folder: Path, seed: int, decisi
     left = max(0, decisions - model.num_timesteps)
     model.learn(left, callback=callbacks, reset_num_timesteps=model.num_timesteps == 0)
     seen = "state" if method == "sac_state" else "pixels"
-    return {"preset": algorithm.__name__, "device": str(model.device), "observations": seen}
+    facts = {"preset": algorithm.__name__, "device": str(model.device), "observations": seen}
+    if method == "sac_latents":
+        facts["before"] = json.loads((folder / "before.json").read_text())
+    return facts
 
 
 class SaveAtEvaluation(BaseCallback):
@@ -263,7 +299,7 @@ def frozen_world_model(args: Args, task: Task, folder: Path, seed: int) -> tuple
     path, started = folder / "world_model", time.perf_counter()
     if not (path / "model.safetensors").exists():
         shutil.rmtree(folder / "episodes", ignore_errors=True)
-        venv = gym.vector.SyncVectorEnv([partial(make_pixels, task)] * 4)
+        venv = gym.vector.SyncVectorEnv([partial(make_pixels, task, training=True)] * 4)
         store = collect(venv, folder / "episodes", steps=4 * used, seed=seed)
         venv.close()
         sampler = WindowSampler(store, steps=3)
@@ -271,7 +307,8 @@ def frozen_world_model(args: Args, task: Task, folder: Path, seed: int) -> tuple
         settings = preset("laptop", sampler.spec)
         train = replace(settings.train, seed=seed, steps=20 if args.quick else settings.train.steps)
         fit(WorldModel(settings.model).to(_device(args)), sampler, train, path, progress=False)
-        write_atomic(folder / "before.json", json.dumps({"seconds": time.perf_counter() - started}).encode())
+        spent = {"frames": 4 * used * task.repeat, "seconds": time.perf_counter() - started}
+        write_atomic(folder / "before.json", json.dumps(spent).encode())
     return path / "model.safetensors", 4 * used
 
 
@@ -299,39 +336,42 @@ def _device(args: Args) -> str:
 
 
 def collect_results(args: Args) -> dict[str, dict[str, Any]]:
-    """All finished runs under ``args.out``: task -> method -> figures."""
+    """All finished runs: task -> method -> figures."""
     results: dict[str, dict[str, Any]] = {}
-    for name, task in TASKS.items():
+    for name in TASKS:
         for method in METHODS:
-            folders = sorted(p.parent for p in (args.out / name / method).glob("seed_*/finished.json"))
-            if folders:
-                results.setdefault(name, {})[method] = summary(task, method, folders)
+            paths = sorted((records(args) / name / method).glob("seed_*.json"))
+            if paths:
+                results.setdefault(name, {})[method] = summary(paths)
     return results
 
 
-def summary(task: Task, method: str, folders: list[Path]) -> dict[str, Any]:
+def summary(paths: list[Path]) -> dict[str, Any]:
     """Figures of one task and method. The x-axis of a curve is frames, random play for a world model included."""
-    facts = [json.loads((folder / "finished.json").read_text()) for folder in folders]
-    curves = [json.loads((folder / "curve.json").read_text()) for folder in folders]
+    runs = [json.loads(path.read_text()) for path in paths]
+    curves = [run["curve"] for run in runs]
     last = [np.array(curve[-1]["returns"]) for curve in curves]
-    before = RANDOM_FRAMES if method == "sac_latents" else 0  # random play, and a world model of it
-    extra = [json.loads((f / "before.json").read_text())["seconds"] if before else 0.0 for f in folders]
     points = min(len(curve) for curve in curves)
+    same = ("frames", "preset", "action_repeat", "train_episode_frames", "render", "observations", "device")
+    unlike = [key for key in same if any(run[key] != runs[0][key] for run in runs)]
+    if unlike:
+        raise ValueError(f"runs under {paths[0].parent} differ in {unlike}; keep those of one kind")
     return {
         "iqm": interquartile_mean(np.array([returns.mean() for returns in last])),
         "ci95": bootstrap_interval(last),
-        "seeds": [int(folder.name.removeprefix("seed_")) for folder in folders],
+        "seeds": [int(path.stem.removeprefix("seed_")) for path in paths],
         "score_per_seed": [float(returns.mean()) for returns in last],
-        "frames": facts[0]["frames"],
-        "wall_seconds": [more + curve[-1]["seconds"] for more, curve in zip(extra, curves, strict=True)],
-        "preset": facts[0]["preset"],
-        "action_repeat": task.repeat,
-        "render": "fast" if task.env_id.startswith("dmc/") else "default",
-        "observations": facts[0]["observations"],
-        "device": facts[0]["device"],
-        "threads": [fact["threads"] for fact in facts],
+        "wall_seconds": [
+            run["before"]["seconds"] + curve[-1]["seconds"] for run, curve in zip(runs, curves, strict=True)
+        ],
+        **{key: runs[0][key] for key in same},
+        "threads": [run["threads"] for run in runs],
+        "cpu": [run["machine"]["cpu"] for run in runs],
         "curve": {
-            "frames": [before + curves[0][i]["step"] * task.repeat for i in range(points)],
+            "frames": [
+                runs[0]["before"]["frames"] + curves[0][i]["step"] * runs[0]["action_repeat"]
+                for i in range(points)
+            ],
             "mean_return_per_seed": [
                 [float(np.mean(c[i]["returns"])) for i in range(points)] for c in curves
             ],
@@ -372,6 +412,7 @@ def draw(args: Args, results: dict[str, dict[str, Any]]) -> None:
         axis.set(title=name, xlabel="frames", ylabel="return", xlim=(0, TASKS[name].frames))
         axis.legend(fontsize=6)
     figure.tight_layout()
+    args.out.mkdir(parents=True, exist_ok=True)
     figure.savefig(args.out / "curves.png", dpi=110)
     plt.close(figure)
 

@@ -70,6 +70,32 @@ def rendering(r: dict[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
+def dmc_pixels(r: dict[str, Any]) -> list[tuple[str, str]]:
+    labels = {
+        "jepa_mpc": "JEPAMPC from pixels",
+        "sac_pixels": "SAC from pixels",
+        "sac_latents": "SAC on frozen latents",
+        "sac_online_latents": "SAC on latents that go on learning",
+        "sac_state": "SAC from state",
+        "random": "random actions",
+    }
+    rows = []
+    for task, methods in r["results"].items():
+        for i, method in enumerate(name for name in labels if name in methods):
+            found = methods[method]
+            seeds, (low, high) = len(found["seeds"]), found["ci95"]
+            label = labels[method].replace("SAC", found["preset"]) if "sac" in method else labels[method]
+            lead = "... " if i else f"{task}, {found['frames']:,} frames: "
+            interval = f" ({low:.0f} to {high:.0f})" if high > low else ""
+            rows.append(
+                (
+                    f"{lead}{label}, return, {seeds} seed{'s' * (seeds > 1)}",
+                    f"{found['iqm']:.0f}{interval}",
+                )
+            )
+    return rows
+
+
 def data_speed(r: dict[str, Any]) -> list[tuple[str, str]]:
     return [
         (
@@ -85,6 +111,7 @@ ROWS = {
     "goal_planning": goal_planning,
     "planning_speed": planning_speed,
     "wrapper_speed": wrapper_speed,
+    "dmc_pixels": dmc_pixels,
     "rendering": rendering,
     "data_speed": data_speed,
 }
