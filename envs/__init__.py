@@ -58,6 +58,10 @@ def register_envs() -> None:
             "entry_point": "jepa_rl.envs.table_edge:TableEdgeEnv",
             "max_episode_steps": 40,
         },
+        "jepa_rl/MujocoTableEdge-v0": {
+            "entry_point": "jepa_rl.envs.mujoco_table_edge:MujocoTableEdgeEnv",
+            "max_episode_steps": 40,
+        },
         "jepa_rl/Fork-v0": {"entry_point": "jepa_rl.envs.fork:ForkEnv"},
     }
     for name, settings in worlds.items():

@@ -16,15 +16,18 @@ class TableEdgeEnv(gym.Env[np.ndarray, np.ndarray]):
     """``jepa_rl/TableEdge-v0``: push the object to the goal; near the edge, gently.
 
     Observation: uint8 ``(3, 64, 64)``, the table from above. Action: ``Box(-1, 1, (2,))``, a push along x and y of
-    strength at most 1, which moves the object by up to 0.12 table widths. Within 0.3 of the edge a push slips with a
-    probability that grows with its strength and nearness (``table_edge_rules.fall_probability``); pushes of strength
-    0.35 or less never do. A fallen object stays where it is, and nothing is earned any more. Reward: 1 in every step
-    at the goal, falling linearly to 0 at a distance of 0.8. Episodes are cut off after 40 steps, never terminated.
+    strength at most 1, which moves the object by up to 0.12 table widths; a low rim stops it at the edge. Within 0.3
+    of the edge a push slips with a probability that grows with its strength and nearness
+    (``table_edge_rules.fall_probability``); pushes of strength 0.35 or less never do. A fallen object stays where it
+    is, and nothing is earned any more. Reward: 1 in every step at the goal, falling linearly to 0 at a distance of
+    0.8. Episodes are cut off after 40 steps, never terminated.
 
     ``info`` holds, for probes and scores only, ``position`` (x, y), ``fallen`` and ``goal_position``.
 
     Args:
         goal: (x, y) on the table, or None for random near the edge.
+        anywhere: whether episodes start anywhere on the table, half of them near the edge, as data for a world model
+            want it; or all of them away from the edge.
         render_mode: None or ``"rgb_array"``.
 
     ``reset(options=...)`` takes ``start`` and ``goal`` (x, y).
@@ -32,26 +35,23 @@ class TableEdgeEnv(gym.Env[np.ndarray, np.ndarray]):
 
     metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 8}
 
-    def __init__(self, goal: tuple[float, float] | None = None, render_mode: str | None = None) -> None:
+    def __init__(
+        self,
+        goal: tuple[float, float] | None = None,
+        anywhere: bool = False,
+        render_mode: str | None = None,
+    ) -> None:
         self.observation_space = gym.spaces.Box(0, 255, (3, rules.SIZE, rules.SIZE), np.uint8)
         self.action_space = gym.spaces.Box(-1.0, 1.0, (2,), np.float32)
-        self.render_mode = render_mode
-        self._goal = None if goal is None else _on_table("goal", goal)
+        self.anywhere, self.render_mode = anywhere, render_mode
+        self._goal = None if goal is None else rules.on_table("goal", goal)
         self._position: np.ndarray | None = None
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
         super().reset(seed=seed)
-        options = options or {}
-        if unknown := set(options) - {"start", "goal"}:
-            raise ValueError(f"unknown reset options {sorted(unknown)}; known: start, goal")
-        start = self.np_random.uniform(*np.transpose(rules.START))
-        goal = self.np_random.uniform(*np.transpose(rules.GOAL))
-        if self._goal is not None:
-            goal = self._goal
-        self._position = _on_table("start", options["start"]) if "start" in options else start
-        self.goal = _on_table("goal", options["goal"]) if "goal" in options else goal
+        self._position, self.goal = rules.start_and_goal(self.np_random, options, self._goal, self.anywhere)
         self.fallen = False
         return self._observe(), self._info()
 
@@ -85,13 +85,3 @@ class TableEdgeEnv(gym.Env[np.ndarray, np.ndarray]):
             return None
         image = self._observe().transpose(1, 2, 0)
         return cv2.resize(image, None, fx=6, fy=6, interpolation=cv2.INTER_NEAREST)
-
-
-def _on_table(name: str, value: Any) -> np.ndarray:
-    array = np.asarray(value, np.float64)
-    if array.shape != (2,) or not ((array >= rules.BORDER) & (array <= [1.0, 1 - rules.BORDER])).all():
-        raise ValueError(
-            f"{name} must be (x, y) with x in [{rules.BORDER}, 1] and y in [{rules.BORDER}, {1 - rules.BORDER}] "
-            f"table widths, got {value!r}"
-        )
-    return array

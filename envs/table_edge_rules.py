@@ -6,6 +6,8 @@ downwards. What may happen to a push is known in closed form, so that tests and 
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, UInt8
@@ -20,10 +22,45 @@ GENTLE = 0.35  # pushes up to this strength never make it slip
 RADIUS = 0.06  # of the object, as drawn
 BORDER = 0.05  # the object stays as far from the table's other sides
 START = ((0.1, 0.45), (0.15, 0.85))  # ranges of x and y
+ANYWHERE = ((BORDER, 1.0), (BORDER, 1 - BORDER))
+NEAR_EDGE = 0.5  # share of the episodes from anywhere that start in the zone all the same
 GOAL = ((0.86, 0.93), (0.15, 0.85))
 FALLEN = 1.14  # x where a fallen object lies
 
 Array = np.ndarray
+
+
+def on_table(name: str, value: Any) -> Float[Array, 2]:
+    """Raises ValueError for what is no place on the table."""
+    array = np.asarray(value, np.float64)
+    if array.shape != (2,) or not ((array >= BORDER) & (array <= [1.0, 1 - BORDER])).all():
+        raise ValueError(
+            f"{name} must be (x, y) with x in [{BORDER}, 1] and y in [{BORDER}, {1 - BORDER}] table widths, "
+            f"got {value!r}"
+        )
+    return array
+
+
+def start_and_goal(
+    rng: np.random.Generator, options: dict[str, Any] | None, goal: Float[Array, 2] | None, anywhere: bool
+) -> tuple[Float[Array, 2], Float[Array, 2]]:
+    """Where an episode begins and wants to go: ``options`` of ``reset`` first, then ``goal``, chance last.
+
+    Raises:
+        ValueError: for unknown options, or places off the table.
+    """
+    options = options or {}
+    if unknown := set(options) - {"start", "goal"}:
+        raise ValueError(f"unknown reset options {sorted(unknown)}; known: start, goal")
+    start = rng.uniform(*np.transpose(ANYWHERE if anywhere else START))
+    if anywhere and rng.random() < NEAR_EDGE:
+        start[0] = rng.uniform(1 - ZONE, 1.0)
+    drawn = rng.uniform(*np.transpose(GOAL))
+    if "start" in options:
+        start = on_table("start", options["start"])
+    if "goal" in options:
+        return start, on_table("goal", options["goal"])
+    return start, drawn if goal is None else goal
 
 
 def strength(push: Float[Array, "*b 2"]) -> Float[Array, "*b"]:
@@ -32,23 +69,26 @@ def strength(push: Float[Array, "*b 2"]) -> Float[Array, "*b"]:
 
 
 def landing(position: Float[Array, "*b 2"], push: Float[Array, "*b 2"]) -> Float[Array, "*b 2"]:
-    """Where a push takes the object if nothing slips and nothing shakes; x may lie beyond the edge."""
+    """Where a push takes the object if nothing slips and nothing shakes: a low rim stops it at the edge."""
     push = np.clip(push, -1.0, 1.0)
     push = push / np.maximum(np.linalg.norm(push, axis=-1, keepdims=True), 1.0)
     to = position + MAX_STEP * push
-    return np.stack([np.maximum(to[..., 0], BORDER), np.clip(to[..., 1], BORDER, 1 - BORDER)], axis=-1)
+    return np.clip(to, BORDER, [1.0, 1 - BORDER])
 
 
 def fall_probability(position: Float[Array, "*b 2"], push: Float[Array, "*b 2"]) -> Float[Array, "*b"]:
-    """How likely the object is to slip over the edge: how near the edge it lands, times how hard it was pushed.
+    """How likely the object is to slip over the rim: how near the edge it lands, times how hard it was pushed.
 
-    ``clip((x' - (1 - ZONE)) / ZONE, 0, 1) * clip((u - GENTLE) / (1 - GENTLE), 0, 1)`` for a push of strength ``u``
-    that lands at ``x'``; 1 for one that lands beyond the edge.
+    ``step((x' - (1 - ZONE)) / ZONE) * step((u - GENTLE) / (1 - GENTLE))`` for a push of strength ``u`` that lands at
+    ``x'``, with the smooth step ``s * s * (3 - 2 s)`` of ``s`` clipped to [0, 1].
     """
-    x = landing(position, push)[..., 0]
-    near = np.clip((x - (1 - ZONE)) / ZONE, 0.0, 1.0)
-    hard = np.clip((strength(push) - GENTLE) / (1 - GENTLE), 0.0, 1.0)
-    return np.where(x > 1.0, 1.0, near * hard)
+    near = _smooth_step((landing(position, push)[..., 0] - (1 - ZONE)) / ZONE)
+    return near * _smooth_step((strength(push) - GENTLE) / (1 - GENTLE))
+
+
+def _smooth_step(s: Float[Array, "*b"]) -> Float[Array, "*b"]:
+    s = np.clip(s, 0.0, 1.0)
+    return s * s * (3 - 2 * s)
 
 
 def reward(position: Float[Array, "*b 2"], fallen: Bool[Array, "*b"], goal: Float[Array, "*b 2"]) -> Array:

@@ -9,19 +9,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from jepa_rl.data.latents import LatentBatch, LatentEpisodes, LatentWindowSampler
 from jepa_rl.data.store import EpisodeStore
 from jepa_rl.data.view import EpisodeView
-from jepa_rl.objectives import prediction
 from jepa_rl.training import TrainConfig, TrainResult, fit
-from jepa_rl.world_model import WorldModel
+from jepa_rl.world_model import WorldModel, dynamics_loss
 
 
 class FrozenEncoder(nn.Module):
-    """What ``fit`` trains in this phase: the dynamics of a world model, by prediction alone.
+    """What ``fit`` trains in this phase: the dynamics of a world model alone.
 
     Args:
         model: its encoder stays as it is; its dynamics learn, in place.
@@ -34,13 +34,11 @@ class FrozenEncoder(nn.Module):
     def loss(
         self, batch: LatentBatch, generator: torch.Generator | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Mean squared error of the open-loop rollout over the window."""
-        predicted = self.dynamics.rollout(batch.latents[:, 0], batch.actions)[:, 0, 1:]
-        error = prediction(predicted, batch.latents[:, 1:])
-        return error, {"prediction": error}
+        """Error of the open-loop rollout over the window, or the loss of dynamics that draw futures."""
+        return dynamics_loss(self.dynamics, batch.latents, batch.actions, generator)
 
     def after_update(self) -> None:
-        """Nothing moves beside the weights."""
+        getattr(self.dynamics, "after_update", lambda: None)()
 
 
 REFINE = TrainConfig(
@@ -50,7 +48,7 @@ REFINE = TrainConfig(
 
 def refine_dynamics(
     model: WorldModel,
-    episodes: EpisodeStore | EpisodeView,
+    episodes: EpisodeStore | EpisodeView | LatentEpisodes,
     out: str | Path,
     *,
     steps: int = 6,
@@ -62,7 +60,7 @@ def refine_dynamics(
 
     Args:
         model: a trained world model.
-        episodes: those that it was trained on, or more.
+        episodes: those that it was trained on, or more; or the same encoded already (``LatentEpisodes.encode``).
         out: folder of the run, another than that of the joint training; see ``fit`` for what is written there.
         steps: latent steps of the windows, h; longer than in joint training.
         config: how long and how fast.
@@ -71,8 +69,11 @@ def refine_dynamics(
     Raises:
         ValueError: as ``fit``, ``LatentEpisodes.encode`` and ``LatentWindowSampler``.
     """
-    latents = LatentEpisodes.encode(model, episodes)
+    latents = episodes if isinstance(episodes, LatentEpisodes) else LatentEpisodes.encode(model, episodes)
     sampler = LatentWindowSampler(latents, steps, model.spec.block)
+    if hasattr(model.dynamics, "observe"):
+        seen = sampler.sample(10_000, np.random.default_rng(config.seed))
+        model.dynamics.observe(seen.latents, seen.actions)
     result = fit(FrozenEncoder(model), sampler, config, out, resume=resume, progress=progress)
     model.eval()
     return result

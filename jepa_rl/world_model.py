@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import asdict, dataclass, field
+import hashlib
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,14 +12,25 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from jepa_rl.dynamics import CausalTransformerDynamics, GRUDynamics, MLPDynamics
+from jepa_rl.dynamics import (
+    CausalTransformerDynamics,
+    EnsembleDynamics,
+    FlowDynamics,
+    GRUDynamics,
+    MixtureDynamics,
+    MLPDynamics,
+)
 from jepa_rl.encoders import ConvEncoder, FramesEncoder, ViTEncoder
 from jepa_rl.files import load_tensors, save_tensors
-from jepa_rl.objectives import Objective
+from jepa_rl.objectives import Objective, prediction
 from jepa_rl.types import ActionSpec, Batch, WorldSpec
 
 ENCODERS = {"conv": ConvEncoder, "frames": FramesEncoder, "vit": ViTEncoder}
-DYNAMICS = {"mlp": MLPDynamics, "gru": GRUDynamics, "transformer": CausalTransformerDynamics}
+# Those that draw futures bring a loss of their own; of the others the open-loop rollout is held against the window.
+DYNAMICS = {
+    "mlp": MLPDynamics, "gru": GRUDynamics, "transformer": CausalTransformerDynamics,
+    "flow": FlowDynamics, "ensemble": EnsembleDynamics, "mixture": MixtureDynamics,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -36,7 +48,7 @@ class WorldModelConfig:
     spec: WorldSpec
     latent_dim: int = 64
     encoder: Literal["conv", "frames", "vit"] = "conv"
-    dynamics: Literal["mlp", "gru", "transformer"] = "mlp"
+    dynamics: Literal["mlp", "gru", "transformer", "flow", "ensemble", "mixture"] = "mlp"
     encoder_options: dict[str, Any] = field(default_factory=dict)
     dynamics_options: dict[str, Any] = field(default_factory=dict)
     objective: Objective = field(default_factory=lambda: Objective(sigreg=0.5))
@@ -150,10 +162,11 @@ class WorldModel(nn.Module):
                 targets = self.target_encoder(batch.pixels[:, 1:].flatten(0, 1)).view_as(latents[:, 1:])
         else:
             targets = latents[:, 1:] if objective.target == "online" else latents[:, 1:].detach()
-        predicted = self.rollout(latents[:, 0], batch.actions)[:, 0, 1:]
+        path = torch.cat([latents[:, :1], targets], dim=1)
+        missed, _ = dynamics_loss(self.dynamics, path, batch.actions, generator)
         discrete = self.spec.action.kind == "discrete"
         guesses = self._guess_actions(latents, batch.actions) if objective.inverse_dynamics else None
-        return objective(latents, predicted, targets, guesses, discrete, generator)
+        return objective(latents, missed, guesses, discrete, generator)
 
     def _guess_actions(self, latents: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
         guess = self.inverse(torch.cat([latents[:, :-1], latents[:, 1:]], dim=-1))
@@ -164,7 +177,8 @@ class WorldModel(nn.Module):
 
     @torch.no_grad()
     def after_update(self) -> None:
-        """Moves the target encoder towards the encoder; call after every optimiser step."""
+        """Moves the target encoder, and the average of the dynamics; call after every optimiser step."""
+        getattr(self.dynamics, "after_update", lambda: None)()
         if self.config.objective.target != "ema":
             return
         decay = self.config.objective.ema_decay
@@ -172,6 +186,61 @@ class WorldModel(nn.Module):
             target.lerp_(online, 1.0 - decay)
         for target, online in zip(self.target_encoder.buffers(), self.encoder.buffers(), strict=True):
             target.copy_(online)
+
+    # -- other dynamics behind the same encoder ----------------------------------------------------
+
+    def with_dynamics(self, dynamics: str, **options: Any) -> WorldModel:
+        """A world model with a copy of this encoder and new, untrained dynamics: train them with ``refine_dynamics``.
+
+        Args:
+            dynamics: a name in ``DYNAMICS``.
+            options: further constructor arguments of these.
+        """
+        config = replace(self.config, dynamics=dynamics, dynamics_options=options)  # type: ignore[arg-type]
+        other = WorldModel(config).to(next(self.parameters()).device)
+        fresh = {f"dynamics.{name}": tensor for name, tensor in other.dynamics.state_dict().items()}
+        kept = {k: v for k, v in self.state_dict().items() if not k.startswith("dynamics.")}
+        other.load_state_dict(kept | fresh)
+        return other.eval()
+
+    def encoder_fingerprint(self) -> str:
+        """A digest of the encoder's weights: latents of two encoders mean the same where it is the same."""
+        digest = hashlib.blake2b(digest_size=16)
+        for name, tensor in sorted(self.encoder.state_dict().items()):
+            if not name.endswith("num_batches_tracked"):
+                digest.update(name.encode())
+                digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+
+    def save_dynamics(self, path: str | Path) -> None:
+        """Writes the dynamics alone, and which encoder they belong to; atomic."""
+        config = asdict(self.config)
+        header = {name: config[name] for name in ("dynamics", "dynamics_options")}
+        header["encoder"] = self.encoder_fingerprint()
+        save_tensors(path, "dynamics", self.dynamics.state_dict(), header)
+
+    def load_dynamics(self, path: str | Path) -> WorldModel:
+        """A world model with this encoder and the dynamics of a file of ``save_dynamics``.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: the dynamics were trained on another encoder's latents, or as ``load``.
+        """
+        tensors, header = load_tensors(path, ("dynamics",))
+        if header.get("encoder") != self.encoder_fingerprint():
+            raise ValueError(
+                f"{path} holds dynamics of another encoder's latents (fingerprint {header.get('encoder')}, this "
+                f"encoder's is {self.encoder_fingerprint()}); load the world model that they were trained on, or "
+                "train dynamics for this one with refine_dynamics"
+            )
+        try:
+            other = self.with_dynamics(header["dynamics"], **_tuples(header["dynamics_options"]))
+            other.dynamics.load_state_dict(tensors)
+        except (TypeError, KeyError, RuntimeError) as error:
+            raise ValueError(f"{path} does not describe dynamics of this version: {error}") from error
+        return other
+
+    # -- files -------------------------------------------------------------------------------------
 
     def save(self, path: str | Path) -> None:
         """Writes one safetensors file, configuration included; atomic."""
@@ -199,3 +268,16 @@ class WorldModel(nn.Module):
         except (TypeError, KeyError, AttributeError, RuntimeError) as error:
             raise ValueError(f"{path} does not describe a world model of this version: {error}") from error
         return model.eval()
+
+
+def dynamics_loss(
+    dynamics: Any,
+    latents: Float[Tensor, "b t d"],
+    actions: Float[Tensor, "b h a"],
+    generator: torch.Generator | None = None,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """What dynamics have to pay on windows of latents, and its terms: their own loss, or their rollout's error."""
+    if hasattr(dynamics, "loss"):
+        return dynamics.loss(latents, actions, generator)
+    error = prediction(dynamics.rollout(latents[:, 0], actions)[:, 0, 1:], latents[:, 1:])
+    return error, {"prediction": error}

@@ -1,18 +1,26 @@
 """Latents and actions to the next latents."""
 
 from jepa_rl.dynamics.compiled import CompiledDynamics, captured
+from jepa_rl.dynamics.flow import FlowDynamics, schedule
 from jepa_rl.dynamics.held import HeldActions
 from jepa_rl.dynamics.point import GRUDynamics, MLPDynamics, PointDynamics, SimplexDynamics, simplex
+from jepa_rl.dynamics.rivals import EnsembleDynamics, MixtureDynamics
+from jepa_rl.dynamics.sampling import energy_score
 from jepa_rl.dynamics.transformer import CausalTransformerDynamics
 
 __all__ = [
     "CausalTransformerDynamics",
-    "GRUDynamics",
     "CompiledDynamics",
+    "EnsembleDynamics",
+    "FlowDynamics",
+    "GRUDynamics",
     "HeldActions",
     "MLPDynamics",
+    "MixtureDynamics",
     "PointDynamics",
     "SimplexDynamics",
     "captured",
+    "energy_score",
+    "schedule",
     "simplex",
 ]

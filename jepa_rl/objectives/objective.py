@@ -54,8 +54,7 @@ class Objective:
     def __call__(
         self,
         latents: Tensor,
-        predicted: Tensor,
-        targets: Tensor,
+        prediction: Tensor,
         actions: tuple[Tensor, Tensor] | None,
         discrete: bool,
         generator: torch.Generator | None = None,
@@ -64,13 +63,12 @@ class Objective:
 
         Args:
             latents: encoded windows "b t d".
-            predicted: open-loop predictions of states 1.. "b h d".
-            targets: encoded states 1.. "b h d".
+            prediction: what the dynamics have to pay, such as ``terms.prediction`` of an open-loop rollout.
             actions: (actions guessed from neighbouring latents, true actions); needed by inverse dynamics.
             discrete: whether the actions are one-hot.
             generator: draws SIGReg's directions.
         """
-        values = {"prediction": terms.prediction(predicted, targets)}
+        values = {"prediction": prediction}
         if self.sigreg:
             values["sigreg"] = terms.sigreg(latents.transpose(0, 1), generator, self.projections)
         if self.variance:

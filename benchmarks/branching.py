@@ -1,0 +1,456 @@
+"""A world that branches: what four kinds of dynamics on the same frozen encoder say of it, and plans made with them.
+
+    python benchmarks/branching.py            about an hour on one core
+    python benchmarks/branching.py --quick    under two minutes
+
+Point, ensemble, mixture and flow dynamics learn on the latents of one encoder of TableEdge, whose true outcome
+distribution is known; every seed trains all of them anew. Then: how often the object falls in what they draw, energy
+score against the true sampler, impossible averages, calibration along the horizon, rollouts ten times longer than the
+training windows, and the return of plans over them beside those of an oracle that plans in the true world. A stopped
+run goes on where it was. ``--mujoco`` adds the returns on the version with real contact (needs OpenGL).
+"""
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import matplotlib
+import numpy as np
+import torch
+import tyro
+from _record import write_results
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
+import branching_futures as example
+from branching_futures import (
+    EVALUATION_SEED,
+    STEPS,
+    fall_frequencies,
+    learn_dynamics,
+    learn_probe,
+    learn_world,
+    picture_of,
+    planner,
+    priced_by,
+    pushes_near_the_edge,
+    random_play,
+)
+
+from jepa_rl import WorldModel
+from jepa_rl.agents import CEM, MPCAgent
+from jepa_rl.data.latents import LatentEpisodes
+from jepa_rl.diagnostics import Probe, bootstrap_interval
+from jepa_rl.dynamics import energy_score
+from jepa_rl.envs import table_edge_rules as rules
+from jepa_rl.envs.mujoco_table_edge import MujocoTableEdgeEnv
+from jepa_rl.envs.table_edge import TableEdgeEnv
+from jepa_rl.files import write_atomic
+from jepa_rl.risk import CVaR, Risk, expected_cost
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+
+@dataclass(frozen=True)
+class Args:
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Of training; the episodes of the evaluation are others for each."""
+    episodes: int = 70
+    """Played for each seed and planner."""
+    train_episodes: int = 5000
+    updates: int = 2500
+    """Of the encoder."""
+    dynamics_updates: int = 4000
+    """Of each kind of dynamics."""
+    futures: int = 8
+    """That plans are judged by."""
+    alpha: float = 0.25
+    """Share of the worst futures in CVaR."""
+    mujoco: bool = False
+    quick: bool = False
+    out: Path = Path("runs/branching")
+
+
+QUICK = dict(seeds=(0,), episodes=2, train_episodes=150, updates=20, dynamics_updates=20)
+KINDS: dict[str, dict[str, Any]] = {
+    "point": dict(name="mlp", width=192, depth=2),
+    "ensemble": dict(name="ensemble", members=5, width=96, depth=2),
+    "mixture": dict(name="mixture", components=5, width=192, depth=2),
+    "flow": dict(name="flow", **example.FLOW),
+}
+EVALUATIONS = (1, 2, 4, 50)  # of the flow for each state
+PLANNING_EVALUATIONS = 1
+EPISODE = 40
+
+
+def main(args: Args) -> None:
+    args = replace(args, **QUICK, out=args.out / "quick") if args.quick else args
+    worlds = ("table_edge", "mujoco") if args.mujoco else ("table_edge",)
+    found = {name: [run_seed(args, name, seed) for seed in args.seeds] for name in worlds}
+    first = found["table_edge"]
+    mean = partial(average, [run["measures"] for run in first])
+    results: dict[str, Any] = {
+        "frequency_mae": mean("frequency_mae"),
+        "frequency_mae_per_push": mean("frequency_mae_per_push"),
+        "both_outcomes_present": mean("both_outcomes_present"),
+        "energy_score_ratio_to_oracle": mean("energy_ratio"),
+        "crps_ratio_to_oracle": mean("crps_ratio"),
+        "few_step_energy_penalty": mean("few_step_energy_penalty"),
+        "few_step_speedup": mean("few_step_speedup"),
+        "impossible_average_ratio": mean("impossible_average_ratio"),
+        "calibration_p_values": [run["measures"]["calibration_p_values"] for run in first],
+        "spread_along_horizon": mean("spread_along_horizon"),
+        "off_manifold_at_10x": mean("off_manifold_at_10x"),
+        "planning_time_ratio_8_futures": mean("planning_time_ratio"),
+        "probe_r2": mean("probe_r2"),
+    }
+    for name, runs in found.items():
+        results[f"return_{name}"] = returns_of(runs)
+    best = max(v["mean"] for k, v in results["return_table_edge"].items() if k.startswith("oracle"))
+    results["return_ratio_to_oracle"] = {
+        k: {"ratio": v["mean"] / best, "ci95": [x / best for x in v["ci95"]]}
+        for k, v in results["return_table_edge"].items()
+    }
+    results |= {
+        "seeds": args.seeds, "episodes_per_seed": args.episodes, "futures": args.futures, "alpha": args.alpha,
+        "evaluations_when_planning": PLANNING_EVALUATIONS, "dynamics": KINDS, "threads": torch.get_num_threads(),
+        "train_seconds": [run["measures"]["train_seconds"] for run in first],
+    }  # fmt: skip
+    draw(args, first, results)
+    print(json.dumps(results, indent=1, default=str))
+    print(write_results("branching", results, quick=args.quick))
+
+
+def average(runs: list[dict[str, Any]], key: str) -> Any:
+    """Of figures, lists and dicts of figures over the runs."""
+    if isinstance(runs[0][key], dict):
+        return {k: average([run[key] for run in runs], k) for k in runs[0][key]}
+    return np.mean([run[key] for run in runs], axis=0).tolist()
+
+
+def returns_of(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    return {
+        name: {
+            "mean": float(np.mean([run["returns"][name] for run in runs])),
+            "ci95": bootstrap_interval([np.array(run["returns"][name]) for run in runs]),
+            "fallen": float(np.mean([run["fallen"][name] for run in runs])),
+        }
+        for name in runs[0]["returns"]
+    }
+
+
+# -- one training seed ------------------------------------------------------------------------------
+
+
+def run_seed(args: Args, world_name: str, seed: int) -> dict[str, Any]:
+    out, env = args.out / world_name / f"seed_{seed}", ENVIRONMENTS[world_name]
+    out.mkdir(parents=True, exist_ok=True)
+    if (out / "found.json").exists() and not args.quick:
+        return json.loads((out / "found.json").read_text())
+    make = lambda: gym.wrappers.TimeLimit(env(anywhere=True), example.LENGTH)  # noqa: E731
+    train, held_out = random_play(out, args.train_episodes, seed, make).split(0.1, seed=seed)
+    clock = {}
+    began = time.perf_counter()
+    world = learn_world(train, out, args.updates, seed)
+    clock["encoder"] = time.perf_counter() - began
+    latents = LatentEpisodes.encode(world, train)
+    models = {}
+    for kind, options in KINDS.items():
+        began = time.perf_counter()
+        models[kind] = learn_dynamics(
+            world, latents, out=out, updates=args.dynamics_updates, seed=seed, **options
+        )
+        clock[kind] = time.perf_counter() - began
+    probe = learn_probe(world, train, seed, steps=50 if args.quick else 3000)
+    measures = {"train_seconds": clock}
+    if world_name == "table_edge":
+        measures |= measure(args, models, probe, latents, held_out, seed)
+    print(world_name, seed, json.dumps(measures), flush=True)
+    returns, fallen = {}, {}
+    for name, (played, lost) in play_all(args, world_name, models, probe, seed).items():
+        returns[name], fallen[name] = played, lost
+        print(world_name, seed, name, round(float(np.mean(played)), 2), "fallen", lost, flush=True)
+    found = {"measures": measures, "returns": returns, "fallen": fallen}
+    write_atomic(out / "found.json", json.dumps(found).encode())
+    return found
+
+
+ENVIRONMENTS: dict[str, Callable[..., gym.Env]] = {"table_edge": TableEdgeEnv, "mujoco": MujocoTableEdgeEnv}
+
+
+# -- what the dynamics say --------------------------------------------------------------------------
+
+
+def measure(
+    args: Args, models: dict[str, WorldModel], probe: Probe, latents: LatentEpisodes, held_out: Any, seed: int
+) -> dict[str, Any]:
+    count, futures = (40, 16) if args.quick else (400, 256)
+    pushes = pushes_near_the_edge(count, 100 + seed)
+    samplers = {k: (m, {}) for k, m in models.items() if k != "flow"}
+    samplers |= {f"flow_{k}": (models["flow"], {"evaluations": k}) for k in EVALUATIONS}
+    seen, truth, _ = example.labelled(models["flow"], held_out, 50 if args.quick else 2000, seed)
+    residual = (truth - probe(seen)).square().mean(0) / truth.var(0).clamp_min(1e-9)
+    known = zip(("x", "y", "fallen", "reward"), (1 - residual).tolist(), strict=True)
+    found: dict[str, Any] = {"probe_r2": dict(known)}
+    found |= frequencies(samplers, probe, pushes, futures)
+    found |= scores(args, samplers, probe, pushes)
+    found |= along_the_horizon(args, models, probe, seed)
+    found["off_manifold_at_10x"] = off_manifold(args, models, latents, held_out, seed)
+    found["planning_time_ratio"] = planning_time(args, models, probe)
+    return found
+
+
+def frequencies(samplers: dict[str, Any], probe: Probe, pushes: Any, futures: int) -> dict[str, Any]:
+    """Mean absolute error of the probability of falling: of ten bins over the whole range, and of single pushes."""
+    binned, single, both = {}, {}, {}
+    for name, (model, sampler) in samplers.items():
+        true, sampled = fall_frequencies(model, probe, pushes, futures, **sampler)
+        bins = np.minimum(10 * true, 9).astype(int)
+        gaps = [abs(true[bins == k].mean() - sampled[bins == k].mean()) for k in range(10)]
+        binned[name], single[name] = float(np.mean(gaps)), float(np.abs(true - sampled).mean())
+        uncertain = (true >= 0.1) & (true <= 0.9)
+        both[name] = float(((sampled > 0) & (sampled < 1))[uncertain].mean())
+    return {"frequency_mae": binned, "frequency_mae_per_push": single, "both_outcomes_present": both}
+
+
+@torch.no_grad()
+def encoded_outcomes(model: WorldModel, at: np.ndarray, push: np.ndarray, count: int, seed: int) -> Tensor:
+    """Latents "b n d" of true outcomes of each push, through the rules, the picture and the encoder."""
+    rng, b = np.random.default_rng(seed), len(at)
+    rows, taken = np.repeat(at, count, axis=0), np.repeat(push, count, axis=0)
+    luck, shake = rng.random(b * count), rng.standard_normal((b * count, 2))
+    position, fallen = rules.outcome(rows, np.zeros(b * count, bool), taken, luck, shake)
+    parts = [
+        model.encode(torch.from_numpy(picture_of(position[i : i + 500], fallen[i : i + 500])))
+        for i in range(0, b * count, 500)
+    ]
+    return torch.cat(parts).unflatten(0, (b, count))
+
+
+def score(samples: Tensor, truth: Tensor) -> float:
+    """Mean energy score of samples "b n d" over true outcomes "b m d"."""
+    per = [energy_score(samples, truth[:, i]).mean() for i in range(truth.shape[1])]
+    return float(torch.stack(per).mean())
+
+
+@torch.no_grad()
+def scores(args: Args, samplers: dict[str, Any], probe: Probe, pushes: Any) -> dict[str, Any]:
+    """One step: energy score in standardised latents and CRPS of the decoded x, over those of the true sampler."""
+    at, push = pushes
+    count = 8 if args.quick else 64
+    world = samplers["point"][0]
+    truth, oracle = (encoded_outcomes(world, at, push, count, s) for s in (1, 2))
+    z = world.encode(torch.from_numpy(picture_of(at, np.zeros(len(at), bool))))
+    taken = torch.from_numpy(push).float()[:, None]
+    std = samplers["flow_4"][0].dynamics.std  # of all states
+    base, base_x = score(oracle / std, truth / std), score(probe(oracle)[..., :1], probe(truth)[..., :1])
+    energy, crps, seconds = {}, {}, {}
+    true = rules.fall_probability(at, push)
+    middle = torch.from_numpy((true > 0.4) & (true < 0.6))
+    nearest = {}
+    for name, (model, sampler) in samplers.items():
+        draw = partial(model.dynamics.rollout, z, taken, futures=count, **sampler)
+        samples = draw(generator=torch.Generator().manual_seed(3))[:, :, 1]
+        times = []
+        for _ in range(3):
+            began = time.perf_counter()
+            draw(generator=torch.Generator().manual_seed(3))
+            times.append(time.perf_counter() - began)
+        seconds[name] = min(times)
+        energy[name] = score(samples / std, truth / std) / base
+        crps[name] = score(probe(samples)[..., :1], probe(truth)[..., :1]) / base_x
+        away = torch.cdist(samples[middle] / std, torch.cat([truth, oracle], 1)[middle] / std)
+        nearest[name] = float(away.min(-1).values.mean())
+    return {
+        "energy_ratio": energy,
+        "crps_ratio": crps,
+        "few_step_energy_penalty": energy["flow_4"] / energy["flow_50"] - 1,
+        "few_step_speedup": seconds["flow_50"] / seconds["flow_4"],
+        "distance_to_nearest_outcome": nearest,
+        "impossible_average_ratio": nearest["point"] / nearest["flow_4"],
+    }
+
+
+@torch.no_grad()
+def along_the_horizon(args: Args, models: dict[str, WorldModel], probe: Probe, seed: int) -> dict[str, Any]:
+    """Rank of the true x among those that are drawn, after 1 to 8 steps of random pushes: flat where calibrated.
+
+    The test is a chi-square of the histogram over eight bins, its p-value by simulation of flat ones.
+    """
+    rows, horizon, futures = (60, 8, 15) if args.quick else (800, 8, 63)
+    rng = np.random.default_rng(500 + seed)
+    at, push = rng.uniform([0.3, 0.1], [0.9, 0.9], (rows, 2)), rng.uniform(-0.6, 0.9, (rows, horizon, 2))
+    position, fallen, true = at, np.zeros(rows, bool), []
+    for i in range(horizon):
+        position, fallen = rules.outcome(
+            position, fallen, push[:, i], rng.random(rows), rng.standard_normal((rows, 2))
+        )
+        true.append(models["flow"].encode(torch.from_numpy(picture_of(position, fallen))))
+    truth = probe(torch.stack(true, 1))[..., 0]  # through the encoder and the probe, as what is drawn
+    z = models["flow"].encode(torch.from_numpy(picture_of(at, np.zeros(rows, bool))))
+    paths = models["flow"].rollout(
+        z, torch.from_numpy(push).float(), futures=futures, generator=torch.Generator().manual_seed(seed)
+    )
+    drawn = probe(paths[:, :, 1:])[..., 0]
+    rank = (drawn < truth[:, None]).sum(1).numpy()  # b h
+    p_values = []
+    flat = rng.multinomial(rows, np.full(8, 1 / 8), size=4000)
+    off_when_flat = ((flat - rows / 8) ** 2).sum(1)
+    histograms = []
+    for i in range(horizon):
+        counts = np.bincount(rank[:, i] * 8 // (futures + 1), minlength=8)
+        histograms.append(counts.tolist())
+        p_values.append(float((off_when_flat >= ((counts - rows / 8) ** 2).sum()).mean()))
+    return {
+        "calibration_p_values": p_values,
+        "rank_histograms": histograms,
+        "spread_along_horizon": drawn.std(1).mean(0).tolist(),
+    }
+
+
+@torch.no_grad()
+def off_manifold(
+    args: Args, models: dict[str, WorldModel], latents: LatentEpisodes, held_out: Any, seed: int
+) -> dict[str, float]:
+    """Distance to the nearest training latent after ten training horizons, over that of held-out latents."""
+    known = latents.latents[torch.randperm(len(latents.latents))[:20_000]]
+    unseen = LatentEpisodes.encode(models["flow"], held_out).latents[:500]
+    std, generator = known.std(0), torch.Generator().manual_seed(seed)
+    pushes = 2 * torch.rand(len(unseen), 10 * STEPS, 2, generator=generator) - 1
+    away = lambda z: float(torch.cdist(z / std, known / std).min(1).values.mean())  # noqa: E731
+    usual = away(unseen)
+    return {
+        kind: away(model.rollout(unseen, pushes, futures=1, generator=generator)[:, 0, -1]) / usual
+        for kind, model in models.items()
+    }
+
+
+@torch.no_grad()
+def planning_time(args: Args, models: dict[str, WorldModel], probe: Probe) -> float:
+    """One plan of CEM for one environment, same budget: 8 futures of the flow over the point predictor's one."""
+    cost, z = priced_by(probe)(None), torch.zeros(1, models["flow"].latent_dim)
+    flow = planning_flow(models["flow"])
+
+    def seconds(model: WorldModel, futures: int) -> float:
+        began = time.perf_counter()
+        BUDGET(futures, expected_cost).plan(model, cost, z, generator=torch.Generator().manual_seed(0))
+        return time.perf_counter() - began
+
+    pairs = [(seconds(flow, 8), seconds(models["point"], 1)) for _ in range(3 if args.quick else 20)]
+    return float(np.median([a for a, _ in pairs]) / np.median([b for _, b in pairs]))
+
+
+# -- plans ------------------------------------------------------------------------------------------
+
+BUDGET: Callable[[int, Risk], CEM] = planner
+Played = tuple[list[float], float]
+
+
+def planning_flow(flow: WorldModel) -> WorldModel:
+    flow.dynamics.evaluations = PLANNING_EVALUATIONS  # type: ignore[assignment]
+    return flow
+
+
+def play_all(
+    args: Args, world_name: str, models: dict[str, WorldModel], probe: Probe, seed: int
+) -> dict[str, Played]:
+    careful = CVaR(args.alpha)
+    flow = planning_flow(models["flow"])
+    setups: dict[str, tuple[WorldModel, int, Risk]] = {
+        "point": (models["point"], 1, expected_cost),
+        "ensemble": (models["ensemble"], 5, expected_cost),
+        "ensemble_cvar": (models["ensemble"], 5, careful),
+        "mixture": (models["mixture"], args.futures, expected_cost),
+        "mixture_cvar": (models["mixture"], args.futures, careful),
+        "flow": (flow, args.futures, expected_cost),
+        "flow_cvar": (flow, args.futures, careful),
+    }
+    make = lambda: gym.wrappers.TimeLimit(ENVIRONMENTS[world_name](), 5 if args.quick else EPISODE)  # noqa: E731
+    found: dict[str, Played] = {}
+    first = EVALUATION_SEED + 1000 * seed
+    rng = np.random.default_rng(seed)
+    found["random"] = play(make, args.episodes, first, lambda *_: rng.uniform(-1, 1, (args.episodes, 2)))
+    if world_name == "table_edge":
+        for name, risk in (("oracle", expected_cost), ("oracle_cvar", careful)):
+            found[name] = play(make, args.episodes, first, Oracle(BUDGET(args.futures, risk), seed))
+    for name, (model, futures, risk) in setups.items():
+        agent = MPCAgent(model, BUDGET(futures, risk), cost=priced_by(probe), seed=seed)
+        found[name] = play(make, args.episodes, first, Follow(agent))
+    return found
+
+
+def play(
+    make: Callable[[], gym.Env], episodes: int, first_seed: int, act: Callable[..., np.ndarray]
+) -> Played:
+    """Returns of the episodes, side by side, and the share of them that fell."""
+    venv = gym.vector.SyncVectorEnv([make] * episodes)
+    seen, info = venv.reset(seed=[first_seed + i for i in range(episodes)])
+    returns, over = np.zeros(episodes), False
+    while not over:
+        seen, reward, terminated, truncated, info = venv.step(act(seen, info).astype(np.float32))
+        returns, over = returns + reward, bool((terminated | truncated).all())
+    venv.close()
+    return returns.tolist(), float(info["fallen"].mean())
+
+
+class Follow:
+    """An agent with its state."""
+
+    def __init__(self, agent: MPCAgent) -> None:
+        self.agent, self.state = agent, None
+
+    def __call__(self, seen: np.ndarray, info: dict[str, Any]) -> np.ndarray:
+        action, self.state = self.agent.predict(seen, self.state)
+        return action
+
+
+class Oracle:
+    """The same search in the true world, with the true reward."""
+
+    def __init__(self, planner: CEM, seed: int) -> None:
+        self.planner, self.warm = planner, None
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def __call__(self, seen: np.ndarray, info: dict[str, Any]) -> np.ndarray:
+        goal = info["goal_position"].astype(np.float64)
+        z = torch.from_numpy(np.concatenate([info["position"], info["fallen"][:, None]], axis=1)).float()
+
+        def cost(latents: Tensor, actions: Tensor) -> Tensor:
+            path = latents[:, :, 1:].double().numpy()
+            goals = np.repeat(goal, len(path) // len(goal), axis=0)[:, None, None]
+            return -torch.from_numpy(rules.reward(path[..., :2], path[..., 2] > 0.5, goals)).sum(-1).float()
+
+        plan = self.planner.plan(rules.TableEdgeDynamics(), cost, z, self.warm, self.generator)
+        self.warm = torch.cat([plan.actions[:, 1:], plan.actions[:, -1:]], dim=1)
+        return plan.actions[:, 0].numpy()
+
+
+# -- show -------------------------------------------------------------------------------------------
+
+
+def draw(args: Args, runs: list[dict[str, Any]], results: dict[str, Any]) -> None:
+    figure, axes = plt.subplots(1, 3, figsize=(14, 3.8))
+    for axis, key in ((axes[0], "energy_score_ratio_to_oracle"), (axes[1], "frequency_mae")):
+        axis.bar(range(len(results[key])), results[key].values())
+        axis.set_xticks(range(len(results[key])), results[key], rotation=40, ha="right")
+        axis.set_title(key)
+    for name, found in results["return_ratio_to_oracle"].items():
+        low, high = found["ci95"]
+        axes[2].errorbar(
+            found["ratio"], name, xerr=[[found["ratio"] - low], [high - found["ratio"]]], fmt="o"
+        )
+    axes[2].set_title("return, share of the oracle's")
+    figure.tight_layout()
+    figure.savefig(args.out / "branching.png", dpi=100)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args))

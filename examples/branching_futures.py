@@ -1,0 +1,316 @@
+"""Several futures from one picture: learn a world that branches, draw what may happen, and plan with care.
+
+    python examples/branching_futures.py
+
+On TableEdge a push near the edge may throw the object off. A world model is learned from pixels, then, on its frozen
+latents, a flow that draws futures; about ten minutes on two cores. Writes to runs/branching_futures/, and to
+TensorBoard: futures.png (one real picture and decoded futures that fan out from it), fan.png (decoded positions
+beside true outcomes), probability.png (sampled against true probability of falling) and plans.gif (a plan by the mean
+beside a careful one). A run that was stopped goes on where it was; --no-resume starts anew.
+"""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import matplotlib
+import numpy as np
+import torch
+import tyro
+from PIL import Image, ImageDraw
+from torch import Tensor, nn
+from torch.utils.tensorboard import SummaryWriter
+
+from jepa_rl import EpisodeStore, Objective, TrainConfig, WindowSampler, WorldModel, fit, preset
+from jepa_rl.agents import CEM, MPCAgent
+from jepa_rl.data.latents import LatentEpisodes
+from jepa_rl.diagnostics import Probe, fit_mlp_probe, r2_score
+from jepa_rl.envs import RandomPolicy, collect, world_spec
+from jepa_rl.envs import table_edge_rules as rules
+from jepa_rl.envs.table_edge import TableEdgeEnv
+from jepa_rl.heads import PictureDecoder
+from jepa_rl.refine import refine_dynamics
+from jepa_rl.risk import CVaR, Risk, expected_cost
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+
+@dataclass(frozen=True)
+class Args:
+    episodes: int = 10_000
+    """Of random play to learn from, 8 steps each, from anywhere on the table."""
+    updates: int = 1500
+    """Of encoder and point dynamics together."""
+    flow_updates: int = 3000
+    """Of the flow, on frozen latents."""
+    futures: int = 16
+    """That a plan is judged by."""
+    alpha: float = 0.25
+    """Share of the worst futures that the careful plan looks at."""
+    seed: int = 0
+    resume: bool = True
+    """Go on with what is in the folder; --no-resume deletes it first."""
+    quick: bool = False
+    """A little of everything, for a try in seconds; its pictures mean nothing."""
+    out: Path = Path("runs/branching_futures")
+
+
+QUICK = dict(episodes=80, updates=10, flow_updates=10, futures=4)
+LENGTH = 8  # steps of a training episode
+STEPS = 4  # of the windows that dynamics learn on
+LATENTS = 16
+# A light SIGReg: five numbers spread over all directions of a space lie crumpled in it and are hard to predict.
+OBJECTIVE = Objective(sigreg=0.1, inverse_dynamics=4.0)
+EVALUATION_SEED = 1_000_000  # of the first episode that is played; training draws its seeds below
+
+
+def main(args: Args) -> None:
+    args = replace(args, **QUICK) if args.quick else args
+    if not args.resume or args.quick:
+        shutil.rmtree(args.out, ignore_errors=True)
+    args.out.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(args.seed)
+    store = random_play(args.out, args.episodes, args.seed)
+    train, held_out = store.split(0.1, seed=args.seed)
+    world = learn_world(train, args.out, args.updates, args.seed)
+    latents = LatentEpisodes.encode(world, train)
+    flow = learn_dynamics(world, latents, "flow", args.out, args.flow_updates, args.seed, **FLOW)
+    probe = learn_probe(world, train, args.seed, steps=100 if args.quick else 3000)
+    seen, truth, _ = labelled(world, held_out, 2000, args.seed)
+    print("probe R2 of x, y, fallen, reward:", [round(float(r), 3) for r in r2_score(probe(seen), truth)])
+    decoder = learn_decoder(world, train, args.seed, steps=30 if args.quick else 1500)
+    with SummaryWriter(str(args.out / "pictures")) as board:
+        for name, draw in (("futures", draw_futures), ("fan", draw_fan), ("probability", draw_probability)):
+            figure = draw(flow, probe, decoder)
+            figure.savefig(args.out / f"{name}.png", dpi=90)
+            board.add_figure(name, figure)
+            plt.close(figure)
+        frames = play_side_by_side(args, flow, probe)
+        first, *rest = [Image.fromarray(frame) for frame in frames]
+        first.save(args.out / "plans.gif", save_all=True, append_images=rest, duration=200, loop=0)
+    print(f"wrote {args.out}/")
+
+
+# -- learn ------------------------------------------------------------------------------------------
+
+FLOW: dict[str, Any] = dict(width=96)
+
+
+def make_world() -> gym.Env:
+    return gym.wrappers.TimeLimit(TableEdgeEnv(anywhere=True), LENGTH)
+
+
+def random_play(
+    out: Path,
+    episodes: int,
+    seed: int,
+    make: Callable[[], gym.Env] = make_world,
+    extras: tuple[str, ...] = (),
+) -> EpisodeStore:
+    path = out / "episodes"
+    there = len(EpisodeStore.open(path)) if (path / "store.json").exists() else 0
+    if there >= episodes:
+        return EpisodeStore.open(path)
+    venv = gym.vector.SyncVectorEnv([make] * 16)
+    policy = RandomPolicy(world_spec(venv).action, venv.num_envs)
+    extras = ("position", "fallen", *extras)
+    found = collect(
+        venv, path, policy=policy, episodes=episodes - there, seed=10_000 * seed + there, extras=extras
+    )
+    venv.close()
+    return found
+
+
+def learn_world(train: Any, out: Path, updates: int, seed: int) -> WorldModel:
+    """The encoder, by prediction in latent space; its own point dynamics predict the mean of what may happen."""
+    config, training, window = preset("laptop", train.spec)
+    config = replace(config, latent_dim=LATENTS, objective=OBJECTIVE)
+    training = replace(training, steps=updates, seed=seed, evaluate_every=updates)
+    torch.manual_seed(seed)
+    world = WorldModel(config)
+    fit(world, WindowSampler(train, window), training, out / "world")
+    return world
+
+
+def learn_dynamics(
+    world: WorldModel, latents: LatentEpisodes, name: str, out: Path, updates: int, seed: int, **options: Any
+) -> WorldModel:
+    """Dynamics of another kind on the latents of the frozen encoder."""
+    torch.manual_seed(seed)
+    model = world.with_dynamics(name, **options)
+    config = TrainConfig(updates, 256, learning_rate=2e-3, weight_decay=1e-4, seed=seed, checkpoint_every=500)
+    refine_dynamics(model, latents, out / name, steps=STEPS, config=config)
+    return model
+
+
+def labelled(world: WorldModel, episodes: Any, count: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Latents, their (x, y, fallen, reward of being there) and pictures; the labels serve probes and the reward."""
+    sampler, rng = WindowSampler(episodes, 1), np.random.default_rng(seed)
+    windows = sampler.draw(count, rng)
+    batch = sampler.batch(windows)
+    truth = [sampler.extra("position", windows)[:, 1], sampler.extra("fallen", windows)[:, 1, None]]
+    targets = np.concatenate([*truth, batch.rewards.numpy()], axis=1).astype(np.float32)
+    with torch.no_grad():
+        latents = torch.cat([world.encode(part) for part in batch.pixels[:, 1].split(500)])
+    return latents, torch.from_numpy(targets), batch.pixels[:, 1]
+
+
+def learn_probe(world: WorldModel, train: Any, seed: int, steps: int = 3000) -> Probe:
+    """Latents to x, y, fallen and reward: what plans are priced by, and what pictures show."""
+    latents, targets, _ = labelled(world, train, 20_000, seed)
+    return fit_mlp_probe(latents, targets, torch.Generator().manual_seed(seed), steps=steps)
+
+
+def learn_decoder(world: WorldModel, train: Any, seed: int, steps: int = 1500) -> PictureDecoder:
+    """Pictures out of frozen latents, for the eye only (RAE's idea)."""
+    latents, _, pixels = labelled(world, train, 6000, seed + 1)
+    torch.manual_seed(seed)
+    decoder = PictureDecoder(world.latent_dim, *world.spec.pixels[:2])
+    optimizer = torch.optim.AdamW(decoder.parameters(), lr=2e-3)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    for _ in range(steps):
+        rows = torch.randint(len(latents), (64,))
+        loss = nn.functional.mse_loss(decoder(latents[rows]), pixels[rows] / 255)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    return decoder.eval().requires_grad_(False)
+
+
+# -- plan -------------------------------------------------------------------------------------------
+
+
+def priced_by(probe: Probe) -> Callable[[Any], Any]:
+    """The cost of a path: minus the rewards of its states, as the probe reads them."""
+
+    def cost(latents: Tensor, actions: Tensor) -> Tensor:
+        return -probe(latents[:, :, 1:])[..., 3].sum(-1)
+
+    return lambda _: cost
+
+
+def planner(futures: int, risk: Risk) -> CEM:
+    return CEM(horizon=6, samples=96, elites=12, iterations=4, futures=futures, risk=risk)
+
+
+def agent(model: WorldModel, probe: Probe, futures: int, risk: Risk, seed: int = 0) -> MPCAgent:
+    return MPCAgent(model, planner(futures, risk), cost=priced_by(probe), seed=seed)
+
+
+def play_side_by_side(args: Args, flow: WorldModel, probe: Probe) -> list[np.ndarray]:
+    """The same episode by the mean of the futures and by the worst share of them."""
+    films = []
+    for title, risk in (("by the mean", expected_cost), (f"worst {args.alpha:.0%}", CVaR(args.alpha))):
+        actor, state = agent(flow, probe, args.futures, risk), None
+        env = gym.make(
+            "jepa_rl/TableEdge-v0", render_mode="rgb_array", max_episode_steps=6 if args.quick else 40
+        )
+        seen, _ = env.reset(seed=EVALUATION_SEED)
+        earned, over, film = 0.0, False, []
+        while not over:
+            action, state = actor.predict(seen, state)
+            seen, reward, terminated, truncated, _ = env.step(action)
+            earned, over = earned + float(reward), terminated or truncated
+            picture = Image.fromarray(env.render()).resize((256, 256))
+            ImageDraw.Draw(picture).text((6, 4), f"{title}: {earned:.1f}", fill=(255, 255, 255))
+            film.append(np.asarray(picture))
+        films.append(film)
+    return [np.concatenate(pair, axis=1) for pair in zip(*films, strict=True)]
+
+
+# -- show -------------------------------------------------------------------------------------------
+
+PUSHES = torch.tensor([[[0.75, 0.1], [0.75, 0.0], [0.6, -0.1], [0.6, 0.0]]])  # along the fork that is shown
+FROM, GOAL = (0.66, 0.45), (0.9, 0.6)
+
+
+def picture_of(positions: np.ndarray, fallen: np.ndarray, goal: tuple[float, float] = GOAL) -> np.ndarray:
+    return rules.draw(positions, fallen, np.tile(goal, (len(positions), 1)))
+
+
+@torch.no_grad()
+def drawn(flow: WorldModel, futures: int) -> tuple[np.ndarray, Tensor]:
+    """The real picture that the fork starts from, and futures "n h+1 d" of it."""
+    real = picture_of(np.array([FROM]), np.array([False]))
+    z = flow.encode(torch.from_numpy(real))
+    return real[0], flow.rollout(z, PUSHES, futures=futures, generator=torch.Generator().manual_seed(0))[0]
+
+
+def draw_futures(flow: WorldModel, probe: Probe, decoder: PictureDecoder, shown: int = 5) -> Any:
+    real, paths = drawn(flow, shown)
+    figure, axes = plt.subplots(shown, paths.shape[1], figsize=(1.6 * paths.shape[1], 1.6 * shown))
+    for row, path in zip(axes, paths, strict=True):
+        pictures = decoder(path).clamp(0, 1).permute(0, 2, 3, 1).numpy()
+        pictures[0] = real.transpose(1, 2, 0) / 255
+        for step, (axis, picture) in enumerate(zip(row, pictures, strict=True)):
+            axis.imshow(picture)
+            axis.set(
+                xticks=[], yticks=[], title=("real" if step == 0 else f"+{step}") if row is axes[0] else None
+            )
+    figure.suptitle("One picture, five futures")
+    figure.tight_layout()
+    return figure
+
+
+def draw_fan(flow: WorldModel, probe: Probe, decoder: PictureDecoder, count: int = 60) -> Any:
+    _, paths = drawn(flow, count)
+    position, fallen = np.tile(FROM, (count, 1)), np.zeros(count, bool)
+    rng, true = np.random.default_rng(0), [np.tile(FROM, (count, 1))]
+    for push in PUSHES[0].double().numpy():
+        luck, shake = rng.random(count), rng.standard_normal((count, 2))
+        position, fallen = rules.outcome(position, fallen, np.tile(push, (count, 1)), luck, shake)
+        true.append(position)
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), sharey=True)
+    shown = {"drawn by the flow": probe(paths)[..., 0].numpy(), "true outcomes": np.stack(true, 1)[..., 0]}
+    for axis, (name, x) in zip(axes, shown.items(), strict=True):
+        axis.plot(x.T, color="tab:blue", alpha=0.25)
+        axis.axhline(1.0, color="black", linewidth=0.7, linestyle="--")
+        axis.set(title=name, xlabel="step", ylabel="x (the edge is at 1)")
+    figure.tight_layout()
+    return figure
+
+
+def draw_probability(flow: WorldModel, probe: Probe, decoder: PictureDecoder) -> Any:
+    true, sampled = fall_frequencies(flow, probe, pushes_near_the_edge(400, seed=0), futures=64)
+    figure, axis = plt.subplots(figsize=(4.2, 4))
+    axis.plot([0, 1], [0, 1], color="gray", linewidth=0.8)
+    axis.scatter(true, sampled, s=6, alpha=0.6)
+    axis.set(xlabel="true probability of falling", ylabel="share of the drawn futures")
+    figure.tight_layout()
+    return figure
+
+
+def pushes_near_the_edge(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Positions and pushes whose probability of falling covers the whole range evenly."""
+    rng = np.random.default_rng(seed)
+    at, push = (
+        rng.uniform([0.6, 0.05], [1.0, 0.95], (40_000, 2)),
+        rng.uniform([-0.2, -1], [1, 1], (40_000, 2)),
+    )
+    bins = np.minimum(10 * rules.fall_probability(at, push), 9).astype(int)
+    rows = [rng.choice(np.flatnonzero(bins == k), count // 10, replace=False) for k in range(10)]
+    return at[np.concatenate(rows)], push[np.concatenate(rows)]
+
+
+@torch.no_grad()
+def fall_frequencies(
+    model: WorldModel, probe: Probe, pushes: tuple[np.ndarray, np.ndarray], futures: int, **sampler: Any
+) -> tuple[np.ndarray, np.ndarray]:
+    """True probability of falling, and the share of the drawn futures that have fallen."""
+    at, push = pushes
+    z = model.encode(torch.from_numpy(picture_of(at, np.zeros(len(at), bool))))
+    taken = torch.from_numpy(push).float()[:, None]
+    rollout = partial(model.dynamics.rollout, **sampler)
+    paths = rollout(z, taken, futures=futures, generator=torch.Generator().manual_seed(0))
+    fallen = probe(paths[:, :, 1])[..., 2] > 0.5
+    return rules.fall_probability(at, push), fallen.float().mean(1).numpy()
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args))

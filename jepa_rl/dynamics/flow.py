@@ -1,0 +1,451 @@
+"""Rectified flow over paths of latents: several futures, each drawn in a few evaluations of a small transformer."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from jepa_rl.dynamics.sampling import Standardised, energy_score, entrance, in_chunks, shared_noise
+
+# Evaluations that the sampler is trained to make do with; other counts follow the plain flow.
+FEW_EVALUATIONS = (1, 2, 4)
+
+# Keys and values "b n k w" of the tokens before, for each block; k < context.
+Past = list[tuple[Tensor, Tensor]]
+
+
+class FlowDynamics(Standardised):
+    """Draws futures of latents from a conditional rectified flow over paths.
+
+    A path of states ``z_1 .. z_h`` is denoised from ``x = (1 - l) z + l * noise`` (Liu et al. 2023, arXiv:2209.03003)
+    by a causal transformer of DiT blocks (Peebles and Xie 2023) whose AdaLN reads the action, the noise level ``l`` of
+    the token and of the one before. Every state has a level of its own (Diffusion Forcing, Chen et al. 2024,
+    arXiv:2407.01392), so that states are sampled one after the other with cached keys and values, all at once, or in
+    between (``Schedule``). The network names the clean latent, as a change of the state before: latents lie near
+    few dimensions of their space, and velocities do not (Li and He 2025, arXiv:2511.13720).
+
+    Few evaluations: beside the flow the network learns jumps over a whole part of it, as shortcut models do (Frans et
+    al. 2025), but by what comes of them: the sampler runs over its own states (Self Forcing, Huang et al. 2025,
+    arXiv:2506.08009) and its futures are scored against the one that happened by the energy score (Gneiting and
+    Raftery 2007), which is least for the true distribution alone. 1, 2 and 4 evaluations are trained; any other number
+    integrates the flow itself.
+
+    Planning, ``rollout`` uses the moving average of the weights; in training mode the weights themselves.
+
+    Args:
+        latent_dim, action_dim: widths of latent and action.
+        width: of a token.
+        depth: blocks.
+        heads: of attention.
+        mlp_ratio: hidden units of a block's perceptron, in widths.
+        context: states that a token attends to, itself included. 1 for worlds whose latent says all.
+        evaluations: of the network for each state that ``rollout`` draws.
+        shift: of the noise levels towards noise, for wide latents (RAE, Zheng et al. 2025, arXiv:2510.11690:
+            ``sqrt(width / 4096)`` there); 1 changes nothing.
+        energy: weight of the energy score beside flow matching; 0 trains the flow alone.
+        samples: futures drawn for each window in the energy score.
+        average_rate: how far the average moves towards the weights after an update.
+
+    Raises:
+        ValueError: for sizes below 1, ``heads`` that do not divide ``width``, or other numbers that make no sense.
+    """
+
+    def __init__(
+        self,
+        latent_dim: int,
+        action_dim: int,
+        width: int = 96,
+        depth: int = 2,
+        heads: int = 4,
+        mlp_ratio: int = 2,
+        context: int = 1,
+        evaluations: int = 4,
+        shift: float = 1.0,
+        energy: float = 1.0,
+        samples: int = 2,
+        unroll: int = 1,
+        average_rate: float = 0.005,
+    ) -> None:
+        super().__init__(latent_dim, action_dim)
+        sizes = dict(width=width, depth=depth, heads=heads, mlp_ratio=mlp_ratio, context=context)
+        sizes |= dict(evaluations=evaluations, unroll=unroll)
+        if wrong := {name: size for name, size in sizes.items() if size < 1}:
+            raise ValueError(f"sizes must be at least 1, got {wrong}")
+        if width % heads:
+            raise ValueError(f"heads must divide width, got {heads} and {width}")
+        if not shift > 0 or not energy >= 0 or samples < 2 or not 0 < average_rate <= 1:
+            raise ValueError(
+                "shift must be positive, energy at least 0, samples at least 2 and average_rate in (0, 1], got "
+                f"{shift}, {energy}, {samples}, {average_rate}"
+            )
+        self.evaluations, self.context, self.shift = evaluations, context, shift
+        self.energy, self.samples, self.unroll = energy, samples, unroll
+        self.average_rate = average_rate
+        self.network = Denoiser(latent_dim, action_dim, width, depth, heads, mlp_ratio, context)
+        self.average = copy.deepcopy(self.network).requires_grad_(False)
+
+    # -- sampling -----------------------------------------------------------------------------------
+
+    def rollout(
+        self,
+        z: Float[Tensor, "b d"],
+        actions: Float[Tensor, "b h a"],
+        *,
+        futures: int = 1,
+        generator: torch.Generator | None = None,
+        evaluations: int | None = None,
+    ) -> Float[Tensor, "b n h+1 d"]:
+        """``futures`` paths of each row, drawn state by state; all rows meet the same noise.
+
+        Rows are rolled out in parts, so that memory stays bounded for any number of candidates.
+
+        Args:
+            evaluations: of the network for each state, in place of the sampler's own number.
+
+        Raises:
+            ValueError: for fewer than one future or evaluation, widths that are not the model's, or NaN in ``z``.
+        """
+        count = self.evaluations if evaluations is None else evaluations
+        if count < 1:
+            raise ValueError(f"evaluations must be at least 1, got {count}")
+        self.check(z, actions, futures)
+        noise = shared_noise(futures, actions.shape[1], z, generator)
+
+        def part(rows: Tensor, taken: Tensor) -> Tensor:
+            return self.destandardise(self._draw(self.standardise(rows), taken, noise[None], count), rows)
+
+        return in_chunks(part, z, actions, futures * self.network.width)
+
+    def _clean(
+        self,
+        net: Denoiser,
+        x: Tensor,
+        before: Tensor,
+        earlier: Tensor | float,
+        way: Way,
+        past: Past | None = None,
+    ) -> tuple[Float[Tensor, "b n t d"], Past]:
+        """The clean latents that the network sees in ``x``, and what it keeps of its tokens."""
+        change, kept = net(x, before, way, past)
+        return (1.0 - earlier) * before + self.change * change, kept
+
+    def _levels(self, evaluations: int) -> list[float]:
+        """Noise levels from 1 to 0 that ``evaluations`` jumps lead through."""
+        even = torch.linspace(1.0, 0.0, evaluations + 1).tolist()
+        return [self.shift * level / (1 + (self.shift - 1) * level) for level in even]
+
+    def _jumps(self, evaluations: int) -> bool:
+        return self.energy > 0 and evaluations in FEW_EVALUATIONS
+
+    def _draw(
+        self,
+        z: Float[Tensor, "b d"],
+        actions: Float[Tensor, "b h a"],
+        noise: Float[Tensor, "b|1 n h d"],
+        count: int,
+    ) -> Float[Tensor, "b n h d"]:
+        """States 1 to h, standardised, one after the other."""
+        net = self.network if self.training else self.average
+        b, (n, h, d) = len(z), noise.shape[1:]
+        levels, jumps = self._levels(count), self._jumps(count)
+        steering = self.standardise_actions(actions)[:, None]
+        ways = [
+            net.modulations(steering, level, 0.0, level - to if jumps else 0.0)
+            for level, to in pairwise(levels)
+        ]
+        clean = net.modulations(steering, 0.0, 0.0, 0.0) if self.context > 1 else None
+        before, past, path = z[:, None, None].expand(b, n, 1, d), None, []
+        for i in range(h):
+            x = noise[:, :, i : i + 1].expand(b, n, 1, d)
+            for (level, to), way in zip(pairwise(levels), ways, strict=True):
+                x = jump(x, self._clean(net, x, before, 0.0, way.at(i), past)[0], level, to)
+            if clean is not None and i + 1 < h:
+                past = self._clean(net, x, before, 0.0, clean.at(i), past)[1]
+            before = x
+            path.append(x)
+        return torch.cat(path, dim=2)
+
+    def denoise(
+        self,
+        z: Float[Tensor, "b d"],
+        actions: Float[Tensor, "b h a"],
+        path: Float[Tensor, "b n h d"],
+        levels: Float[Tensor, "m+1 h"],
+    ) -> Float[Tensor, "b n h d"]:
+        """States 1 to h brought from ``levels[0]`` to ``levels[-1]``, all of them in each of ``m`` evaluations.
+
+        ``schedule`` makes levels; states whose level does not change come back as they are. No cache: the whole path
+        is read in every evaluation.
+
+        Args:
+            path: states at ``levels[0]``: noise where that is 1, given (clean) latents where it is 0.
+
+        Raises:
+            ValueError: for levels that rise, lie outside [0, 1] or are not of the path's length.
+        """
+        self.check(z, actions, path.shape[1])
+        if levels.ndim != 2 or levels.shape[1] != path.shape[2] or path.shape[2] != actions.shape[1]:
+            raise ValueError(
+                f"levels must be (evaluations + 1, {actions.shape[1]}) for a path of as many states, got "
+                f"{tuple(levels.shape)} and a path of {path.shape[2]}"
+            )
+        if levels.min() < 0 or levels.max() > 1 or (levels.diff(dim=0) > 0).any():
+            raise ValueError("levels must lie in [0, 1] and never rise")
+        net = self.network if self.training else self.average
+        given = levels[0] == 0
+        x = torch.where(given[:, None], self.standardise(path), path)
+        first = self.standardise(z)[:, None, None].expand(-1, x.shape[1], 1, -1)
+        steering = self.standardise_actions(actions)[:, None]
+        for now, to in pairwise(levels.to(x)):
+            step = now - to
+            before = torch.cat([first, x[:, :, :-1]], dim=2)
+            earlier = F.pad(now, (1, -1))[None, None, :, None]
+            level, size = now[None, None, :, None], step[None, None, :, None]
+            jumps = size if self.energy > 0 else torch.zeros_like(size)
+            # A jump that was never trained is a part of the plain flow.
+            few = torch.stack([(size - 1 / k).abs() < 1e-6 for k in FEW_EVALUATIONS]).any(0)
+            way = net.modulations(steering, level, earlier, torch.where(few, jumps, 0.0))
+            clean, _ = self._clean(net, x, before, earlier, way)
+            x = torch.where(step[:, None] > 0, jump(x, clean, level.clamp_min(1e-6), to[:, None]), x)
+        found = x * self.std + self.mean
+        return torch.where(given[:, None], path, found)
+
+    # -- training -----------------------------------------------------------------------------------
+
+    def loss(
+        self,
+        latents: Float[Tensor, "b t d"],
+        actions: Float[Tensor, "b h a"],
+        generator: torch.Generator | None = None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Flow matching at a level of its own for each state, and the energy score of the few-step sampler."""
+        path = self.standardise(latents)
+        terms = {"flow": self._flow_matching(path, actions, generator)}
+        total = terms["flow"]
+        if self.energy:
+            terms["energy"] = self._own_futures(path, actions, generator)
+            total = total + self.energy * terms["energy"]
+        return total, terms
+
+    def _flow_matching(self, path: Tensor, actions: Tensor, generator: torch.Generator | None) -> Tensor:
+        """Squared error of the velocity, (clean - z) / level, at levels drawn for every state anew.
+
+        In three quarters of the windows every other state is given, as it will be where states are drawn one
+        after the other.
+        """
+        b, h = actions.shape[:2]
+        draw: dict[str, Any] = dict(generator=generator, device=path.device, dtype=path.dtype)
+        level = torch.randn(b, h, **draw).sigmoid()
+        level = self.shift * level / (1 + (self.shift - 1) * level)
+        odd = (torch.rand(b, 1, **draw) < 0.5).long()
+        given = (torch.arange(h, device=path.device) % 2 == odd) & (torch.rand(b, 1, **draw) < 0.75)
+        level = torch.where(given, 0.0, level)[:, None, :, None]
+        z = path[:, None, 1:]
+        x = torch.lerp(z, torch.randn(z.shape, **draw), level)
+        before = torch.cat([path[:, None, :1], x[:, :, :-1]], dim=2)
+        earlier = F.pad(level, (0, 0, 1, -1))
+        steering = self.standardise_actions(actions)[:, None]
+        way = self.network.modulations(steering, level, earlier, 0.0)
+        clean, _ = self._clean(self.network, x, before, earlier, way)
+        error = ((clean - z) / level.clamp_min(0.05)).square()
+        return (error * (level > 0)).sum() / ((level > 0).sum() * path.shape[-1]).clamp_min(1)
+
+    def _own_futures(self, path: Tensor, actions: Tensor, generator: torch.Generator | None) -> Tensor:
+        """Energy score of futures of ``unroll`` states, by a number of evaluations that is drawn itself."""
+        draw: dict[str, Any] = dict(generator=generator, device=path.device)
+        count = FEW_EVALUATIONS[int(torch.randint(len(FEW_EVALUATIONS), (), **draw))]
+        u = min(self.unroll, actions.shape[1])
+        pieces = actions.shape[1] // u
+        starts = path[:, : pieces * u : u].flatten(0, 1)
+        truth = path[:, 1 : 1 + pieces * u].unflatten(1, (pieces, u)).flatten(0, 1)
+        taken = actions[:, : pieces * u].unflatten(1, (pieces, u)).flatten(0, 1)
+        noise = torch.randn(len(starts), self.samples, u, path.shape[-1], dtype=path.dtype, **draw)
+        drawn = self._draw(starts, taken, noise, count)
+        return torch.stack([energy_score(drawn[:, :, i], truth[:, i]).mean() for i in range(u)]).mean()
+
+    @torch.no_grad()
+    def after_update(self) -> None:
+        """Moves the average towards the weights; call after every optimiser step."""
+        for average, weight in zip(self.average.parameters(), self.network.parameters(), strict=True):
+            average.lerp_(weight, self.average_rate)
+
+
+def jump(x: Tensor, clean: Tensor, level: Tensor | float, to: Tensor | float) -> Tensor:
+    """From noise level ``level`` to ``to`` along the line from ``x`` to the clean latent."""
+    return clean if isinstance(to, float) and to == 0.0 else clean + (x - clean) * (to / level)
+
+
+# -- the network ------------------------------------------------------------------------------------
+
+
+class Way(NamedTuple):
+    """What the action and the levels do to each block: shift, scale, gate, twice; "b n|1 t w" each."""
+
+    entering: Tensor
+    blocks: list[tuple[Tensor, ...]]
+
+    def at(self, i: int) -> Way:
+        """For one token alone."""
+        blocks = [tuple(part[:, :, i : i + 1] for part in block) for block in self.blocks]
+        return Way(self.entering[:, :, i : i + 1], blocks)
+
+
+class Denoiser(nn.Module):
+    """A causal transformer that names the clean latent of every noisy one. Tokens are "b n t w"."""
+
+    def __init__(
+        self,
+        latent_dim: int,
+        action_dim: int,
+        width: int,
+        depth: int,
+        heads: int,
+        mlp_ratio: int,
+        context: int,
+    ) -> None:
+        super().__init__()
+        self.width = width
+        self.embed_noisy = entrance(latent_dim, width, bias=True)
+        self.embed_before = entrance(latent_dim, width)
+        self.embed_action = entrance(action_dim, width)
+        self.steer = entrance(action_dim, width)
+        self.embed_levels = nn.Linear(3 * FREQUENCIES, width)
+        self.condition = nn.Linear(width, width)
+        self.blocks = nn.ModuleList(Block(width, heads, mlp_ratio, context) for _ in range(depth))
+        self.head = nn.Linear(width, latent_dim)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def modulations(
+        self,
+        actions: Float[Tensor, "b 1 t a"],
+        level: Tensor | float,
+        earlier: Tensor | float,
+        size: Tensor | float,
+    ) -> Way:
+        """Levels of a state, of the one before and of the jump: numbers, or "b|1 1 t 1"."""
+        waves = torch.cat([waves_of(x, actions) for x in (level, earlier, size)], dim=-1)
+        c = F.silu(self.steer(actions) + self.embed_levels(waves))
+        c = F.silu(self.condition(c))
+        return Way(
+            self.embed_action(actions), [block.modulation(c).chunk(6, dim=-1) for block in self._blocks()]
+        )
+
+    def forward(
+        self,
+        x: Float[Tensor, "b n t d"],
+        before: Float[Tensor, "b n t d"],
+        way: Way,
+        past: Past | None = None,
+    ) -> tuple[Float[Tensor, "b n t d"], Past]:
+        """Changes that lead to the clean latents, and keys and values for the tokens that follow."""
+        y = self.embed_noisy(x) + self.embed_before(before) + way.entering
+        kept: Past = []
+        for i, block in enumerate(self._blocks()):
+            y, pair = block(y, way.blocks[i], None if past is None else past[i])
+            kept.append(pair)
+        return self.head(F.layer_norm(y, y.shape[-1:])), kept
+
+    def _blocks(self) -> Iterator[Block]:
+        yield from self.blocks  # type: ignore[misc]  # ModuleList forgets what it holds
+
+
+FREQUENCIES = 16
+
+
+def waves_of(level: Tensor | float, like: Float[Tensor, "b 1 t a"]) -> Float[Tensor, "b 1 t f"]:
+    """Sines and cosines of a level in [0, 1]."""
+    steps = torch.arange(FREQUENCIES // 2, device=like.device, dtype=like.dtype)
+    angles = torch.as_tensor(level, device=like.device, dtype=like.dtype) * torch.pi * 2.0 ** (steps / 2)
+    return torch.cat([angles.sin(), angles.cos()], dim=-1).expand(*like.shape[:-1], -1)
+
+
+class Block(nn.Module):
+    """Attention to the last ``context`` states and a gated perceptron, both modulated (DiT's AdaLN-zero)."""
+
+    def __init__(self, width: int, heads: int, mlp_ratio: int, context: int) -> None:
+        super().__init__()
+        self.heads, self.context = heads, context
+        if context > 1:
+            self.query_key_value = nn.Linear(width, 3 * width, bias=False)
+            self.attended = nn.Linear(width, width)
+            self.nearness = nn.Parameter(torch.zeros(context, heads))  # of states 0, 1, ... steps back
+        self.up = nn.Linear(width, 2 * mlp_ratio * width)
+        self.down = nn.Linear(mlp_ratio * width, width)
+        self.modulation = nn.Linear(width, 6 * width)
+        nn.init.zeros_(self.modulation.weight)
+        nn.init.zeros_(self.modulation.bias)
+
+    def forward(
+        self, x: Float[Tensor, "b n t w"], way: tuple[Tensor, ...], past: tuple[Tensor, Tensor] | None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = way
+        pair = (x, x)
+        if self.context > 1:
+            y = F.layer_norm(x, x.shape[-1:]) * (1 + scale) + shift
+            query, key, value = self.query_key_value(y).chunk(3, dim=-1)
+            mixed, pair = self._attend(query, key, value, past)
+            x = x + gate * self.attended(mixed)
+        y = F.layer_norm(x, x.shape[-1:]) * (1 + mlp_scale) + mlp_shift
+        opened, value = self.up(y).chunk(2, dim=-1)
+        return x + mlp_gate * self.down(F.silu(opened) * value), pair
+
+    def _attend(
+        self, query: Tensor, key: Tensor, value: Tensor, past: tuple[Tensor, Tensor] | None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Attention of each token to itself and the ``context - 1`` before it, written out.
+
+        Positions count back from each token, so that cached keys stay what they are however long the path grows.
+        """
+        if past is not None:
+            key, value = (torch.cat(pair, dim=2) for pair in zip(past, (key, value), strict=True))
+        t, known = query.shape[2], key.shape[2]
+        q, keys, values = (part.unflatten(-1, (self.heads, -1)) for part in (query, key, value))
+        scores, seen = [], []
+        for back in range(min(self.context, known)):
+            first = known - t - back  # of the keys that the tokens meet; tokens without one meet nothing
+            missing = max(0, -first)
+            rows = slice(first + missing, first + t)
+            k, v = (F.pad(part[:, :, rows], (0, 0, 0, 0, missing, 0)) for part in (keys, values))
+            score = (q * k).sum(-1) * q.shape[-1] ** -0.5 + self.nearness[back]
+            if missing:
+                nothing = torch.arange(t, device=q.device)[:, None] < missing
+                score = score.masked_fill(nothing, -torch.inf)
+            scores.append(score)
+            seen.append(v)
+        weights = torch.stack(scores).softmax(0).unsqueeze(-1)
+        mixed = torch.stack([w * v for w, v in zip(weights, seen, strict=True)]).sum(0).flatten(-2)
+        keep = self.context - 1
+        return mixed, (key[:, :, -keep:], value[:, :, -keep:])
+
+
+# -- noise levels along a path ----------------------------------------------------------------------
+
+
+def schedule(
+    horizon: int, evaluations: int, lag: float = 1.0, device: torch.device | str = "cpu"
+) -> Float[Tensor, "m+1 h"]:
+    """Noise levels of ``horizon`` states over the evaluations of ``FlowDynamics.denoise``: from all 1 to all 0.
+
+    Args:
+        evaluations: that each state goes through.
+        lag: how far a state is behind the one before, in states: 0 denoises all at once, 1 one after the other, and
+            what lies between is Diffusion Forcing's pyramid, the near future nearly clean while the far one is noise.
+
+    Raises:
+        ValueError: for counts below 1 or a lag outside [0, 1].
+    """
+    if horizon < 1 or evaluations < 1 or not 0.0 <= lag <= 1.0:
+        raise ValueError(
+            f"need counts of at least 1 and a lag in [0, 1], got {horizon}, {evaluations}, {lag}"
+        )
+    begins = torch.round(torch.arange(horizon, device=device) * lag * evaluations)
+    rows = torch.arange(int(begins[-1]) + evaluations + 1, device=device)
+    return (1.0 - (rows[:, None] - begins) / evaluations).clamp(0.0, 1.0)

@@ -1,0 +1,125 @@
+"""What dynamics that draw futures share: standardised latents, common noise, bounded memory, the energy score."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+# Activations of one layer that a rollout without gradients may hold at once, in numbers: about what caches hold.
+AT_ONCE = 2**19
+
+
+class Standardised(nn.Module):
+    """Base of dynamics that learn on standardised latents and actions; ``observe`` takes the spread from data.
+
+    Networks whose inputs are small learn sharp changes late: on TableEdge standardised actions cut the error of the
+    fall probability to a third.
+
+    Attributes:
+        mean, std: of every latent dimension.
+        change: root mean square of one step's change, standardised.
+        action_mean, action_std: of every dimension of the action.
+    """
+
+    mean: Tensor
+    std: Tensor
+    change: Tensor
+    action_mean: Tensor
+    action_std: Tensor
+
+    def __init__(self, latent_dim: int, action_dim: int) -> None:
+        super().__init__()
+        if latent_dim < 1 or action_dim < 1:
+            raise ValueError(f"latent_dim and action_dim must be at least 1, got {latent_dim}, {action_dim}")
+        self.latent_dim, self.action_dim = latent_dim, action_dim
+        self.register_buffer("mean", torch.zeros(latent_dim))
+        self.register_buffer("std", torch.ones(latent_dim))
+        self.register_buffer("change", torch.ones(latent_dim))
+        self.register_buffer("action_mean", torch.zeros(action_dim))
+        self.register_buffer("action_std", torch.ones(action_dim))
+
+    @torch.no_grad()
+    def observe(self, latents: Float[Tensor, "b t d"], actions: Float[Tensor, "b h a"]) -> None:
+        """Takes the spread of states, changes and actions from windows of the training data."""
+        self.mean.copy_(latents.mean((0, 1)))
+        self.std.copy_(latents.std((0, 1)).clamp_min(1e-4))
+        change = latents.diff(dim=1).square().mean((0, 1)).sqrt() / self.std
+        self.change.copy_(change.clamp_min(1e-2))
+        self.action_mean.copy_(actions.mean((0, 1)))
+        self.action_std.copy_(actions.std((0, 1)).clamp_min(1e-4))
+
+    def standardise(self, latents: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
+        return (latents - self.mean) / self.std
+
+    def standardise_actions(self, actions: Float[Tensor, "... a"]) -> Float[Tensor, "... a"]:
+        return (actions - self.action_mean) / self.action_std
+
+    def destandardise(
+        self, path: Float[Tensor, "b n h d"], z: Float[Tensor, "b d"]
+    ) -> Float[Tensor, "b n h+1 d"]:
+        """Drawn states in the latents' own units behind ``z``, untouched."""
+        first = z[:, None, None].expand(-1, path.shape[1], 1, -1)
+        return torch.cat([first, path * self.std + self.mean], dim=2)
+
+    def check(self, z: Tensor, actions: Tensor, futures: int) -> None:
+        """Raises ValueError for what ``rollout`` cannot answer."""
+        if futures < 1:
+            raise ValueError(f"futures must be at least 1, got {futures}")
+        if z.shape[-1] != self.latent_dim or actions.shape[-1] != self.action_dim or actions.shape[1] < 1:
+            raise ValueError(
+                f"expected latents of width {self.latent_dim} and at least one action of width {self.action_dim}, "
+                f"got {tuple(z.shape)} and {tuple(actions.shape)}"
+            )
+        if not torch.isfinite(z).all():
+            raise ValueError("z holds NaN or infinite values; check the observation and the encoder")
+
+
+def shared_noise(
+    futures: int, horizon: int, z: Float[Tensor, "b d"], generator: torch.Generator | None
+) -> Float[Tensor, "n h d"]:
+    """Noise of futures and steps, the same for all rows: a difference between plans is none of luck."""
+    return torch.randn(futures, horizon, z.shape[-1], generator=generator, device=z.device, dtype=z.dtype)
+
+
+def in_chunks(
+    part: Callable[[Tensor, Tensor], Tensor],
+    z: Float[Tensor, "b d"],
+    actions: Float[Tensor, "b h a"],
+    row: int,
+) -> Tensor:
+    """``part`` of rows in turn, each turn no larger than memory and caches like; ``row`` numbers a row.
+
+    With gradients, which keep all activations anyway, it is one turn.
+    """
+    if torch.is_grad_enabled():
+        return part(z, actions)
+    turns = min(len(z), -(-len(z) * row // AT_ONCE))
+    return torch.cat([part(*rows) for rows in zip(z.chunk(turns), actions.chunk(turns), strict=True)])
+
+
+def energy_score(samples: Float[Tensor, "b n d"], truth: Float[Tensor, "b d"]) -> Float[Tensor, " b"]:
+    """``mean |sample - truth| - mean |sample - other sample| / 2``; least, in expectation, for the true distribution.
+
+    Gneiting and Raftery 2007, eq. 22, with the unbiased mean over pairs. In one dimension it is the CRPS.
+    """
+    n = samples.shape[1]
+    miss = distance(samples - truth[:, None]).mean(-1)
+    if n < 2:
+        return miss
+    i, j = torch.triu_indices(n, n, 1, device=samples.device)
+    return miss - distance(samples[:, i] - samples[:, j]).mean(-1) / 2
+
+
+def distance(x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b"]:
+    """Euclidean norm whose gradient is finite at 0."""
+    return (x.square().sum(-1) + 1e-12).sqrt()
+
+
+def entrance(inputs: int, width: int, bias: bool = False) -> nn.Linear:
+    """A first layer whose outputs have unit variance for standardised inputs."""
+    layer = nn.Linear(inputs, width, bias=bias)
+    nn.init.normal_(layer.weight, std=inputs**-0.5)
+    return layer

@@ -1,0 +1,301 @@
+"""Dynamics that draw futures: contract, known distributions, noise levels, caches and errors."""
+
+import math
+
+import pytest
+import torch
+
+from jepa_rl import ActionSpec, WorldModel, WorldModelConfig, WorldSpec
+from jepa_rl.dynamics import EnsembleDynamics, FlowDynamics, MixtureDynamics, energy_score, schedule
+from jepa_rl.testing import DynamicsContract, seeded
+
+
+def as_if_trained(model):
+    """Heads and modulations start at zero; random ones let everything matter."""
+    for name, weight in model.named_parameters():
+        if "modulation" in name or "head" in name or "nearness" in name:
+            torch.nn.init.normal_(weight, std=0.2, generator=seeded(len(name)))
+    if isinstance(model, FlowDynamics):
+        model.average.load_state_dict(model.network.state_dict())
+    return model.eval()
+
+
+def make_flow(context=1, **options):
+    torch.manual_seed(0)
+    return as_if_trained(FlowDynamics(6, 2, width=32, depth=2, heads=4, context=context, **options))
+
+
+class TestFlowDynamics(DynamicsContract):
+    markov = False
+
+    def make_dynamics(self):
+        return make_flow()
+
+
+class TestFlowDynamicsWithMemory(DynamicsContract):
+    markov = False
+
+    def make_dynamics(self):
+        return make_flow(context=3, evaluations=2)
+
+
+class TestEnsembleDynamics(DynamicsContract):
+    def make_dynamics(self):
+        torch.manual_seed(0)
+        return EnsembleDynamics(6, 2, members=3, width=16).eval()
+
+
+class TestMixtureDynamics(DynamicsContract):
+    differentiable = True
+
+    def make_dynamics(self):
+        torch.manual_seed(0)
+        return MixtureDynamics(6, 2, width=16).eval()
+
+
+# -- noise levels and caches ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("evaluations", [1, 2, 3])
+@pytest.mark.parametrize("context", [1, 2, 4])
+def test_the_cache_changes_nothing(context, evaluations):
+    """State by state with cached keys, against the whole path in every evaluation."""
+    model = make_flow(context, evaluations=evaluations)
+    z, actions = torch.randn(5, 6, generator=seeded(1)), torch.randn(5, 6, 2, generator=seeded(2))
+    with torch.no_grad():
+        drawn = model.rollout(z, actions, futures=3, generator=seeded(3))[:, :, 1:]
+        noise = torch.randn(3, 6, 6, generator=seeded(3)).expand(5, -1, -1, -1)
+        whole = model.denoise(z, actions, noise, schedule(6, evaluations))
+    torch.testing.assert_close(drawn, whole, rtol=1e-4, atol=1e-4)
+
+
+def test_clean_states_come_back_untouched():
+    model = make_flow(context=3)
+    z, actions = torch.randn(4, 6), torch.randn(4, 5, 2)
+    path = torch.randn(4, 2, 5, 6)
+    levels = schedule(5, 4, lag=0.0)
+    levels[:, [0, 3]] = 0.0  # given
+    with torch.no_grad():
+        found = model.denoise(z, actions, path, levels)
+    torch.testing.assert_close(found[:, :, [0, 3]], path[:, :, [0, 3]], rtol=0, atol=0)
+    assert (found[:, :, [1, 2, 4]] != path[:, :, [1, 2, 4]]).all()
+
+
+def test_schedules_lead_from_noise_to_clean_and_the_near_future_first():
+    for lag, rows in ((0.0, 5), (0.5, 11), (1.0, 17)):
+        levels = schedule(4, 4, lag)
+        assert levels.shape == (rows, 4)
+        assert (levels[0] == 1).all() and (levels[-1] == 0).all() and (levels.diff(dim=0) <= 0).all()
+        assert (levels.diff(dim=1) >= 0).all()
+    assert ((schedule(4, 4, 1.0) > 0) & (schedule(4, 4, 1.0) < 1)).sum(1).max() == 1  # one after the other
+    with pytest.raises(ValueError, match="lag"):
+        schedule(4, 4, 1.5)
+
+
+def test_rows_in_parts_are_the_rows_at_once(monkeypatch):
+    model = make_flow(context=2)
+    z, actions = torch.randn(40, 6), torch.randn(40, 4, 2)
+    with torch.no_grad():
+        once = model.rollout(z, actions, futures=4, generator=seeded(0))
+        monkeypatch.setattr("jepa_rl.dynamics.sampling.AT_ONCE", 7 * 4 * 32)
+        parts = model.rollout(z, actions, futures=4, generator=seeded(0))
+    torch.testing.assert_close(parts, once, rtol=1e-4, atol=1e-4)
+
+
+# -- distributions with known answers ---------------------------------------------------------------
+
+
+def train(model, draw, updates=400, rate=3e-3, batch=128):
+    """``draw(batch, generator)`` gives windows of latents and actions."""
+    generator = seeded(0)
+    model.train().observe(*draw(4000, generator))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate)
+    schedule_ = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, updates)
+    for _ in range(updates):
+        loss, _ = model.loss(*draw(batch, generator), generator)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule_.step()
+        getattr(model, "after_update", lambda: None)()
+    return model.eval()
+
+
+def coin(batch, generator):
+    """A step of one to the left or to the right, to the right with probability (1 + action) / 2."""
+    actions = 2 * torch.rand(batch, 2, 1, generator=generator) - 1
+    right = torch.rand(batch, 2, 1, generator=generator) < (1 + actions) / 2
+    first = torch.randn(batch, 1, 1, generator=generator)
+    moves = torch.where(right, 1.0, -1.0) + 0.05 * torch.randn(batch, 2, 1, generator=generator)
+    return torch.cat([first, first + moves.cumsum(1)], dim=1), actions
+
+
+@pytest.mark.parametrize("kind", ["flow", "mixture"])
+def test_a_coin_falls_as_often_as_it_should_and_never_on_its_edge(kind):
+    torch.manual_seed(0)
+    model = (
+        FlowDynamics(1, 1, width=32, average_rate=0.02) if kind == "flow" else MixtureDynamics(1, 1, width=32)
+    )
+    train(model, coin, updates=400 if kind == "flow" else 1200)
+    actions = torch.tensor([-0.8, -0.4, 0.0, 0.4, 0.8])[:, None, None]
+    with torch.no_grad():
+        moves = model.rollout(torch.zeros(5, 1), actions, futures=2000, generator=seeded(5))[:, :, 1, 0]
+    torch.testing.assert_close((moves > 0).float().mean(1), (1 + actions[:, 0, 0]) / 2, atol=0.08, rtol=0)
+    assert ((moves.abs() - 1).abs() > 0.5).float().mean() < 0.05
+
+
+def test_the_few_step_sampler_knows_the_coin_in_one_evaluation():
+    torch.manual_seed(0)
+    model = train(FlowDynamics(1, 1, width=32, average_rate=0.02), coin)
+    plain = train(FlowDynamics(1, 1, width=32, energy=0.0, average_rate=0.02), coin)
+    z, actions = torch.zeros(1, 1), torch.zeros(1, 1, 1)
+    truth = torch.tensor([[1.0], [-1.0]])[None].repeat(1, 500, 1) + 0.05 * torch.randn(
+        1, 1000, 1, generator=seeded(1)
+    )
+    with torch.no_grad():
+        scores = {
+            k: energy_score(model.rollout(z, actions, futures=1000, generator=seeded(2), evaluations=k)[:, :, 1],
+                            truth[:, j]).item()
+            for j, k in enumerate((1, 4))
+        }  # fmt: skip
+        moves = plain.rollout(z, actions, futures=1000, generator=seeded(2), evaluations=1)[:, :, 1, 0]
+    assert scores[1] < 0.65 and scores[4] < 0.65  # two points, one hit: 1 - 1 / 2
+    assert (
+        (moves.abs() - 1).abs() > 0.2
+    ).float().mean() > 0.6  # one step of the plain flow lands between them
+
+
+def linear(batch, generator, steps=3):
+    """z' = A z + B a + noise."""
+    z = torch.randn(batch, 1, 2, generator=generator)
+    actions = torch.randn(batch, steps, 1, generator=generator)
+    path = [z[:, 0]]
+    for action in actions.unbind(1):
+        path.append(path[-1] @ A.T + action @ B.T + 0.3 * torch.randn(batch, 2, generator=generator))
+    return torch.stack(path, 1), actions
+
+
+A = 0.9 * torch.tensor([[math.cos(0.6), -math.sin(0.6)], [math.sin(0.6), math.cos(0.6)]])  # it rotates
+B = torch.tensor([[0.5], [0.0]])
+
+
+def test_several_steps_of_a_rotating_gaussian_have_the_closed_forms_mean_and_covariance():
+    torch.manual_seed(0)
+    model = train(FlowDynamics(2, 1, width=48, average_rate=0.02), linear, updates=350)
+    z, actions = torch.tensor([[1.0, -0.5]]), torch.tensor([[[0.5], [-1.0], [0.3]]])
+    with torch.no_grad():
+        paths = model.rollout(z, actions, futures=4000, generator=seeded(1))[0]
+    mean, covariance = z[0], torch.zeros(2, 2)
+    for i, action in enumerate(actions[0]):
+        mean = A @ mean + B @ action
+        covariance = A @ covariance @ A.T + 0.09 * torch.eye(2)
+        torch.testing.assert_close(paths[:, i + 1].mean(0), mean, atol=0.12, rtol=0)
+        torch.testing.assert_close(torch.cov(paths[:, i + 1].T), covariance, atol=0.06, rtol=0.2)
+
+
+def test_an_ensemble_answers_the_mean_of_the_coin():
+    torch.manual_seed(0)
+    model = train(EnsembleDynamics(1, 1, members=2, width=24), coin, updates=200)
+    with torch.no_grad():
+        moves = model.rollout(torch.zeros(1, 1), torch.zeros(1, 1, 1), futures=4)[0, :, 1, 0]
+    assert moves.abs().max() < 0.4
+    torch.testing.assert_close(moves[:2], moves[2:])
+
+
+def test_the_energy_score_of_a_normal_distribution_is_its_crps():
+    """CRPS of N(0, 1) at y (Gneiting and Raftery 2007, eq. 5)."""
+    samples = torch.randn(1, 4000, 1, generator=seeded(0), dtype=torch.float64)
+    for y in (0.0, 1.5):
+        cdf, pdf = 0.5 * (1 + math.erf(y / 2**0.5)), math.exp(-y * y / 2) / math.sqrt(2 * math.pi)
+        expected = y * (2 * cdf - 1) + 2 * pdf - 1 / math.sqrt(math.pi)
+        found = energy_score(samples, torch.tensor([[y]], dtype=torch.float64))
+        assert abs(found.item() - expected) < 0.03
+
+
+# -- world models with other dynamics ---------------------------------------------------------------
+
+
+def make_world(seed=0):
+    torch.manual_seed(seed)
+    spec = WorldSpec((3, 16, 16), 1, ActionSpec("continuous", 2, (-1.0, -1.0), (1.0, 1.0)))
+    return WorldModel(WorldModelConfig(spec, latent_dim=6)).eval()
+
+
+def test_dynamics_are_swapped_behind_the_same_encoder_and_kept(tmp_path):
+    world = make_world()
+    flow = world.with_dynamics("flow", width=32, context=2)
+    as_if_trained(flow.dynamics)
+    pixels = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8)
+    z, actions = world.encode(pixels), torch.randn(2, 3, 2)
+    torch.testing.assert_close(flow.encode(pixels), z)
+    paths = flow.rollout(z, actions, futures=3, generator=seeded(0))
+    assert paths.shape == (2, 3, 4, 6)
+    flow.save_dynamics(tmp_path / "flow.safetensors")
+    again = world.load_dynamics(tmp_path / "flow.safetensors")
+    torch.testing.assert_close(again.rollout(z, actions, futures=3, generator=seeded(0)), paths)
+    flow.save(tmp_path / "model.safetensors")
+    loaded = WorldModel.load(tmp_path / "model.safetensors")
+    torch.testing.assert_close(loaded.rollout(z, actions, futures=3, generator=seeded(0)), paths)
+
+
+def test_dynamics_of_another_encoder_are_refused(tmp_path):
+    make_world().with_dynamics("flow", width=32).save_dynamics(tmp_path / "flow.safetensors")
+    with pytest.raises(ValueError, match="another encoder"):
+        make_world(seed=1).load_dynamics(tmp_path / "flow.safetensors")
+
+
+@pytest.mark.parametrize("kind", ["flow", "mixture", "ensemble"])
+def test_a_world_model_trains_with_them_from_pixels(kind):
+    from jepa_rl import Batch
+
+    world = make_world().with_dynamics(kind, width=32).train()
+    batch = Batch(
+        torch.randint(0, 256, (8, 4, 3, 16, 16), dtype=torch.uint8), torch.randn(8, 3, 2), torch.zeros(8, 3),
+        torch.zeros(8, 3, dtype=torch.bool),
+    )  # fmt: skip
+    loss, _ = world.loss(batch, seeded(0))
+    loss.backward()
+    world.after_update()
+    assert all(torch.isfinite(p.grad).all() for p in world.encoder.parameters() if p.grad is not None)
+    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in world.dynamics.parameters())
+
+
+# -- bad input --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", [make_flow, lambda: EnsembleDynamics(6, 2), lambda: MixtureDynamics(6, 2)])
+def test_impossible_questions_are_refused(make):
+    model, z, actions = make(), torch.zeros(2, 6), torch.zeros(2, 3, 2)
+    with pytest.raises(ValueError, match="futures must be at least 1"):
+        model.rollout(z, actions, futures=0)
+    with pytest.raises(ValueError, match="width"):
+        model.rollout(z, torch.zeros(2, 3, 3))
+    with pytest.raises(ValueError, match="NaN"):
+        model.rollout(z * torch.nan, actions)
+
+
+def test_impossible_settings_and_levels_are_refused():
+    for wrong in (
+        {"width": 0},
+        {"heads": 5},
+        {"shift": 0.0},
+        {"samples": 1},
+        {"average_rate": 0.0},
+        {"context": 0},
+    ):
+        with pytest.raises(ValueError, match="must"):
+            FlowDynamics(6, 2, **wrong)
+    for make in (EnsembleDynamics, MixtureDynamics):
+        with pytest.raises(ValueError, match="at least 1"):
+            make(6, 2, 0)
+    model = make_flow()
+    with pytest.raises(ValueError, match="evaluations"):
+        model.rollout(torch.zeros(1, 6), torch.zeros(1, 2, 2), evaluations=0)
+    with pytest.raises(ValueError, match="levels"):
+        model.denoise(
+            torch.zeros(1, 6), torch.zeros(1, 2, 2), torch.zeros(1, 1, 2, 6), torch.tensor([[0.0], [1.0]])
+        )
+    with pytest.raises(ValueError, match="never rise"):
+        rising = torch.tensor([[0.0, 0.0], [1.0, 1.0]])
+        model.denoise(torch.zeros(1, 6), torch.zeros(1, 2, 2), torch.zeros(1, 1, 2, 6), rising)
