@@ -96,6 +96,30 @@ def dmc_pixels(r: dict[str, Any]) -> list[tuple[str, str]]:
     return rows
 
 
+def branching(r: dict[str, Any]) -> list[tuple[str, str]]:
+    energy, kept = r["energy_score_ratio_to_oracle"], r["return_ratio_to_oracle"]
+    return [
+        (
+            "TableEdge, fall probability, error of 10 bins: flow, 4 evaluations",
+            f"{r['frequency_mae']['flow_4']:.3f}",
+        ),
+        (
+            "... energy score / the true sampler's: flow, mixture, ensemble, point",
+            ", ".join(f"{energy[k]:.2f}" for k in ("flow_4", "mixture", "ensemble", "point")),
+        ),
+        (
+            "... return / the oracle planner's: flow with CVaR, flow by the mean, mixture, ensemble, point",
+            ", ".join(
+                f"{kept[k]['ratio']:.2f}" for k in ("flow_cvar", "flow", "mixture", "ensemble", "point")
+            ),
+        ),
+        (
+            "... planning time with 8 futures / the point predictor's",
+            f"{r['planning_time_ratio_8_futures']:.1f}x",
+        ),
+    ]
+
+
 def data_speed(r: dict[str, Any]) -> list[tuple[str, str]]:
     return [
         (
@@ -112,6 +136,7 @@ ROWS = {
     "planning_speed": planning_speed,
     "wrapper_speed": wrapper_speed,
     "dmc_pixels": dmc_pixels,
+    "branching": branching,
     "rendering": rendering,
     "data_speed": data_speed,
 }

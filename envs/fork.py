@@ -54,6 +54,24 @@ def value(x: float | Array, step: int, side: int = 0, right: float = 0.5) -> Arr
     return worth
 
 
+def draw(x: float, step: int, side: int) -> np.ndarray:
+    """Seen from above, uint8 ``(3, 64, 64)``: the dot at ``x`` after ``step`` steps, and which door is open."""
+    across = (np.arange(SIZE, dtype=np.float32) + 0.5) / SIZE * 2.3 - 1.15  # the corridor's sides at -1 and 1
+    y = np.arange(SIZE, dtype=np.float32)
+    picture = np.full((3, SIZE, SIZE), 70.0, np.float32)
+    picture[:, :, np.abs(across) > 1 + RADIUS] = 25.0
+    picture[:, WALL - 3 : WALL] = np.array([160, 120, 60], np.float32)[:, None, None]
+    for place in (-1, 1):
+        door = np.abs(across - place * DOOR) <= HALF_DOOR
+        colour = (90, 220, 90) if place == side else (200, 60, 50)
+        picture[:, WALL - 3 : WALL, door] = np.array(colour, np.float32)[:, None, None]
+    middle = WALL + ROW * (LENGTH - step) - 2.0
+    away = np.hypot((across - x) * SIZE / 2.3, (y - middle)[:, None])
+    cover = np.clip(RADIUS * SIZE / 2.3 - away + 0.5, 0.0, 1.0)
+    picture += cover * (240.0 - picture)
+    return picture.astype(np.uint8)
+
+
 class ForkEnv(gym.Env[np.ndarray, np.ndarray]):
     """``jepa_rl/Fork-v0``: a dot runs down a corridor; half way one of two doors at its end opens, left or right.
 
@@ -110,20 +128,7 @@ class ForkEnv(gym.Env[np.ndarray, np.ndarray]):
         return {"position": np.array([self.x, self.steps], np.float32), "side": self.side}
 
     def _observe(self) -> np.ndarray:
-        x = (np.arange(SIZE, dtype=np.float32) + 0.5) / SIZE * 2.3 - 1.15  # the corridor's sides at -1 and 1
-        y = np.arange(SIZE, dtype=np.float32)
-        picture = np.full((3, SIZE, SIZE), 70.0, np.float32)
-        picture[:, :, np.abs(x) > 1 + RADIUS] = 25.0
-        picture[:, WALL - 3 : WALL] = np.array([160, 120, 60], np.float32)[:, None, None]
-        for side in (-1, 1):
-            door = np.abs(x - side * DOOR) <= HALF_DOOR
-            colour = (90, 220, 90) if side == self.side else (200, 60, 50)
-            picture[:, WALL - 3 : WALL, door] = np.array(colour, np.float32)[:, None, None]
-        middle = WALL + ROW * (LENGTH - self.steps) - 2.0
-        away = np.hypot((x - self.x) * SIZE / 2.3, (y - middle)[:, None])
-        cover = np.clip(RADIUS * SIZE / 2.3 - away + 0.5, 0.0, 1.0)
-        picture += cover * (240.0 - picture)
-        return picture.astype(np.uint8)
+        return draw(self.x, self.steps, self.side)
 
     def render(self) -> np.ndarray | None:
         if self.render_mode is None:

@@ -9,6 +9,7 @@ beside true outcomes), probability.png (sampled against true probability of fall
 beside a careful one). A run that was stopped goes on where it was; --no-resume starts anew.
 """
 
+import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -82,7 +83,13 @@ def main(args: Args) -> None:
     flow = learn_dynamics(world, latents, "flow", args.out, args.flow_updates, args.seed, **FLOW)
     probe = learn_probe(world, train, args.seed, steps=100 if args.quick else 3000)
     seen, truth, _ = labelled(world, held_out, 2000, args.seed)
-    print("probe R2 of x, y, fallen, reward:", [round(float(r), 3) for r in r2_score(probe(seen), truth)])
+    true, sampled = fall_frequencies(flow, probe, pushes_near_the_edge(400, seed=0), futures=64)
+    results = {
+        "probe_r2": dict(
+            zip(("x", "y", "fallen", "reward"), r2_score(probe(seen), truth).tolist(), strict=True)
+        ),
+        "fall_probability_error": float(np.abs(true - sampled).mean()),
+    }
     decoder = learn_decoder(world, train, args.seed, steps=30 if args.quick else 1500)
     with SummaryWriter(str(args.out / "pictures")) as board:
         for name, draw in (("futures", draw_futures), ("fan", draw_fan), ("probability", draw_probability)):
@@ -93,6 +100,8 @@ def main(args: Args) -> None:
         frames = play_side_by_side(args, flow, probe)
         first, *rest = [Image.fromarray(frame) for frame in frames]
         first.save(args.out / "plans.gif", save_all=True, append_images=rest, duration=200, loop=0)
+    print(json.dumps(results, indent=2))
+    (args.out / "results.json").write_text(json.dumps(results, indent=2))
     print(f"wrote {args.out}/")
 
 
@@ -110,7 +119,7 @@ def random_play(
     episodes: int,
     seed: int,
     make: Callable[[], gym.Env] = make_world,
-    extras: tuple[str, ...] = (),
+    extras: tuple[str, ...] = ("position", "fallen"),
 ) -> EpisodeStore:
     path = out / "episodes"
     there = len(EpisodeStore.open(path)) if (path / "store.json").exists() else 0
@@ -118,7 +127,6 @@ def random_play(
         return EpisodeStore.open(path)
     venv = gym.vector.SyncVectorEnv([make] * 16)
     policy = RandomPolicy(world_spec(venv).action, venv.num_envs)
-    extras = ("position", "fallen", *extras)
     found = collect(
         venv, path, policy=policy, episodes=episodes - there, seed=10_000 * seed + there, extras=extras
     )

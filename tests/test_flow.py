@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from jepa_rl import ActionSpec, WorldModel, WorldModelConfig, WorldSpec
+from jepa_rl.agents import CEM
 from jepa_rl.dynamics import EnsembleDynamics, FlowDynamics, MixtureDynamics, energy_score, schedule
+from jepa_rl.risk import CVaR, expected_cost
 from jepa_rl.testing import DynamicsContract, seeded
 
 
@@ -299,3 +301,29 @@ def test_impossible_settings_and_levels_are_refused():
     with pytest.raises(ValueError, match="never rise"):
         rising = torch.tensor([[0.0, 0.0], [1.0, 1.0]])
         model.denoise(torch.zeros(1, 6), torch.zeros(1, 2, 2), torch.zeros(1, 1, 2, 6), rising)
+
+
+def test_a_careful_planner_shuns_the_bet_that_a_neutral_one_takes():
+    """Staying put costs 1; the coin's right side costs -4, its left side 3: -0.5 by the mean, 3 by the worse half."""
+    torch.manual_seed(0)
+    model = train(FlowDynamics(1, 1, width=32, average_rate=0.02), bet)
+
+    def cost(latents, actions):
+        x = latents[:, :, 1, 0]
+        return torch.where(x > 0.75, -4.0, torch.where(x < -0.75, 3.0, 1.0))
+
+    plan = {}
+    for name, risk in (("neutral", expected_cost), ("careful", CVaR(0.5))):
+        planner = CEM(1, samples=64, elites=8, futures=128, risk=risk)
+        plan[name] = planner.plan(model, cost, torch.zeros(1, 1), generator=seeded(0))
+    assert plan["neutral"].actions.item() > 0.3 and plan["careful"].actions.item() < 0.1
+    assert plan["careful"].branches.shape == (1, 128, 2, 1)
+
+
+def bet(batch, generator):
+    """Positive actions throw a coin of height 1.5, others stay."""
+    actions = 2 * torch.rand(batch, 1, 1, generator=generator) - 1
+    side = torch.where(torch.rand(batch, 1, 1, generator=generator) < 0.5, 1.5, -1.5)
+    moves = torch.where(actions > 0.2, side, 0.0) + 0.05 * torch.randn(batch, 1, 1, generator=generator)
+    first = 0.1 * torch.randn(batch, 1, 1, generator=generator)
+    return torch.cat([first, first + moves], dim=1), actions

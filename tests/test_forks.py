@@ -12,6 +12,7 @@ from stable_baselines3.common.env_checker import check_env as sb3_check_env
 from jepa_rl.agents import CEM
 from jepa_rl.envs import ForkEnv, TableEdgeEnv, fork
 from jepa_rl.envs import table_edge_rules as rules
+from jepa_rl.envs.mujoco_table_edge import MujocoTableEdgeEnv
 
 coordinate = st.floats(-1.5, 1.5)
 
@@ -158,3 +159,49 @@ def test_the_value_is_that_of_dynamic_programming(right):
     for s in (-1, 1):
         wrong = np.abs(after[s][-1] - fork.value(grid, fork.DECISION, s)) > 1e-9
         assert wrong.mean() <= 0.02
+
+
+# -- TableEdge with real contact --------------------------------------------------------------------
+
+
+@pytest.mark.gl
+def test_gymnasium_and_stable_baselines3_take_the_one_with_real_contact():
+    env = gym.make("jepa_rl/MujocoTableEdge-v0", render_mode="rgb_array")
+    check_env(env.unwrapped)
+    sb3_check_env(env)
+    assert env.render().shape == (384, 384, 3)
+    env.close()
+    with pytest.raises(gym.error.ClosedEnvironmentError):
+        env.unwrapped.reset()
+
+
+@pytest.mark.gl
+def test_hard_flicks_near_the_edge_fall_by_chance_and_gentle_ones_never_do():
+    env = MujocoTableEdgeEnv()
+    fell, ways = {0.3: [], 0.8: []}, []
+    for i in range(30):
+        for strength, outcomes in fell.items():
+            env.reset(seed=i, options={"start": (0.9, 0.5)})
+            *_, info = env.step(np.array([strength, 0.0], np.float32))
+            outcomes.append(info["fallen"])
+        env.reset(seed=i, options={"start": (0.3, 0.5)})
+        *_, info = env.step(np.array([1.0, 0.0], np.float32))
+        ways.append(info["position"][0] - 0.3)
+    assert not any(fell[0.3]) and 0.1 < np.mean(fell[0.8]) < 0.9
+    # v * v / (2 friction g) with the median friction, and its spread
+    assert abs(np.median(ways) - 0.12) < 0.03 and 0.02 < np.std(ways) < 0.08
+    env.close()
+
+
+@pytest.mark.gl
+def test_a_puck_that_fell_stays_where_it_is_and_equal_seeds_give_equal_slides():
+    runs = []
+    for _ in range(2):
+        env = MujocoTableEdgeEnv(goal=(0.9, 0.5))
+        env.reset(seed=3, options={"start": (0.97, 0.5)})
+        seen = [env.step(np.array([1.0, 0.0], np.float32)) for _ in range(3)]
+        assert seen[0][4]["fallen"] and seen[0][1] == 0.0
+        np.testing.assert_array_equal(seen[1][0], seen[0][0])
+        runs.append(seen[0][4]["position"])
+        env.close()
+    np.testing.assert_array_equal(*runs)

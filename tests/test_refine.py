@@ -99,3 +99,31 @@ def test_refining_learns_the_dynamics_and_leaves_the_encoder(tmp_path):
     torch.testing.assert_close(
         again.rollout(batch.latents[:, 0], batch.actions), world.rollout(batch.latents[:, 0], batch.actions)
     )
+
+
+@pytest.mark.parametrize("kind", ["flow", "ensemble", "mixture"])
+def test_dynamics_that_draw_futures_go_on_exactly_after_an_interruption(store, tmp_path, monkeypatch, kind):
+    world = model()
+    latents = LatentEpisodes.encode(world, store)
+    config = TrainConfig(steps=12, batch_size=8, checkpoint_every=5)
+
+    def refined(folder):
+        torch.manual_seed(1)
+        other = world.with_dynamics(kind, width=16)
+        refine_dynamics(other, latents, tmp_path / folder, steps=2, config=config, progress=False)
+        return other
+
+    whole = refined("whole")
+    sample, calls = LatentWindowSampler.sample, iter(range(9))
+
+    def interrupted(*args):
+        next(calls)  # StopIteration at the tenth: the checkpoint is at the fifth
+        return sample(*args)
+
+    with monkeypatch.context() as patch, pytest.raises(StopIteration):
+        patch.setattr(LatentWindowSampler, "sample", interrupted)
+        refined("halves")
+    assert (tmp_path / "halves" / "checkpoint.safetensors").exists()
+    again = refined("halves")
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(tensor, again.state_dict()[name]), name
