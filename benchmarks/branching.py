@@ -66,10 +66,10 @@ class Args:
     """Of training; the episodes of the evaluation are others for each."""
     episodes: int = 70
     """Played for each seed and planner."""
-    train_episodes: int = 5000
-    updates: int = 2500
+    train_episodes: int = 10_000
+    updates: int = 1500
     """Of the encoder."""
-    dynamics_updates: int = 4000
+    dynamics_updates: int = 6000
     """Of each kind of dynamics."""
     futures: int = 8
     """That plans are judged by."""

@@ -47,7 +47,7 @@ class Args:
     """Of random play to learn from, 8 steps each, from anywhere on the table."""
     updates: int = 1500
     """Of encoder and point dynamics together."""
-    flow_updates: int = 3000
+    flow_updates: int = 6000
     """Of the flow, on frozen latents."""
     futures: int = 16
     """That a plan is judged by."""
@@ -63,7 +63,10 @@ class Args:
 
 QUICK = dict(episodes=80, updates=10, flow_updates=10, futures=4)
 LENGTH = 8  # steps of a training episode
-STEPS = 4  # of the windows that dynamics learn on
+# Steps of the windows that dynamics learn on, and how many of them: what draws a state given the one before learns
+# most from many single steps, a point predictor from its own errors along a path.
+WINDOWS = {"flow": (1, 512), "mixture": (1, 512)}
+STEPS, BATCH = 4, 256
 LATENTS = 16
 # A light SIGReg: five numbers spread over all directions of a space lie crumpled in it and are hard to predict.
 OBJECTIVE = Objective(sigreg=0.1, inverse_dynamics=4.0)
@@ -107,7 +110,7 @@ def main(args: Args) -> None:
 
 # -- learn ------------------------------------------------------------------------------------------
 
-FLOW: dict[str, Any] = dict(width=96)
+FLOW: dict[str, Any] = dict(width=96, energy=4.0)
 
 
 def make_world() -> gym.Env:
@@ -151,8 +154,9 @@ def learn_dynamics(
     """Dynamics of another kind on the latents of the frozen encoder."""
     torch.manual_seed(seed)
     model = world.with_dynamics(name, **options)
-    config = TrainConfig(updates, 256, learning_rate=2e-3, weight_decay=1e-4, seed=seed, checkpoint_every=500)
-    refine_dynamics(model, latents, out / name, steps=STEPS, config=config)
+    steps, batch = WINDOWS.get(name, (STEPS, BATCH))
+    config = TrainConfig(updates, batch, learning_rate=3e-3, weight_decay=1e-4, seed=seed, checkpoint_every=500)
+    refine_dynamics(model, latents, out / name, steps=steps, config=config)
     return model
 
 
