@@ -155,7 +155,9 @@ def learn_dynamics(
     torch.manual_seed(seed)
     model = world.with_dynamics(name, **options)
     steps, batch = WINDOWS.get(name, (STEPS, BATCH))
-    config = TrainConfig(updates, batch, learning_rate=3e-3, weight_decay=1e-4, seed=seed, checkpoint_every=500)
+    config = TrainConfig(
+        updates, batch, learning_rate=3e-3, weight_decay=1e-4, seed=seed, checkpoint_every=500
+    )
     refine_dynamics(model, latents, out / name, steps=steps, config=config)
     return model
 
