@@ -51,6 +51,7 @@ class FlowDynamics(Standardised):
             ``sqrt(width / 4096)`` there); 1 changes nothing.
         energy: weight of the energy score beside flow matching; 0 trains the flow alone.
         samples: futures drawn for each window in the energy score.
+        unroll: states that these futures run over on their own; at least ``context``, so that jumps meet cached states.
         average_rate: how far the average moves towards the weights after an update.
 
     Raises:
@@ -86,7 +87,7 @@ class FlowDynamics(Standardised):
                 f"{shift}, {energy}, {samples}, {average_rate}"
             )
         self.evaluations, self.context, self.shift = evaluations, context, shift
-        self.energy, self.samples, self.unroll = energy, samples, unroll
+        self.energy, self.samples, self.unroll = energy, samples, max(unroll, context)
         self.average_rate = average_rate
         self.network = Denoiser(latent_dim, action_dim, width, depth, heads, mlp_ratio, context)
         self.average = copy.deepcopy(self.network).requires_grad_(False)
