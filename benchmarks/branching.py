@@ -180,9 +180,17 @@ def run_seed(args: Args, world_name: str, seed: int) -> dict[str, Any]:
         measures |= at_the_fork(args, seed)
     print(world_name, seed, json.dumps(measures), flush=True)
     returns, fallen = {}, {}
-    for name, (played, lost) in play_all(args, world_name, models, probe, seed).items():
-        returns[name], fallen[name] = played, lost
-        print(world_name, seed, name, round(float(np.mean(played)), 2), "fallen", lost, flush=True)
+    for name, play_it in players(args, world_name, models, probe, seed).items():
+        returns[name], fallen[name] = play_it()
+        print(
+            world_name,
+            seed,
+            name,
+            round(float(np.mean(returns[name])), 2),
+            "fallen",
+            fallen[name],
+            flush=True,
+        )
     found = {"measures": measures, "returns": returns, "fallen": fallen}
     write_atomic(out / "found.json", json.dumps(found).encode())
     return found
@@ -393,11 +401,11 @@ def planning_flow(flow: WorldModel) -> WorldModel:
     return flow
 
 
-def play_all(
+def players(
     args: Args, world_name: str, models: dict[str, WorldModel], probe: Probe, seed: int
-) -> dict[str, Played]:
-    careful = CVaR(args.alpha)
-    flow = planning_flow(models["flow"])
+) -> dict[str, Callable[[], Played]]:
+    """Every planner on the same episodes."""
+    careful, flow = CVaR(args.alpha), planning_flow(models["flow"])
     setups: dict[str, tuple[WorldModel, int, Risk]] = {
         "point": (models["point"], 1, expected_cost),
         "ensemble": (models["ensemble"], 5, expected_cost),
@@ -408,17 +416,15 @@ def play_all(
         "flow_cvar": (flow, args.futures, careful),
     }
     make = lambda: gym.wrappers.TimeLimit(ENVIRONMENTS[world_name](), 5 if args.quick else EPISODE)  # noqa: E731
-    found: dict[str, Played] = {}
-    first = EVALUATION_SEED + 1000 * seed
     rng = np.random.default_rng(seed)
-    found["random"] = play(make, args.episodes, first, lambda *_: rng.uniform(-1, 1, (args.episodes, 2)))
+    acts: dict[str, Callable[..., np.ndarray]] = {"random": lambda *_: rng.uniform(-1, 1, (args.episodes, 2))}
     if world_name == "table_edge":
         for name, risk in (("oracle", expected_cost), ("oracle_cvar", careful)):
-            found[name] = play(make, args.episodes, first, Oracle(BUDGET(args.futures, risk), seed))
+            acts[name] = Oracle(BUDGET(args.futures, risk), seed)
     for name, (model, futures, risk) in setups.items():
-        agent = MPCAgent(model, BUDGET(futures, risk), cost=priced_by(probe), seed=seed)
-        found[name] = play(make, args.episodes, first, Follow(agent))
-    return found
+        acts[name] = Follow(MPCAgent(model, BUDGET(futures, risk), cost=priced_by(probe), seed=seed))
+    first = EVALUATION_SEED + 1000 * seed
+    return {name: partial(play, make, args.episodes, first, act) for name, act in acts.items()}
 
 
 def play(

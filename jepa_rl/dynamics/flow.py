@@ -154,7 +154,7 @@ class FlowDynamics(Standardised):
     ) -> Float[Tensor, "b n h d"]:
         """States 1 to h, standardised, one after the other."""
         net = self.network if self.training else self.average
-        b, (n, h, d) = len(z), noise.shape[1:]
+        h = noise.shape[2]
         levels, jumps = self._levels(count), self._jumps(count)
         steering = self.standardise_actions(actions)[:, None]
         ways = [
@@ -162,9 +162,10 @@ class FlowDynamics(Standardised):
             for level, to in pairwise(levels)
         ]
         clean = net.modulations(steering, 0.0, 0.0, 0.0) if self.context > 1 else None
-        before, past, path = z[:, None, None].expand(b, n, 1, d), None, []
+        # What rows or futures share is not repeated: it spreads out where it meets the rest.
+        before, past, path = z[:, None, None], None, []
         for i in range(h):
-            x = noise[:, :, i : i + 1].expand(b, n, 1, d)
+            x = noise[:, :, i : i + 1]
             for (level, to), way in zip(pairwise(levels), ways, strict=True):
                 x = jump(x, self._clean(net, x, before, 0.0, way.at(i), past)[0], level, to)
             if clean is not None and i + 1 < h:
@@ -335,14 +336,12 @@ class Denoiser(nn.Module):
         waves = torch.cat([waves_of(x, actions) for x in (level, earlier, size)], dim=-1)
         c = F.silu(self.steer(actions) + self.embed_levels(waves))
         c = F.silu(self.condition(c))
-        return Way(
-            self.embed_action(actions), [block.modulation(c).chunk(6, dim=-1) for block in self._blocks()]
-        )
+        return Way(self.embed_action(actions), [block.modulations(c) for block in self._blocks()])
 
     def forward(
         self,
-        x: Float[Tensor, "b n t d"],
-        before: Float[Tensor, "b n t d"],
+        x: Float[Tensor, "b|1 n t d"],
+        before: Float[Tensor, "b n|1 t d"],
         way: Way,
         past: Past | None = None,
     ) -> tuple[Float[Tensor, "b n t d"], Past]:
@@ -384,19 +383,24 @@ class Block(nn.Module):
         nn.init.zeros_(self.modulation.weight)
         nn.init.zeros_(self.modulation.bias)
 
+    def modulations(self, condition: Float[Tensor, "b 1 t w"]) -> tuple[Tensor, ...]:
+        """Shift, scale (around 1) and gate of the attention, then those of the perceptron."""
+        shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = self.modulation(condition).chunk(6, dim=-1)
+        return shift, 1 + scale, gate, mlp_shift, 1 + mlp_scale, mlp_gate
+
     def forward(
         self, x: Float[Tensor, "b n t w"], way: tuple[Tensor, ...], past: tuple[Tensor, Tensor] | None
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = way
         pair = (x, x)
         if self.context > 1:
-            y = F.layer_norm(x, x.shape[-1:]) * (1 + scale) + shift
+            y = torch.addcmul(shift, F.layer_norm(x, x.shape[-1:]), scale)
             query, key, value = self.query_key_value(y).chunk(3, dim=-1)
             mixed, pair = self._attend(query, key, value, past)
-            x = x + gate * self.attended(mixed)
-        y = F.layer_norm(x, x.shape[-1:]) * (1 + mlp_scale) + mlp_shift
+            x = torch.addcmul(x, gate, self.attended(mixed))
+        y = torch.addcmul(mlp_shift, F.layer_norm(x, x.shape[-1:]), mlp_scale)
         opened, value = self.up(y).chunk(2, dim=-1)
-        return x + mlp_gate * self.down(F.silu(opened) * value), pair
+        return torch.addcmul(x, mlp_gate, self.down(F.silu(opened) * value)), pair
 
     def _attend(
         self, query: Tensor, key: Tensor, value: Tensor, past: tuple[Tensor, Tensor] | None
