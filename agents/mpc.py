@@ -30,6 +30,20 @@ PLANNERS: dict[str, type] = {
 }
 
 
+class Futures(NamedTuple):
+    """Of the plans under way, drawn when they were made.
+
+    Attributes:
+        paths: latents of each future, index 0 is when the plan was made.
+        costs: of the plan in each.
+        missed: squared distances between each future and what was seen since, added up.
+    """
+
+    paths: Float[Tensor, "n f h+1 d"]
+    costs: Float[Tensor, "n f"]
+    missed: Float[Tensor, "n f"]
+
+
 class MPCState(NamedTuple):
     """What the agent carries from one call of ``predict`` to the next; never written to.
 
@@ -37,11 +51,13 @@ class MPCState(NamedTuple):
         plan: model actions of single environment steps, ``s = horizon * block`` of them.
         position: environment steps of the plan that were executed.
         calls: of ``predict`` so far; it makes the noise of every search its own.
+        futures: what the plan was thought to lead to, where the agent looks (``keep``).
     """
 
     plan: Float[np.ndarray, "n s size"]
     position: Int64[np.ndarray, " n"]
     calls: int
+    futures: Futures | None = None
 
 
 class MPCAgent(LatentAgent):
@@ -60,6 +76,10 @@ class MPCAgent(LatentAgent):
             None where there is no goal: ``lambda _: cost`` is for a cost that needs none.
         hold: search for one action per latent step, held over the block (``HeldActions``).
         replan_every: environment steps of a plan that are executed (default: one block).
+        keep: look at every block while a plan is under way, and discard the futures that did not happen: only this
+            share of them, the nearest to what was seen, survives. A plan that is worse in those than it was thought
+            to be, or that led where none of them is, is made anew at once (``refuted``). None: never look before
+            ``replan_every`` is over. Needs a planner with several futures.
         precision: of the search. ``"bfloat16"`` is several times faster with wide predictors where the processor
             or GPU has it (AVX512-BF16, AMX, Ampere); encoding stays float32.
         seed: of the searches; equal seeds and equal calls give equal actions.
@@ -81,6 +101,7 @@ class MPCAgent(LatentAgent):
         cost: Callable[[Any], Cost] = GoalCost,
         hold: bool = False,
         replan_every: int | None = None,
+        keep: float | None = None,
         precision: Literal["float32", "bfloat16"] = "float32",
         seed: int = 0,
     ) -> None:
@@ -88,7 +109,7 @@ class MPCAgent(LatentAgent):
         if precision not in ("float32", "bfloat16"):
             raise ValueError(f"precision must be 'float32' or 'bfloat16', got {precision!r}")
         block = self.spec.block
-        self.planner, self.cost, self.hold, self.seed = planner, cost, hold, seed
+        self.planner, self.cost, self.hold, self.keep, self.seed = planner, cost, hold, keep, seed
         self.precision: Literal["float32", "bfloat16"] = precision
         self.replan_every = block if replan_every is None else replan_every
         self.dynamics: Dynamics = HeldActions(self.model, block) if hold else self.model
@@ -115,8 +136,11 @@ class MPCAgent(LatentAgent):
             ValueError: for pixels, goals or a state of the wrong shape, a missing goal, or NaN in the model.
         """
         pixels, goals, alone = self._read(observation)
-        plan, position, calls = self._resume(state, len(pixels))
+        plan, position, calls, futures = self._resume(state, len(pixels))
         due = position >= self.replan_every
+        if futures is not None:
+            futures, refuted = self._look(pixels, futures, position)
+            due = due | refuted
         if episode_start is not None:
             starts = np.broadcast_to(np.asarray(episode_start, bool).reshape(-1), due.shape)
             plan = np.where(starts[:, None, None], np.float32(0.0), plan)
@@ -125,10 +149,13 @@ class MPCAgent(LatentAgent):
         if rows.size:
             plan, position = plan.copy(), position.copy()
             goals = goals if goals is None or len(goals) == 1 else goals[rows]
-            plan[rows] = self._plan(pixels[rows], goals, self._shifted(plan[rows], position[rows]), calls)
+            plan[rows], drawn = self._plan(
+                pixels[rows], goals, self._shifted(plan[rows], position[rows]), calls
+            )
+            futures = _replaced(futures, rows, drawn)
             position[rows], self.last_rows = 0, rows
         actions = self.spec.action.decode(plan[np.arange(len(plan)), position])
-        return actions[0] if alone else actions, MPCState(plan, position + 1, calls + 1)
+        return actions[0] if alone else actions, MPCState(plan, position + 1, calls + 1, futures)
 
     def save(self, path: str | Path) -> None:
         """Writes one safetensors file with world model and settings; atomic.
@@ -138,8 +165,8 @@ class MPCAgent(LatentAgent):
         """
         settings = {
             "planner": _planner_settings(self.planner), "cost": _cost_settings(self.cost),
-            "hold": self.hold, "replan_every": self.replan_every, "precision": self.precision,
-            "seed": self.seed,
+            "hold": self.hold, "replan_every": self.replan_every, "keep": self.keep,
+            "precision": self.precision, "seed": self.seed,
         }  # fmt: skip
         self._save(path, "mpc_agent", settings, {})
 
@@ -172,8 +199,8 @@ class MPCAgent(LatentAgent):
             if settings["cost"] is None:
                 raise ValueError(f"{path} was saved with a cost of its own; pass it: load(path, cost=...)")
             cost = partial(GoalCost, **settings["cost"])
-        settings.setdefault("precision", "float32")  # files from before there was a choice
-        names = ("hold", "replan_every", "precision", "seed")
+        settings = {"precision": "float32", "keep": None} | settings  # files from before there was a choice
+        names = ("hold", "replan_every", "keep", "precision", "seed")
         return cls(model, planner, cost=cost, **{name: settings[name] for name in names})
 
     @torch.no_grad()
@@ -183,18 +210,35 @@ class MPCAgent(LatentAgent):
         goals: UInt8[np.ndarray, "g c y x"] | None,
         warm_start: Float[Tensor, "b h a"],
         calls: int,
-    ) -> Float[np.ndarray, "b s size"]:
-        """One search for all rows; the actions of single environment steps."""
+    ) -> tuple[Float[np.ndarray, "b s size"], Futures | None]:
+        """One search for all rows; the actions of single environment steps, and what they may lead to."""
         latents = self.encode(pixels if goals is None else np.concatenate([pixels, goals]))
         z, goal = latents[: len(pixels)], None if goals is None else latents[len(pixels) :]
         entropy = np.random.SeedSequence([self.seed, calls]).generate_state(1, np.uint64)[0]
         generator = torch.Generator(self.device).manual_seed(int(entropy >> np.uint64(1)))
         half = torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
+        cost, drawn = self._cost_of(goal), None
         with evaluating(self.model), half:
-            plan = self.planner.plan(self.dynamics, self._cost_of(goal), z, warm_start.to(z), generator)
+            plan = self.planner.plan(self.dynamics, cost, z, warm_start.to(z), generator)
+            if self.keep is not None:
+                costs = cost(plan.branches, plan.actions)
+                drawn = Futures(plan.branches, costs, torch.zeros_like(costs))
         self.last_plan = plan
         actions = plan.actions.repeat(1, 1, self.spec.block) if self.hold else plan.actions
-        return actions.reshape(len(pixels), -1, self.spec.action.size).float().cpu().numpy()
+        return actions.reshape(len(pixels), -1, self.spec.action.size).float().cpu().numpy(), drawn
+
+    def _look(
+        self, pixels: UInt8[np.ndarray, "n c y x"], futures: Futures, position: Int64[np.ndarray, " n"]
+    ) -> tuple[Futures, Bool[np.ndarray, " n"]]:
+        """The futures held against what is seen, and the plans that it refutes; both only where a block has ended."""
+        step = torch.from_numpy(position // self.spec.block).to(futures.paths.device)
+        ended = torch.from_numpy(position % self.spec.block == 0).to(step.device)
+        now = futures.paths[torch.arange(len(step)), :, step]
+        away = (now - self.encode(pixels)[:, None]).square().sum(-1)
+        missed = torch.where(ended[:, None], futures.missed + away, futures.missed)
+        assert self.keep is not None
+        worse = refuted(now, away, futures.costs, missed, self.keep)
+        return futures._replace(missed=missed), (worse & ended).cpu().numpy()
 
     def _cost_of(self, goal: Float[Tensor, "b d"] | None) -> Cost:
         if goal is not None:
@@ -219,6 +263,10 @@ class MPCAgent(LatentAgent):
         if state is None:
             return MPCState(np.zeros(shape, np.float32), np.full(n, self.replan_every), 0)
         state = MPCState(*state)
+        if self.keep is not None and state.futures is None:
+            raise ValueError(
+                "state comes from an agent that does not look at its futures (keep=None); pass None to start afresh"
+            )
         if state.plan.shape != shape or state.position.shape != (n,):
             raise ValueError(
                 f"state must hold plans of shape {shape}, got {state.plan.shape}; pass what the last call of "
@@ -235,6 +283,12 @@ class MPCAgent(LatentAgent):
                 f"replan_every must lie in [1, {steps}] environment steps (horizon {self.planner.horizon} x block "
                 f"{self.spec.block}), got {self.replan_every}; lengthen the horizon or replan more often"
             )
+        if self.keep is not None and not 0.0 < self.keep <= 1.0:
+            raise ValueError(f"keep must lie in (0, 1], got {self.keep}")
+        if self.keep is not None and getattr(self.planner, "futures", 1) < 2:
+            raise ValueError(
+                f"keep={self.keep} discards futures, and the planner draws one; use CEM(..., futures=8) or so"
+            )
         if type(self.planner) not in PLANNERS.values():
             return
         if isinstance(self.planner, CategoricalCEM) != (action.kind == "discrete"):
@@ -249,6 +303,40 @@ class MPCAgent(LatentAgent):
                     f"the planner chooses among {choices}, the environment takes {action.size} actions; "
                     f"use CategoricalCEM(..., choices={action.size})"
                 )
+
+
+def refuted(
+    now: Float[Tensor, "n f d"],
+    away: Float[Tensor, "n f"],
+    costs: Float[Tensor, "n f"],
+    missed: Float[Tensor, "n f"],
+    keep: float,
+) -> Bool[Tensor, " n"]:
+    """Whether what is seen speaks against a plan.
+
+    It does where the plan costs more in the futures that survive than in all of them, by half a standard deviation; and
+    where what is seen is farther from every future than twice as far as any future is from its nearest neighbour.
+
+    Args:
+        now: where each future is at this step.
+        away: squared distance of that from what is seen.
+        costs: of the plan in each future.
+        missed: squared distances so far; the ``keep`` smallest survive.
+        keep: share that survives, at least one.
+    """
+    survivors = missed.topk(max(1, round(keep * missed.shape[1])), dim=1, largest=False).indices
+    among = costs.gather(1, survivors).mean(1)
+    worse = among > costs.mean(1) + 0.5 * costs.std(1) + 1e-6
+    apart = torch.cdist(now, now) + torch.diag(now.new_full((now.shape[1],), torch.inf))
+    return worse | (away.amin(1).sqrt() > 2 * apart.amin(2).amax(1) + 1e-6)
+
+
+def _replaced(futures: Futures | None, rows: np.ndarray, drawn: Futures | None) -> Futures | None:
+    """The futures with those of ``rows`` in place; a state handed out is never written to."""
+    if futures is None or drawn is None:
+        return drawn
+    where = torch.from_numpy(rows).to(drawn.missed.device)
+    return Futures(*(old.index_copy(0, where, new) for old, new in zip(futures, drawn, strict=True)))
 
 
 def _planner_settings(planner: Planner) -> JSON | None:

@@ -18,9 +18,10 @@ class Problem:
     """What one call of ``plan`` is about; it prices candidates and finishes the plan.
 
     Attributes:
-        seed: with more than one future every rollout draws from a generator seeded so: all
-            candidates of all iterations meet the same futures (common random numbers), and a
-            difference of cost is a difference of plans, not of luck.
+        luck: draws the futures, where there is more than one. All candidates of an iteration meet the same
+            ones (common random numbers): a difference of cost is one of plans. The next iteration meets new
+            ones: a search that meets a few futures again and again finds the plans that happen to be lucky
+            in them (the optimizer's curse; on TableEdge with the true dynamics it falls three times as often).
         proposals: plans from elsewhere (a policy, a sampler) that compete with those of the search.
     """
 
@@ -29,7 +30,7 @@ class Problem:
     z: Float[Tensor, "b d"]
     futures: int
     risk: Risk
-    seed: int
+    luck: torch.Generator | None
     proposals: Float[Tensor, "b p h a"] | None = None
 
     def with_proposals(self, candidates: Float[Tensor, "b s h a"]) -> Float[Tensor, "b s+p h a"]:
@@ -41,10 +42,7 @@ class Problem:
         b, s = candidates.shape[:2]
         rows = candidates.flatten(0, 1)
         z = self.z.repeat_interleave(s, dim=0)
-        generator = None
-        if self.futures > 1:
-            generator = torch.Generator(self.z.device).manual_seed(self.seed)
-        latents = self.dynamics.rollout(z, rows, futures=self.futures, generator=generator)
+        latents = self.dynamics.rollout(z, rows, futures=self.futures, generator=self.luck)
         futures = self.cost(latents, rows)
         if futures.shape != latents.shape[:2]:
             raise ValueError(
@@ -136,10 +134,11 @@ def pose(
         if not torch.isfinite(proposals).all():
             raise ValueError("proposals hold NaN or infinite values; check the policy that made them")
         proposals = proposals.to(z).clamp(-1.0, 1.0)
-    seed = 0
+    luck = None
     if planner.futures > 1:
         seed = int(torch.randint(2**62, (), generator=generator, device=z.device))
-    return Problem(dynamics, cost, z, planner.futures, planner.risk, seed, proposals), start
+        luck = torch.Generator(z.device).manual_seed(seed)
+    return Problem(dynamics, cost, z, planner.futures, planner.risk, luck, proposals), start
 
 
 def check_settings(planner: Any) -> None:

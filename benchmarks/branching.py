@@ -84,12 +84,13 @@ QUICK = dict(seeds=(0,), episodes=2, train_episodes=150, updates=20, dynamics_up
 KINDS: dict[str, dict[str, Any]] = {
     "point": dict(name="mlp", width=192, depth=2),
     "ensemble": dict(name="ensemble", members=5, width=96, depth=2),
-    "mixture": dict(name="mixture", components=5, width=192, depth=2),
+    "mixture": dict(name="mixture", components=5, width=96, depth=2),
     "flow": dict(name="flow", **example.FLOW),
 }
 EVALUATIONS = (1, 2, 4, 50)  # of the flow for each state
 PLANNING_EVALUATIONS = 1
 EPISODE = 40
+RESOLUTION = 0.5 / rules.TABLE  # half a pixel, in table widths
 
 
 def main(args: Args) -> None:
@@ -125,8 +126,8 @@ def main(args: Args) -> None:
     }
     results |= {
         "seeds": args.seeds, "episodes_per_seed": args.episodes, "futures": args.futures, "alpha": args.alpha,
-        "evaluations_when_planning": PLANNING_EVALUATIONS, "dynamics": KINDS, "threads": torch.get_num_threads(),
-        "train_seconds": [run["measures"]["train_seconds"] for run in first],
+        "evaluations_when_planning": PLANNING_EVALUATIONS, "calibration_resolution": RESOLUTION,
+        "dynamics": KINDS, "threads": torch.get_num_threads(),
     }  # fmt: skip
     draw(args, first, results)
     print(json.dumps(results, indent=1, default=str))
@@ -161,20 +162,12 @@ def run_seed(args: Args, world_name: str, seed: int) -> dict[str, Any]:
         return json.loads((out / "found.json").read_text())
     make = lambda: gym.wrappers.TimeLimit(env(anywhere=True), example.LENGTH)  # noqa: E731
     train, held_out = random_play(out, args.train_episodes, seed, make).split(0.1, seed=seed)
-    clock = {}
-    began = time.perf_counter()
     world = learn_world(train, out, args.updates, seed)
-    clock["encoder"] = time.perf_counter() - began
     latents = LatentEpisodes.encode(world, train)
-    models = {}
-    for kind, options in KINDS.items():
-        began = time.perf_counter()
-        models[kind] = learn_dynamics(
-            world, latents, out=out, updates=args.dynamics_updates, seed=seed, **options
-        )
-        clock[kind] = time.perf_counter() - began
+    learn = partial(learn_dynamics, world, latents, out=out, updates=args.dynamics_updates, seed=seed)
+    models = {kind: learn(**options) for kind, options in KINDS.items()}
     probe = learn_probe(world, train, seed, steps=50 if args.quick else 3000)
-    measures = {"train_seconds": clock}
+    measures: dict[str, Any] = {}
     if world_name == "table_edge":
         measures |= measure(args, models, probe, latents, held_out, seed)
         measures |= at_the_fork(args, seed)
@@ -289,7 +282,9 @@ def scores(args: Args, samplers: dict[str, Any], probe: Probe, pushes: Any) -> d
 def along_the_horizon(args: Args, models: dict[str, WorldModel], probe: Probe, seed: int) -> dict[str, Any]:
     """Rank of the true x among those that are drawn, after 1 to 8 steps of random pushes: flat where calibrated.
 
-    The test is a chi-square of the histogram over eight bins, its p-value by simulation of flat ones.
+    The test is a chi-square of the histogram over eight bins, its p-value by simulation of flat ones. Objects at the
+    rim and fallen ones are all at the very same place, where no rank means anything: the truth and what is drawn are
+    read with an error of half a pixel (RESOLUTION), and calibrated means calibrated at that resolution.
     """
     rows, horizon, futures = (60, 8, 15) if args.quick else (800, 8, 63)
     rng = np.random.default_rng(500 + seed)
@@ -306,7 +301,9 @@ def along_the_horizon(args: Args, models: dict[str, WorldModel], probe: Probe, s
         z, torch.from_numpy(push).float(), futures=futures, generator=torch.Generator().manual_seed(seed)
     )
     drawn = probe(paths[:, :, 1:])[..., 0]
-    rank = (drawn < truth[:, None]).sum(1).numpy()  # b h
+    blur = lambda x: x + RESOLUTION * torch.randn(x.shape, generator=generator)  # noqa: E731
+    generator = torch.Generator().manual_seed(seed)
+    rank = (blur(drawn) < blur(truth)[:, None]).sum(1).numpy()  # b h
     p_values = []
     flat = rng.multinomial(rows, np.full(8, 1 / 8), size=4000)
     off_when_flat = ((flat - rows / 8) ** 2).sum(1)
@@ -361,12 +358,14 @@ def _encoded_forks(world: WorldModel, x: np.ndarray, step: int, side: int) -> Te
 
 def at_the_fork(args: Args, seed: int) -> dict[str, Any]:
     """Fork, the step in which a door opens: distance of what is predicted to the nearer of the two true outcomes."""
-    out, episodes, updates = args.out / "fork" / f"seed_{seed}", args.train_episodes // 3, args.updates // 2
+    out, episodes = args.out / "fork" / f"seed_{seed}", args.train_episodes // 3
     store = random_play(out, episodes, seed, fork.ForkEnv, extras=("position", "side"))
-    world = learn_world(store, out, updates, seed)
+    # A stronger SIGReg than TableEdge's: which door is open is a small part of the picture.
+    objective = replace(example.OBJECTIVE, sigreg=1.0)
+    world = learn_world(store, out, args.updates, seed, objective)
     latents = LatentEpisodes.encode(world, store)
     learn = partial(learn_dynamics, world, latents, out=out, updates=args.dynamics_updates // 2, seed=seed)
-    models = {kind: learn(**options) for kind, options in KINDS.items()}
+    models = {kind: learn(**options) for kind, options in KINDS.items() if kind in ("point", "flow")}
     std = models["flow"].dynamics.std
     rng = np.random.default_rng(900 + seed)
     x, move = rng.uniform(-0.5, 0.5, 200), rng.uniform(-1, 1, 200)

@@ -7,7 +7,14 @@ import torch
 
 from jepa_rl import ActionSpec, WorldModel, WorldModelConfig, WorldSpec
 from jepa_rl.agents import CEM
-from jepa_rl.dynamics import EnsembleDynamics, FlowDynamics, MixtureDynamics, energy_score, schedule
+from jepa_rl.dynamics import (
+    EnsembleDynamics,
+    FlowDynamics,
+    GuidedDynamics,
+    MixtureDynamics,
+    energy_score,
+    schedule,
+)
 from jepa_rl.risk import CVaR, expected_cost
 from jepa_rl.testing import DynamicsContract, seeded
 
@@ -327,3 +334,62 @@ def bet(batch, generator):
     moves = torch.where(actions > 0.2, side, 0.0) + 0.05 * torch.randn(batch, 1, 1, generator=generator)
     first = 0.1 * torch.randn(batch, 1, 1, generator=generator)
     return torch.cat([first, first + moves], dim=1), actions
+
+
+# -- guidance ---------------------------------------------------------------------------------------
+
+
+class TwoPoints:
+    """Goes to 1 with probability 0.3, else to -1, and stays there."""
+
+    latent_dim = action_dim = 1
+
+    def rollout(self, z, actions, *, futures=1, generator=None):
+        side = torch.where(torch.rand(futures, generator=generator) < 0.3, 1.0, -1.0)
+        path = side[None, :, None, None].expand(len(z), -1, actions.shape[1], 1)
+        return torch.cat([z[:, None, None].expand(-1, futures, 1, 1), path], 2)
+
+
+@pytest.mark.parametrize("strength", [-1.0, 0.0, 0.4, 2.0])
+def test_guidance_tilts_the_law_by_the_exponential_of_the_cost(strength):
+    cost = lambda paths, actions: -paths[:, :, -1, 0]  # noqa: E731
+    guided = GuidedDynamics(TwoPoints(), cost, strength, pool=8)
+    paths = guided.rollout(torch.zeros(2, 1), torch.zeros(2, 3, 1), futures=4000, generator=seeded(0))
+    assert paths.shape == (2, 4000, 4, 1)
+    up, down = 0.3 * math.exp(strength), 0.7 * math.exp(-strength)
+    expected = up / (up + down)
+    share = (paths[:, :, -1, 0] > 0).float().mean(1)
+    assert (share - expected).abs().max() < 0.02
+    again = guided.rollout(torch.zeros(2, 1), torch.zeros(2, 3, 1), futures=4000, generator=seeded(0))
+    assert torch.equal(paths, again)
+
+
+def test_guided_futures_are_paths_that_the_flow_drew_itself():
+    model = make_flow()
+    z, actions = torch.randn(3, 6, generator=seeded(1)), torch.randn(3, 4, 2, generator=seeded(2))
+    goal = torch.zeros(6)
+    cost = lambda paths, _: (paths[:, :, -1] - goal).norm(dim=-1)  # noqa: E731
+    with torch.no_grad():
+        pool = model.rollout(z, actions, futures=32, generator=seeded(3))
+        chosen = GuidedDynamics(model, cost, 5.0, pool=8).rollout(z, actions, futures=4, generator=seeded(3))
+    same = (chosen[:, :, None] == pool[:, None]).all(-1).all(-1)
+    assert same.any(2).all()
+    assert cost(chosen, None).mean() < cost(pool, None).mean()
+
+
+def test_guidance_names_what_it_cannot_do():
+    model = make_flow()
+    with pytest.raises(ValueError, match="pool must be at least 1 and strength finite, got 0"):
+        GuidedDynamics(model, lambda *_: None, pool=0)
+    lost = GuidedDynamics(model, lambda paths, _: paths[:, :, 0, 0] * torch.nan)
+    with pytest.raises(ValueError, match="are NaN"):
+        lost.rollout(torch.zeros(1, 6), torch.zeros(1, 2, 2))
+    point = WorldModel(
+        WorldModelConfig(
+            WorldSpec((3, 16, 16), 1, ActionSpec("continuous", 2, (-1.0, -1.0), (1.0, 1.0)), 1), latent_dim=4
+        )
+    )
+    with pytest.raises(ValueError, match="asked for 8, the dynamics drew 1"):
+        GuidedDynamics(point, lambda paths, _: paths[:, :, 0, 0]).rollout(
+            torch.zeros(1, 4), torch.zeros(1, 2, 2)
+        )

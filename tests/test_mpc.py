@@ -191,6 +191,48 @@ def test_plans_only_when_the_plan_is_used_up(replan_every, searches):
     assert last.branches.shape == (1, 1, 5, 2)
 
 
+class CoinModel(PointModel):
+    """A coin falls in the first step and moves the first coordinate up or down; actions move the second."""
+
+    def rollout(self, z, actions, *, futures=1, generator=None):
+        path = super().rollout(z, actions).repeat(1, futures, 1, 1)
+        lands = 0.2 * torch.rand(futures, generator=generator).sub(0.5).sign()
+        lands += 0.02 * torch.randn(futures, generator=generator)
+        path[:, :, 1:, 0] = path[:, :, :1, 0] + lands[:, None]
+        return path
+
+
+@pytest.mark.parametrize(
+    ("fell", "keep", "searches"),
+    [
+        (0.2, 0.5, [0, 4]),  # as good as the plan hoped for: it stands
+        (-0.2, 0.5, [0, 1, 2, 3, 4]),  # the costly half happened
+        (0.9, 0.5, [0, 1, 2, 3, 4]),  # no future led there
+        (-0.2, None, [0, 4]),  # it never looks
+    ],
+)
+def test_futures_that_did_not_happen_are_discarded(fell, keep, searches):
+    planner = CEM(5, samples=8, elites=2, iterations=1, futures=16)
+    wants_up = lambda latents, actions: -latents[..., 1:, 0].sum(-1)  # noqa: E731
+    agent = MPCAgent(CoinModel(), planner, cost=lambda _: wants_up, replan_every=4, keep=keep)
+    before, after = (np.full((2, 4, 6), level, np.uint8) for level in (128, round(128 * (1 + fell))))
+    after[1] = 128
+    action, state = agent.predict(before)
+    made, last = [0], agent.last_plan
+    for step in range(1, 5):
+        after[1] += np.rint(STEP * action[1] / 3).astype(np.uint8)
+        kept = [np.copy(part) for part in state.futures] if keep else None
+        old = state
+        action, state = agent.predict(after, state)
+        if keep:  # a state handed out is never written to
+            for part, copy in zip(old.futures, kept, strict=True):
+                np.testing.assert_array_equal(part, copy)
+        if agent.last_plan is not last:
+            made.append(step)
+            last = agent.last_plan
+    assert made == searches
+
+
 def test_a_batch_acts_as_each_environment_alone():
     """Any episode starts; plans of rows that begin, or are used up, are made anew and no others."""
     rng = np.random.default_rng(0)
@@ -420,6 +462,10 @@ def test_settings_that_do_not_fit_are_named(rooms_model):
         MPCAgent(rooms_model, CEM)
     with pytest.raises(ValueError, match="precision must be 'float32' or 'bfloat16'"):
         MPCAgent(rooms_model, SMALL, precision="half")
+    with pytest.raises(ValueError, match=r"keep must lie in \(0, 1\]"):
+        MPCAgent(rooms_model, SMALL, keep=0.0)
+    with pytest.raises(ValueError, match="the planner draws one"):
+        MPCAgent(rooms_model, SMALL, keep=0.5)
     with pytest.raises(FileNotFoundError):
         MPCAgent("nowhere.safetensors", SMALL)
 

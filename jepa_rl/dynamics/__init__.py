@@ -2,6 +2,7 @@
 
 from jepa_rl.dynamics.compiled import CompiledDynamics, captured
 from jepa_rl.dynamics.flow import FlowDynamics, schedule
+from jepa_rl.dynamics.guided import GuidedDynamics
 from jepa_rl.dynamics.held import HeldActions
 from jepa_rl.dynamics.point import GRUDynamics, MLPDynamics, PointDynamics, SimplexDynamics, simplex
 from jepa_rl.dynamics.rivals import EnsembleDynamics, MixtureDynamics
@@ -14,6 +15,7 @@ __all__ = [
     "EnsembleDynamics",
     "FlowDynamics",
     "GRUDynamics",
+    "GuidedDynamics",
     "HeldActions",
     "MLPDynamics",
     "MixtureDynamics",
