@@ -8,6 +8,7 @@ from jepa_rl.agents.inverse import InverseModel, InverseModelAgent, fit_inverse_
 from jepa_rl.agents.jepa_mpc import JEPAMPC, ResumableRun
 from jepa_rl.agents.mpc import MPCAgent, MPCState
 from jepa_rl.agents.mppi import MPPI
+from jepa_rl.agents.proposals import FlowPlanner, FlowProposals, fit_flow_proposals
 from jepa_rl.agents.tree import TreeSearch
 
 __all__ = [
@@ -16,6 +17,8 @@ __all__ = [
     "JEPAMPC",
     "MPPI",
     "CategoricalCEM",
+    "FlowPlanner",
+    "FlowProposals",
     "GradientPlanner",
     "InverseModel",
     "InverseModelAgent",
@@ -23,5 +26,6 @@ __all__ = [
     "MPCState",
     "ResumableRun",
     "TreeSearch",
+    "fit_flow_proposals",
     "fit_inverse_model",
 ]

@@ -199,7 +199,11 @@ class MPCAgent(LatentAgent):
             if settings["cost"] is None:
                 raise ValueError(f"{path} was saved with a cost of its own; pass it: load(path, cost=...)")
             cost = partial(GoalCost, **settings["cost"])
-        settings = {"precision": "float32", "keep": None} | settings  # files from before there was a choice
+        for name, before in (
+            ("precision", "float32"),
+            ("keep", None),
+        ):  # what files from before a choice meant
+            settings.setdefault(name, before)
         names = ("hold", "replan_every", "keep", "precision", "seed")
         return cls(model, planner, cost=cost, **{name: settings[name] for name in names})
 

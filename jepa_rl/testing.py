@@ -331,16 +331,16 @@ class PlannerContract:
     def test_a_candidate_that_costs_nan_is_never_chosen(self) -> None:
         problem = self._problem(3)
 
-        def cost(latents: Tensor, actions: Tensor) -> Tensor:
-            broken = latents[:, :, -1, 0] > 0.35  # where the first goal lies
-            return torch.where(broken, torch.nan, problem["cost"](latents, actions))
+        def broken(latents: Tensor, actions: Tensor) -> Tensor:
+            return torch.where(latents[:, :, -1, 0] > 0.35, torch.nan, 0.0)  # where the first goal lies
 
-        plan = self._plan(cost=cost)
+        plan = self._plan(cost=problem["cost"] + broken)
         assert torch.isfinite(plan.cost).all() and (plan.branches[0, :, -1, 0] <= 0.35).all()
 
     def test_says_so_when_every_candidate_costs_nan(self) -> None:
         nan = lambda latents, actions: latents.new_full(latents.shape[:2], torch.nan)  # noqa: E731
-        assert_raises(ValueError, lambda: self._plan(cost=nan), "every candidate costs NaN")
+        cost = self._problem(3)["cost"] + nan
+        assert_raises(ValueError, lambda: self._plan(cost=cost), "every candidate costs NaN")
 
     def test_refuses_arguments_of_the_wrong_shape_or_not_finite(self) -> None:
         wrong: dict[str, dict[str, Any]] = {
