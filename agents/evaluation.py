@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from PIL import Image
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import TensorBoardOutputFormat
+from torch.utils.tensorboard import SummaryWriter
 
 from jepa_rl.files import write_atomic
 
@@ -156,21 +157,30 @@ class EvaluationCallback(BaseCallback):
             write_atomic(self.path, json.dumps(self.results).encode())
 
     def _show(self, pictures: list[np.ndarray], step: int) -> None:
-        """An animated GIF among TensorBoard's images: its own video needs another package for the same file."""
-        from tensorboard.compat.proto.summary_pb2 import Summary  # slow to import
-
-        frames = [
-            Image.fromarray(p).resize((160, round(160 * p.shape[0] / p.shape[1]))) for p in pictures[:300]
-        ]
-        file = io.BytesIO()
-        frames[0].save(file, "gif", save_all=True, append_images=frames[1:], duration=50, loop=0)
-        picture = Summary.Image(
-            encoded_image_string=file.getvalue(), width=160, height=frames[0].height, colorspace=3
-        )
         for output in self.logger.output_formats:
             if isinstance(output, TensorBoardOutputFormat):
-                value = Summary.Value(tag="eval/episode", image=picture)
-                output.writer._get_file_writer().add_summary(Summary(value=[value]), step)
+                add_animation(output.writer, "eval/episode", pictures[:300], step)
+
+
+def add_animation(
+    writer: SummaryWriter, tag: str, pictures: list[np.ndarray], step: int = 0, milliseconds: int = 50
+) -> None:
+    """An animated GIF among TensorBoard's images: its own video needs another package for the same file.
+
+    Args:
+        pictures: uint8 "y x 3", all of one size; shown 160 pixels wide.
+        milliseconds: that each of them stays.
+    """
+    from tensorboard.compat.proto.summary_pb2 import Summary  # slow to import
+
+    frames = [Image.fromarray(p).resize((160, round(160 * p.shape[0] / p.shape[1]))) for p in pictures]
+    file = io.BytesIO()
+    frames[0].save(file, "gif", save_all=True, append_images=frames[1:], duration=milliseconds, loop=0)
+    picture = Summary.Image(
+        encoded_image_string=file.getvalue(), width=160, height=frames[0].height, colorspace=3
+    )
+    value = Summary.Value(tag=tag, image=picture)
+    writer._get_file_writer().add_summary(Summary(value=[value]), step)
 
 
 def _stack(observations: list[Any]) -> Any:

@@ -117,6 +117,21 @@ def branching(r: dict[str, Any]) -> list[tuple[str, str]]:
             "... planning time with 8 futures / the point predictor's",
             f"{r['planning_time_ratio_8_futures']:.1f}x",
         ),
+        (
+            "Fork, distance to the nearer of the two true outcomes, point / flow",
+            f"{r['impossible_average_ratio']:.1f}x",
+        ),
+    ]
+
+
+def flow_proposals(r: dict[str, Any]) -> list[tuple[str, str]]:
+    cem, flow = r["planners"]["cem"], r["planners"]["flow_proposals_refined"]
+    return [
+        (
+            "Two Rooms, proposals of a flow, refined once / CEM: success, milliseconds of a plan",
+            f"{flow['success_rate']:.2f} / {cem['success_rate']:.2f}, "
+            f"{flow['plan_ms']:.0f} / {cem['plan_ms']:.0f} ms",
+        )
     ]
 
 
@@ -137,6 +152,7 @@ ROWS = {
     "wrapper_speed": wrapper_speed,
     "dmc_pixels": dmc_pixels,
     "branching": branching,
+    "flow_proposals": flow_proposals,
     "rendering": rendering,
     "data_speed": data_speed,
 }

@@ -28,6 +28,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from jepa_rl import EpisodeStore, Objective, TrainConfig, WindowSampler, WorldModel, fit, preset
 from jepa_rl.agents import CEM, MPCAgent
+from jepa_rl.agents.evaluation import add_animation
 from jepa_rl.data.latents import LatentEpisodes
 from jepa_rl.diagnostics import Probe, fit_mlp_probe, r2_score
 from jepa_rl.envs import RandomPolicy, collect, world_spec
@@ -103,6 +104,7 @@ def main(args: Args) -> None:
             board.add_figure(name, figure)
             plt.close(figure)
         frames = play_side_by_side(args, flow, probe)
+        add_animation(board, "plans", frames, milliseconds=200)
         first, *rest = [Image.fromarray(frame) for frame in frames]
         first.save(args.out / "plans.gif", save_all=True, append_images=rest, duration=200, loop=0)
     print(json.dumps(results, indent=2))

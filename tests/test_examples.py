@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 EXAMPLES = sorted((Path(__file__).resolve().parent.parent / "examples").glob("*.py"))
 QUICKSTART_KEYS = {
@@ -47,3 +48,8 @@ def test_example_runs_quickly_and_leaves_its_results(example, tmp_path):
         assert results["probe_r2"].keys() == results["linear_probe_r2"].keys() == {"x", "y", "door"}
         assert 0 <= results["success_ci95"][0] <= results["success_rate"] <= results["success_ci95"][1] <= 1
         assert all((folder / name).stat().st_size for name in ("plan.gif", "latent_map.png"))
+    if example.stem == "branching_futures":
+        board = EventAccumulator(str(folder / "pictures"), size_guidance={"images": 0}).Reload()
+        assert set(board.Tags()["images"]) == {"futures", "fan", "probability", "plans"}
+        assert all((folder / f"{name}.png").stat().st_size for name in ("futures", "fan", "probability"))
+        assert (folder / "plans.gif").stat().st_size
