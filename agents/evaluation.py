@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from PIL import Image
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import TensorBoardOutputFormat
+from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import SummaryWriter
 
 from jepa_rl.files import write_atomic
@@ -170,9 +171,12 @@ def add_animation(
     Args:
         pictures: uint8 "y x 3", all of one size; shown 160 pixels wide.
         milliseconds: that each of them stays.
-    """
-    from tensorboard.compat.proto.summary_pb2 import Summary  # slow to import
 
+    Raises:
+        ValueError: if there are no pictures.
+    """
+    if not pictures:
+        raise ValueError("an animation needs at least one picture, got none")
     frames = [Image.fromarray(p).resize((160, round(160 * p.shape[0] / p.shape[1]))) for p in pictures]
     file = io.BytesIO()
     frames[0].save(file, "gif", save_all=True, append_images=frames[1:], duration=milliseconds, loop=0)

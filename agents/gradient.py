@@ -92,8 +92,10 @@ class GradientPlanner:
             with torch.no_grad():
                 final = actions.detach()
                 costs = without_nan(problem.rollout(final)[1])
-                best.offer(*_cheapest(final, costs))
-                return problem.finish(best.actions[:, None], final, costs)
+                last = _cheapest(final, costs)
+                best.offer(*last)
+                # Both are judged anew: with several futures the best ever seen may owe it to the draw.
+                return problem.finish(torch.stack([last[0], best.actions], dim=1), final, costs)
 
 
 @torch.no_grad()

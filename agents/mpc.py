@@ -18,6 +18,7 @@ from jepa_rl.agents.cem import CEM
 from jepa_rl.agents.gradient import GradientPlanner
 from jepa_rl.agents.icem import ICEM
 from jepa_rl.agents.mppi import MPPI
+from jepa_rl.agents.proposals import FlowPlanner
 from jepa_rl.agents.tree import TreeSearch
 from jepa_rl.costs import GoalCost
 from jepa_rl.dynamics import HeldActions
@@ -76,10 +77,10 @@ class MPCAgent(LatentAgent):
             None where there is no goal: ``lambda _: cost`` is for a cost that needs none.
         hold: search for one action per latent step, held over the block (``HeldActions``).
         replan_every: environment steps of a plan that are executed (default: one block).
-        keep: look at every block while a plan is under way, and discard the futures that did not happen: only this
-            share of them, the nearest to what was seen, survives. A plan that is worse in those than it was thought
-            to be, or that led where none of them is, is made anew at once (``refuted``). None: never look before
-            ``replan_every`` is over. Needs a planner with several futures.
+        keep: look after every block while a plan is under way, and discard the futures that did not happen: only this
+            share of them, the nearest to what was seen, survives. A plan that is worse in those than on average, or
+            that led where none of them is, is made anew at once (``refuted``). None: never look before
+            ``replan_every`` is over. Needs plans that are followed for longer than a block, and several futures.
         precision: of the search. ``"bfloat16"`` is several times faster with wide predictors where the processor
             or GPU has it (AVX512-BF16, AMX, Ampere); encoding stays float32.
         seed: of the searches; equal seeds and equal calls give equal actions.
@@ -138,13 +139,14 @@ class MPCAgent(LatentAgent):
         pixels, goals, alone = self._read(observation)
         plan, position, calls, futures = self._resume(state, len(pixels))
         due = position >= self.replan_every
-        if futures is not None:
-            futures, refuted = self._look(pixels, futures, position)
-            due = due | refuted
         if episode_start is not None:
             starts = np.broadcast_to(np.asarray(episode_start, bool).reshape(-1), due.shape)
             plan = np.where(starts[:, None, None], np.float32(0.0), plan)
             due = due | starts
+        looking = np.flatnonzero(~due & (position % self.spec.block == 0))
+        if futures is not None and looking.size:
+            futures, against = self._look(pixels[looking], futures, looking, position[looking])
+            due[looking] = against
         rows = np.flatnonzero(due)
         if rows.size:
             plan, position = plan.copy(), position.copy()
@@ -160,8 +162,10 @@ class MPCAgent(LatentAgent):
     def save(self, path: str | Path) -> None:
         """Writes one safetensors file with world model and settings; atomic.
 
-        A planner of your own, or a cost other than ``GoalCost`` or a ``partial`` of it, is not written:
-        pass it to ``load`` again. Raises TypeError if ``model`` is not a ``WorldModel``.
+        A ``FlowPlanner`` (it has a file of its own), a planner of yours, or a cost other than ``GoalCost`` or a
+        ``partial`` of it, is not written: pass it to ``load`` again.
+
+        Raises TypeError if ``model`` is not a ``WorldModel``.
         """
         settings = {
             "planner": _planner_settings(self.planner), "cost": _cost_settings(self.cost),
@@ -225,24 +229,33 @@ class MPCAgent(LatentAgent):
         with evaluating(self.model), half:
             plan = self.planner.plan(self.dynamics, cost, z, warm_start.to(z), generator)
             if self.keep is not None:
-                costs = cost(plan.branches, plan.actions)
-                drawn = Futures(plan.branches, costs, torch.zeros_like(costs))
+                if plan.branches.shape[1] < 2:
+                    raise ValueError(
+                        f"keep={self.keep} discards futures, and the dynamics drew one; use dynamics that draw "
+                        "several, such as FlowDynamics, or keep=None"
+                    )
+                costs = cost(plan.branches, plan.actions).float()
+                drawn = Futures(plan.branches.float(), costs, torch.zeros_like(costs))
         self.last_plan = plan
         actions = plan.actions.repeat(1, 1, self.spec.block) if self.hold else plan.actions
         return actions.reshape(len(pixels), -1, self.spec.action.size).float().cpu().numpy(), drawn
 
     def _look(
-        self, pixels: UInt8[np.ndarray, "n c y x"], futures: Futures, position: Int64[np.ndarray, " n"]
-    ) -> tuple[Futures, Bool[np.ndarray, " n"]]:
-        """The futures held against what is seen, and the plans that it refutes; both only where a block has ended."""
-        step = torch.from_numpy(position // self.spec.block).to(futures.paths.device)
-        ended = torch.from_numpy(position % self.spec.block == 0).to(step.device)
-        now = futures.paths[torch.arange(len(step)), :, step]
+        self,
+        pixels: UInt8[np.ndarray, "r c y x"],
+        futures: Futures,
+        rows: Int64[np.ndarray, " r"],
+        position: Int64[np.ndarray, " r"],
+    ) -> tuple[Futures, Bool[np.ndarray, " r"]]:
+        """The futures of some rows held against what is seen there, and whether it speaks against the plans."""
+        where = torch.from_numpy(rows).to(futures.missed.device)
+        step = torch.from_numpy(position // self.spec.block).to(where.device)
+        now = futures.paths[where, :, step]
         away = (now - self.encode(pixels)[:, None]).square().sum(-1)
-        missed = torch.where(ended[:, None], futures.missed + away, futures.missed)
+        missed = futures.missed[where] + away
         assert self.keep is not None
-        worse = refuted(now, away, futures.costs, missed, self.keep)
-        return futures._replace(missed=missed), (worse & ended).cpu().numpy()
+        against = refuted(now, away, futures.costs[where], missed, self.keep)
+        return futures._replace(missed=futures.missed.index_copy(0, where, missed)), against.cpu().numpy()
 
     def _cost_of(self, goal: Float[Tensor, "b d"] | None) -> Cost:
         if goal is not None:
@@ -267,14 +280,19 @@ class MPCAgent(LatentAgent):
         if state is None:
             return MPCState(np.zeros(shape, np.float32), np.full(n, self.replan_every), 0)
         state = MPCState(*state)
-        if self.keep is not None and state.futures is None:
-            raise ValueError(
-                "state comes from an agent that does not look at its futures (keep=None); pass None to start afresh"
-            )
         if state.plan.shape != shape or state.position.shape != (n,):
             raise ValueError(
                 f"state must hold plans of shape {shape}, got {state.plan.shape}; pass what the last call of "
                 "this agent returned for the same environments, or None to start afresh"
+            )
+        if self.keep is None:
+            return state._replace(futures=None)
+        paths = (n, self.planner.futures, self.planner.horizon + 1, self.model.latent_dim)  # type: ignore[attr-defined]
+        found = None if state.futures is None else tuple(state.futures.paths.shape)
+        if found != paths:
+            raise ValueError(
+                f"state must hold futures of shape {paths}, got {found}; pass what the last call of this agent "
+                "returned for the same environments, or None to start afresh"
             )
         return state
 
@@ -293,6 +311,14 @@ class MPCAgent(LatentAgent):
             raise ValueError(
                 f"keep={self.keep} discards futures, and the planner draws one; use CEM(..., futures=8) or so"
             )
+        if self.keep is not None and self.replan_every <= self.spec.block:
+            raise ValueError(
+                f"keep={self.keep} looks after every block of {self.spec.block} environment steps, and "
+                f"replan_every={self.replan_every} plans anew by then; follow plans for longer, such as "
+                f"replan_every={3 * self.spec.block}"
+            )
+        if isinstance(self.planner, FlowPlanner) and action.kind == "discrete":
+            raise ValueError("FlowPlanner does not fit discrete actions; use CategoricalCEM")
         if type(self.planner) not in PLANNERS.values():
             return
         if isinstance(self.planner, CategoricalCEM) != (action.kind == "discrete"):
@@ -318,8 +344,9 @@ def refuted(
 ) -> Bool[Tensor, " n"]:
     """Whether what is seen speaks against a plan.
 
-    It does where the plan costs more in the futures that survive than in all of them, by half a standard deviation; and
-    where what is seen is farther from every future than twice as far as any future is from its nearest neighbour.
+    It does where the plan costs more, on average, in the futures that survive than in all of them, by half a standard
+    deviation; and where what is seen is away from every future by more than twice as far as any future is from its
+    nearest neighbour. Where futures differ by less than the model errs, the second is always so, and every block plans.
 
     Args:
         now: where each future is at this step.
@@ -331,8 +358,10 @@ def refuted(
     survivors = missed.topk(max(1, round(keep * missed.shape[1])), dim=1, largest=False).indices
     among = costs.gather(1, survivors).mean(1)
     worse = among > costs.mean(1) + 0.5 * costs.std(1) + 1e-6
-    apart = torch.cdist(now, now) + torch.diag(now.new_full((now.shape[1],), torch.inf))
-    return worse | (away.amin(1).sqrt() > 2 * apart.amin(2).amax(1) + 1e-6)
+    apart = torch.cdist(now, now, compute_mode="donot_use_mm_for_euclid_dist")
+    nearest = apart.masked_fill(apart < 1e-6, torch.inf).amin(2)  # not itself, nor another draw of the same
+    gap = nearest.masked_fill(torch.isinf(nearest), 0.0).amax(1)
+    return worse | ((gap > 0) & (away.amin(1).sqrt() > 2 * gap))
 
 
 def _replaced(futures: Futures | None, rows: np.ndarray, drawn: Futures | None) -> Futures | None:

@@ -21,8 +21,8 @@ from jepa_rl.types import Cost, Dynamics, Plan, Planner
 class FlowProposals(nn.Module):
     """Draws paths of latents from a state to a goal, and names the actions that lead along them.
 
-    After LeFlow: a flow over latent paths proposes where to go, an inverse model how, and the world model is asked only
-    which of the proposals to trust. The flow is ``FlowDynamics`` driven, in place of actions, by the goal and by how
+    A flow over latent paths proposes where to go, an inverse model how, and the world model is asked only which of the
+    proposals to trust (LeFlow's idea). The flow is ``FlowDynamics`` driven, in place of actions, by the goal and by how
     many steps are left until it is to be reached; proposals differ in that number and in their noise.
 
     Args:
@@ -84,8 +84,11 @@ class FlowProposals(nn.Module):
             FileNotFoundError, ValueError: as ``WorldModel.load``.
         """
         tensors, header = load_tensors(path, ("flow_proposals",), device)
-        proposals = cls(**header["settings"]).to(device)
-        proposals.load_state_dict(tensors)
+        try:
+            proposals = cls(**header["settings"]).to(device)
+            proposals.load_state_dict(tensors)
+        except (TypeError, KeyError, RuntimeError) as error:
+            raise ValueError(f"{path} does not describe proposals of this version: {error}") from error
         return proposals.eval().requires_grad_(False)
 
 
@@ -93,15 +96,16 @@ class FlowProposals(nn.Module):
 class FlowPlanner:
     """Draws proposals, rolls their actions through the world model once, and takes the best.
 
-    ``E_total = E_world + goal_weight * E_goal`` (LeFlow): E_world is the squared distance between the path that was
-    drawn and the one that the world model expects of its actions, standardised, mean over steps and dimensions; E_goal
-    is the cost. With ``refine``, the best proposals enter a short search that starts from the best of them.
+    The least ``E_total = E_world + goal_weight * E_goal`` wins: E_world is the squared distance between the path that
+    was drawn and the one that the world model expects of its actions, standardised, mean over steps and dimensions;
+    E_goal is the cost. With ``refine``, the best proposals enter a short search that starts from the best of them.
 
     Attributes:
         proposals: see ``fit_flow_proposals``.
         samples: proposals drawn, rounded up to a multiple of the horizon.
         goal_weight: of the cost beside the distance between drawn and expected path.
-        refine: a planner of the same horizon with a few iterations, such as ``CEM(h, samples=64, iterations=1)``.
+        refine: a planner with a few iterations and the same horizon, futures and risk, such as
+            ``CEM(h, samples=64, iterations=1)``.
         elites: proposals that ``refine`` is given.
         futures, risk: as for ``CEM``.
 
@@ -119,12 +123,14 @@ class FlowPlanner:
 
     def __post_init__(self) -> None:
         check_settings(self)
-        if not 0.0 <= self.goal_weight < float("inf"):
-            raise ValueError(f"goal_weight must be finite and at least 0, got {self.goal_weight}")
-        if self.refine is not None and self.refine.horizon != self.horizon:
-            raise ValueError(
-                f"refine plans {self.refine.horizon} steps, the proposals are {self.horizon} long; use the same horizon"
-            )
+        if not 0.0 < self.goal_weight < float("inf"):
+            raise ValueError(f"goal_weight must be positive and finite, got {self.goal_weight}")
+        if self.refine is None:
+            return
+        for name in ("horizon", "futures", "risk"):
+            theirs = getattr(self.refine, name, None)
+            if theirs != getattr(self, name):
+                raise ValueError(f"refine must have the same {name}, {getattr(self, name)}, got {theirs}")
 
     @property
     def horizon(self) -> int:
@@ -144,8 +150,8 @@ class FlowPlanner:
         """See ``jepa_rl.types.Planner``; the warm start and ``proposals`` compete as plans whose path is not in doubt.
 
         Raises:
-            ValueError: for arguments of the wrong shape or not finite, a cost without a goal, or dynamics of other
-                widths than the proposals were fitted to.
+            ValueError: for arguments of the wrong shape or not finite, a cost without a goal or with another number of
+                them, or dynamics of other widths than the proposals were fitted to.
         """
         goal = _goal_of(cost)
         if goal is None:
@@ -160,15 +166,20 @@ class FlowPlanner:
                 "agent plans in (agent.dynamics)"
             )
         problem, start = pose(self, dynamics, cost, z, warm_start, generator, proposals)
+        if goal.shape[-1] != z.shape[1] or goal.shape[0] not in (1, len(z)):
+            raise ValueError(
+                f"the cost must hold 1 goal or {len(z)}, {z.shape[1]} wide, got {tuple(goal.shape)}"
+            )
         paths, drawn = self.proposals.draw(z, goal.to(z).expand_as(z), self.samples, generator)
         candidates = torch.cat([start[:, None], problem.with_proposals(drawn)], dim=1)
         latents, costs = problem.rollout(candidates)
+        costs = comparable(costs)
         expected = latents.mean(1).unflatten(0, candidates.shape[:2])
         flow = self.proposals.paths
         doubt = torch.zeros_like(costs)
         own = slice(1, 1 + drawn.shape[1])
         doubt[:, own] = (flow.standardise(paths) - flow.standardise(expected[:, own])).square().mean((-2, -1))
-        total = doubt + self.goal_weight * comparable(costs)
+        total = doubt + self.goal_weight * costs
         best = total.topk(self.elites, dim=1, largest=False).indices
         if self.refine is not None:
             likely = take(candidates, best)
@@ -273,8 +284,9 @@ def _imagined_play(
     latest = torch.where(turn, torch.arange(horizon, device=starts.device), -1).cummax(1).values
     actions = fresh[torch.arange(count, device=starts.device)[:, None], latest]
     rows = starts[torch.randint(len(starts), (count,), **draw)]
+    # All rows of one rollout meet the same luck: small parts, so that there is some variety in it.
     parts = [
         dynamics.rollout(z, taken, generator=generator)[:, 0]
-        for z, taken in zip(rows.split(2048), actions.split(2048), strict=True)
+        for z, taken in zip(rows.split(64), actions.split(64), strict=True)
     ]
     return torch.cat(parts), actions

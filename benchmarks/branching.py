@@ -48,6 +48,7 @@ from branching_futures import (
 from jepa_rl import WorldModel
 from jepa_rl.agents import CEM, MPCAgent
 from jepa_rl.data.latents import LatentEpisodes
+from jepa_rl.data.view import EpisodeView
 from jepa_rl.diagnostics import Probe, bootstrap_interval
 from jepa_rl.dynamics import energy_score
 from jepa_rl.envs import fork
@@ -111,15 +112,14 @@ def main(args: Args) -> None:
         "energy_score_ratio_to_oracle": mean("energy_ratio"),
         "crps_ratio_to_oracle": mean("crps_ratio"),
         "few_step_energy_penalty": mean("few_step_energy_penalty"),
-        "few_step_speedup": mean("few_step_speedup"),
         "impossible_average_ratio": mean("impossible_average_ratio"),
         "distance_to_nearest_outcome": mean("distance_to_nearest_outcome"),
         "calibration_p_values": [run["measures"]["calibration_p_values"] for run in first],
         "spread_along_horizon": mean("spread_along_horizon"),
         "off_manifold_at_10x": mean("off_manifold_at_10x"),
-        "planning_time_ratio_8_futures": mean("planning_time_ratio"),
         "probe_r2": mean("probe_r2"),
     }
+    results |= timings(args)
     for name, runs in found.items():
         results[f"return_{name}"] = returns_of(runs)
     best = max(v["mean"] for k, v in results["return_table_edge"].items() if k.startswith("oracle"))
@@ -160,17 +160,11 @@ def returns_of(runs: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def run_seed(args: Args, world_name: str, seed: int) -> dict[str, Any]:
-    out, env = args.out / world_name / f"seed_{seed}", ENVIRONMENTS[world_name]
-    out.mkdir(parents=True, exist_ok=True)
-    if (out / "found.json").exists():
-        return json.loads((out / "found.json").read_text())
-    make = lambda: gym.wrappers.TimeLimit(env(anywhere=True), example.LENGTH)  # noqa: E731
-    train, held_out = random_play(out, args.train_episodes, seed, make).split(0.1, seed=seed)
-    world = learn_world(train, out, args.updates, seed)
-    latents = LatentEpisodes.encode(world, train)
-    learn = partial(learn_dynamics, world, latents, out=out, updates=args.dynamics_updates, seed=seed)
-    models = {kind: learn(**options) for kind, options in KINDS.items()}
-    probe = learn_probe(world, train, seed, steps=50 if args.quick else 3000)
+    found_file = args.out / world_name / f"seed_{seed}" / "found.json"
+    if found_file.exists():
+        return json.loads(found_file.read_text())
+    models, latents, train, held_out = learn(args, world_name, seed)
+    probe = learn_probe(models["flow"], train, seed, steps=50 if args.quick else 3000)
     measures: dict[str, Any] = {}
     if world_name == "table_edge":
         measures |= measure(args, models, probe, latents, held_out, seed)
@@ -179,18 +173,25 @@ def run_seed(args: Args, world_name: str, seed: int) -> dict[str, Any]:
     returns, fallen = {}, {}
     for name, play_it in players(args, world_name, models, probe, seed).items():
         returns[name], fallen[name] = play_it()
-        print(
-            world_name,
-            seed,
-            name,
-            round(float(np.mean(returns[name])), 2),
-            "fallen",
-            fallen[name],
-            flush=True,
-        )
+        earned = round(float(np.mean(returns[name])), 2)
+        print(world_name, seed, name, earned, "fallen", fallen[name], flush=True)
     found = {"measures": measures, "returns": returns, "fallen": fallen}
-    write_atomic(out / "found.json", json.dumps(found).encode())
+    write_atomic(found_file, json.dumps(found).encode())
     return found
+
+
+def learn(
+    args: Args, world_name: str, seed: int
+) -> tuple[dict[str, WorldModel], LatentEpisodes, EpisodeView, EpisodeView]:
+    """Every kind of dynamics on one encoder, the latents of the training episodes, those and the held out ones."""
+    out, env = args.out / world_name / f"seed_{seed}", ENVIRONMENTS[world_name]
+    out.mkdir(parents=True, exist_ok=True)
+    make = lambda: gym.wrappers.TimeLimit(env(anywhere=True), example.LENGTH)  # noqa: E731
+    train, held_out = random_play(out, args.train_episodes, seed, make).split(0.1, seed=seed)
+    world = learn_world(train, out, args.updates, seed)
+    latents = LatentEpisodes.encode(world, train)
+    learn = partial(learn_dynamics, world, latents, out=out, updates=args.dynamics_updates, seed=seed)
+    return {kind: learn(**options) for kind, options in KINDS.items()}, latents, train, held_out
 
 
 ENVIRONMENTS: dict[str, Callable[..., gym.Env]] = {"table_edge": TableEdgeEnv, "mujoco": MujocoTableEdgeEnv}
@@ -214,7 +215,6 @@ def measure(
     found |= scores(args, samplers, probe, pushes)
     found |= along_the_horizon(args, models, probe, seed)
     found["off_manifold_at_10x"] = off_manifold(args, models, latents, held_out, seed)
-    found["planning_time_ratio"] = planning_time(args, models, probe)
     return found
 
 
@@ -262,23 +262,16 @@ def scores(args: Args, samplers: dict[str, Any], probe: Probe, pushes: Any) -> d
     taken = torch.from_numpy(push).float()[:, None]
     std = samplers["flow_4"][0].dynamics.std  # of all states
     base, base_x = score(oracle / std, truth / std), score(probe(oracle)[..., :1], probe(truth)[..., :1])
-    energy, crps, seconds = {}, {}, {}
+    energy, crps = {}, {}
     for name, (model, sampler) in samplers.items():
-        draw = partial(model.dynamics.rollout, z, taken, futures=count, **sampler)
-        samples = draw(generator=torch.Generator().manual_seed(3))[:, :, 1]
-        times = []
-        for _ in range(3):
-            began = time.perf_counter()
-            draw(generator=torch.Generator().manual_seed(3))
-            times.append(time.perf_counter() - began)
-        seconds[name] = min(times)
+        generator = torch.Generator().manual_seed(3)
+        samples = model.dynamics.rollout(z, taken, futures=count, generator=generator, **sampler)[:, :, 1]
         energy[name] = score(samples / std, truth / std) / base
         crps[name] = score(probe(samples)[..., :1], probe(truth)[..., :1]) / base_x
     return {
         "energy_ratio": energy,
         "crps_ratio": crps,
         "few_step_energy_penalty": energy["flow_4"] / energy["flow_50"] - 1,
-        "few_step_speedup": seconds["flow_50"] / seconds["flow_4"],
     }
 
 
@@ -341,17 +334,35 @@ def off_manifold(
 
 
 @torch.no_grad()
-def planning_time(args: Args, models: dict[str, WorldModel], probe: Probe) -> float:
-    """One plan of CEM for one environment, same budget: 8 futures of the flow over the point predictor's one."""
-    cost, z = priced_by(probe)(None), torch.zeros(1, models["flow"].latent_dim)
-    flow = planning_flow(models["flow"])
+def timings(args: Args) -> dict[str, float]:
+    """Ratios of times, each pair measured in turns: the medians' ratio."""
+    models, _, train, _ = learn(args, "table_edge", args.seeds[0])
+    probe = learn_probe(models["flow"], train, args.seeds[0], steps=50 if args.quick else 3000)
+    cost, flow, repeats = priced_by(probe)(None), models["flow"], 2 if args.quick else 15
+    z, pushes = torch.zeros(400, flow.latent_dim), torch.zeros(400, 1, 2)
 
-    def seconds(model: WorldModel, futures: int) -> float:
+    def plan(model: WorldModel, futures: int) -> None:
+        """One plan of CEM for one environment."""
+        BUDGET(futures, expected_cost).plan(model, cost, z[:1], generator=torch.Generator().manual_seed(0))
+
+    def draw(evaluations: int) -> None:
+        flow.dynamics.rollout(z, pushes, futures=64, evaluations=evaluations)  # type: ignore[call-arg]
+
+    planning_flow(flow)
+    planning = ratio(partial(plan, flow, 8), partial(plan, models["point"], 1), repeats)
+    return {
+        "planning_time_ratio_8_futures": planning,
+        "few_step_speedup": ratio(partial(draw, 50), partial(draw, 4), repeats),
+    }
+
+
+def ratio(slow: Callable[[], None], fast: Callable[[], None], repeats: int) -> float:
+    def seconds(run: Callable[[], None]) -> float:
         began = time.perf_counter()
-        BUDGET(futures, expected_cost).plan(model, cost, z, generator=torch.Generator().manual_seed(0))
+        run()
         return time.perf_counter() - began
 
-    pairs = [(seconds(flow, 8), seconds(models["point"], 1)) for _ in range(3 if args.quick else 20)]
+    pairs = [(seconds(slow), seconds(fast)) for _ in range(repeats)]
     return float(np.median([a for a, _ in pairs]) / np.median([b for _, b in pairs]))
 
 

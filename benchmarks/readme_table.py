@@ -128,7 +128,7 @@ def flow_proposals(r: dict[str, Any]) -> list[tuple[str, str]]:
     cem, flow = r["planners"]["cem"], r["planners"]["flow_proposals_refined"]
     return [
         (
-            "Two Rooms, proposals of a flow, refined once / CEM: success, milliseconds of a plan",
+            "Two Rooms, proposals of a flow, refined once / CEM: success, milliseconds of a decision",
             f"{flow['success_rate']:.2f} / {cem['success_rate']:.2f}, "
             f"{flow['plan_ms']:.0f} / {cem['plan_ms']:.0f} ms",
         )

@@ -384,6 +384,14 @@ def test_guidance_names_what_it_cannot_do():
     lost = GuidedDynamics(model, lambda paths, _: paths[:, :, 0, 0] * torch.nan)
     with pytest.raises(ValueError, match="are NaN"):
         lost.rollout(torch.zeros(1, 6), torch.zeros(1, 2, 2))
+    forbidden = lambda paths, _: torch.where(paths[:, :, -1, 0] > 0, torch.inf, 0.0)  # noqa: E731
+    ask = (torch.zeros(1, 1), torch.zeros(1, 2, 1))
+    cheap = GuidedDynamics(TwoPoints(), forbidden).rollout(*ask, futures=50, generator=seeded())
+    assert (cheap[:, :, -1] < 0).all()
+    plain = GuidedDynamics(TwoPoints(), forbidden, 0.0).rollout(*ask, futures=500, generator=seeded())
+    assert 0.2 < (plain[:, :, -1] > 0).float().mean() < 0.4
+    with pytest.raises(ValueError, match="so infinite that nothing is left"):
+        GuidedDynamics(TwoPoints(), forbidden, -1.0).rollout(*ask, futures=50, generator=seeded())
     point = WorldModel(
         WorldModelConfig(
             WorldSpec((3, 16, 16), 1, ActionSpec("continuous", 2, (-1.0, -1.0), (1.0, 1.0)), 1), latent_dim=4

@@ -233,10 +233,13 @@ def test_futures_that_did_not_happen_are_discarded(fell, keep, searches):
     assert made == searches
 
 
-def test_a_batch_acts_as_each_environment_alone():
-    """Any episode starts; plans of rows that begin, or are used up, are made anew and no others."""
+@pytest.mark.parametrize("keep", [None, 0.5])
+def test_a_batch_acts_as_each_environment_alone(keep):
+    """Any episode starts; plans of rows that begin, are used up or are refuted are made anew and no others."""
     rng = np.random.default_rng(0)
-    agent = MPCAgent(PointModel(block=2), SMALL, replan_every=3, seed=5)
+    planner = CEM(4, samples=32, elites=4, iterations=2, futures=8 if keep else 1)
+    model = CoinModel(block=2) if keep else PointModel(block=2)
+    agent = MPCAgent(model, planner, replan_every=3, keep=keep, seed=5)
     pixels = rng.integers(0, 256, (10, 3, 2, 4, 6), dtype=np.uint8)
     goals = rng.integers(0, 256, (10, 3, 2, 4, 6), dtype=np.uint8)
     starts = rng.random((10, 3)) < 0.3
@@ -267,6 +270,37 @@ def test_an_episode_start_drops_the_old_plan_and_leaves_the_state_given_alone():
     assert after.position.tolist() == [1, 2] and agent.last_rows.tolist() == [0]
     for part, old in zip(state, before, strict=True):
         np.testing.assert_array_equal(part, old)
+
+
+class ProbeCost:
+    """A cost that ends in a layer: half precision computes it in half precision."""
+
+    def __init__(self):
+        torch.manual_seed(0)
+        self.layer = torch.nn.Linear(8, 1)
+
+    def __call__(self, latents, actions):
+        return self.layer(latents[:, :, -1])[..., 0]
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_futures_of_a_flow_are_looked_at_in_either_precision(rooms_model, tmp_path, precision):
+    model, cost = rooms_model.with_dynamics("flow", width=16, heads=2).eval(), ProbeCost()
+    planner = CEM(3, samples=8, elites=2, iterations=1, futures=4)
+    agent = MPCAgent(model, planner, cost=lambda _: cost, replan_every=4, keep=0.5, precision=precision)
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 2, 2, 64, 64), dtype=np.uint8)
+    state, encoded = None, []
+    model.encoder.register_forward_hook(lambda _, inputs, __: encoded.append(len(inputs[0])))
+    for step, seen in enumerate(pixels):
+        before = agent.last_plan
+        _, state = agent.predict(seen, state, np.array([step == 0, step == 1]))
+        if step == 3:  # row 0 looks and row 1, half way through a block, does not
+            assert encoded[0] <= 1
+        encoded.clear()
+        assert state.futures.missed.dtype == torch.float32 and state.futures.paths.shape == (2, 4, 4, 8)
+        assert (agent.last_plan is before) or np.isin(agent.last_rows, [0, 1]).all()
+    agent.save(tmp_path / "agent")
+    assert MPCAgent.load(tmp_path / "agent", cost=lambda _: cost).keep == 0.5
 
 
 def test_seeds_make_equal_runs_and_searches_differ_from_call_to_call():
@@ -466,6 +500,24 @@ def test_settings_that_do_not_fit_are_named(rooms_model):
         MPCAgent(rooms_model, SMALL, keep=0.0)
     with pytest.raises(ValueError, match="the planner draws one"):
         MPCAgent(rooms_model, SMALL, keep=0.5)
+    several = CEM(4, samples=8, elites=2, iterations=1, futures=4)
+    with pytest.raises(
+        ValueError, match="plans anew by then; follow plans for longer, such as replan_every=6"
+    ):
+        MPCAgent(rooms_model, several, keep=0.5)
+    pixels, cost = np.zeros((2, 4, 6), np.uint8), lambda _: lambda latents, __: latents[:, :, -1, 0]
+    with pytest.raises(ValueError, match="the dynamics drew one"):
+        MPCAgent(PointModel(), several, cost=cost, replan_every=2, keep=0.5).predict(pixels)
+    looks, other = (
+        MPCAgent(CoinModel(), p, cost=cost, replan_every=2, keep=0.5)
+        for p in (several, CEM(4, samples=8, elites=2, iterations=1, futures=3))
+    )
+    never = MPCAgent(CoinModel(), several, cost=cost, replan_every=2)
+    _, state = looks.predict(pixels)
+    never.predict(pixels, state)
+    for agent, from_elsewhere in ((other, state), (looks, never.predict(pixels)[1])):
+        with pytest.raises(ValueError, match="state must hold futures of shape"):
+            agent.predict(pixels, from_elsewhere)
     with pytest.raises(FileNotFoundError):
         MPCAgent("nowhere.safetensors", SMALL)
 

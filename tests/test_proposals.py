@@ -1,10 +1,18 @@
 """Plans out of a flow: the planners' contract, what they know, files and mistakes."""
 
+from functools import partial
+
+import gymnasium as gym
 import pytest
 import torch
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.evaluation import evaluate_policy
 
-from jepa_rl.agents import CEM, FlowPlanner, FlowProposals, fit_flow_proposals
+from jepa_rl import ActionSpec, WorldModel, WorldModelConfig, WorldSpec
+from jepa_rl.agents import CEM, FlowPlanner, FlowProposals, MPCAgent, fit_flow_proposals
 from jepa_rl.costs import GoalCost
+from jepa_rl.envs import GoalObservation, world_spec
+from jepa_rl.files import save_tensors
 from jepa_rl.testing import PlannerContract, PointMass, seeded
 
 HORIZON = 5
@@ -60,9 +68,49 @@ def test_files_give_back_the_same_proposals(proposals, tmp_path):
         proposals.draw(z, goal, 8, seeded(1)), loaded.draw(z, goal, 8, seeded(1)), strict=True
     ):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
-    (tmp_path / "proposals.safetensors").write_bytes(b"no such thing")
-    with pytest.raises(ValueError):
-        FlowProposals.load(tmp_path / "proposals.safetensors")
+    settings = proposals.settings | {"no_such": 1}
+    save_tensors(
+        tmp_path / "newer.safetensors", "flow_proposals", proposals.state_dict(), {"settings": settings}
+    )
+    with pytest.raises(ValueError, match="does not describe proposals of this version"):
+        FlowProposals.load(tmp_path / "newer.safetensors")
+
+
+class Coin(PointMass):
+    """Lands on one of two sides, by luck alone."""
+
+    def rollout(self, z, actions, *, futures=1, generator=None):
+        side = torch.rand(futures, actions.shape[1], generator=generator).sub(0.5).sign()
+        path = side[None, :, :, None].expand(len(z), -1, -1, 2)
+        return torch.cat([z[:, None, None].expand(-1, futures, 1, -1), path], 2)
+
+
+def test_imagined_play_meets_luck_of_many_kinds():
+    found = fit_flow_proposals(Coin(), torch.zeros(10, 2), horizon=2, paths=4000, updates=1, width=16)
+    assert found.paths.std.min() > 0.5  # both sides were seen
+
+
+def test_acts_in_the_environment_of_a_world_model(tmp_path):
+    """Held actions, goals in the observations, two environments at once."""
+    torch.manual_seed(0)
+    env = GoalObservation(gym.make("jepa_rl/TwoRooms-v0", max_episode_steps=9))
+    model = WorldModel(WorldModelConfig(world_spec(env, 2), latent_dim=8)).eval()
+    cost = partial(GoalCost, reduce="last")
+    dynamics = MPCAgent(model, CEM(3), cost=cost, hold=True).dynamics
+    planner = FlowPlanner(
+        fit_flow_proposals(dynamics, torch.randn(50, 8), horizon=3, paths=200, updates=5, width=16), 12
+    )
+    agent = MPCAgent(model, planner, cost=cost, hold=True)
+    venv = make_vec_env(lambda: GoalObservation(gym.make("jepa_rl/TwoRooms-v0", max_episode_steps=9)), 2)
+    returns, lengths = evaluate_policy(agent, venv, n_eval_episodes=2, return_episode_rewards=True)
+    assert len(returns) == 2 and max(lengths) <= 9
+    agent.save(tmp_path / "agent")
+    with pytest.raises(ValueError, match="planner of its own"):
+        MPCAgent.load(tmp_path / "agent")
+    assert MPCAgent.load(tmp_path / "agent", planner=planner).planner is planner
+    spec = WorldSpec((3, 32, 32), 1, ActionSpec("discrete", 2), 1)
+    with pytest.raises(ValueError, match="FlowPlanner does not fit discrete actions"):
+        MPCAgent(WorldModel(WorldModelConfig(spec, latent_dim=8)), planner)
 
 
 def test_mistakes_are_named(proposals):
@@ -71,8 +119,14 @@ def test_mistakes_are_named(proposals):
         planner.plan(PointMass(), lambda latents, _: latents[:, :, -1, 0], z)
     with pytest.raises(ValueError, match=r"widths \(2, 2\), the dynamics have \(2, 3\)"):
         planner.plan(PointMass(torch.eye(3)[:, :2]), GoalCost(z), z)
-    with pytest.raises(ValueError, match="use the same horizon"):
+    with pytest.raises(ValueError, match="refine must have the same horizon, 5, got 6"):
         FlowPlanner(proposals, refine=CEM(HORIZON + 1))
+    with pytest.raises(ValueError, match="refine must have the same futures, 8, got 1"):
+        FlowPlanner(proposals, futures=8, refine=CEM(HORIZON))
+    with pytest.raises(ValueError, match="goal_weight must be positive"):
+        FlowPlanner(proposals, goal_weight=0.0)
+    with pytest.raises(ValueError, match="the cost must hold 1 goal or 1, 2 wide"):
+        planner.plan(PointMass(), GoalCost(torch.zeros(3, 2)), z)
     with pytest.raises(ValueError, match=r"elites must lie in \[2, samples=4\]"):
         FlowPlanner(proposals, samples=4)
     with pytest.raises(ValueError, match=r"numbers must be at least 1, got {'updates': 0}"):

@@ -13,12 +13,11 @@ class GuidedDynamics:
     """Draws futures from ``p(path) * exp(-strength * cost(path))``, p being what the dynamics draw from.
 
     Towards a goal with the cost of being away from it, away from what costs; negative strengths look for trouble. By
-    self-normalised importance resampling: ``pool`` times as many futures are drawn, and as many as were asked for are
-    chosen among them (systematic resampling, Kitagawa 1996), so that every one of them is a path that the dynamics
-    drew themselves, as with the Monte Carlo guidance of Diffusion Forcing (Chen et al. 2024, arXiv:2407.01392), and
-    unlike guidance by gradients, which leaves the data manifold. It knows any sampling dynamics and any cost, and asks
-    neither for gradients. Futures differ from plain ones along the whole path: it is no causal model, and a plan that
-    is judged by it is judged as if luck could be chosen. Use it to propose, to stress a plan and to look.
+    sampling importance resampling (Rubin 1988): ``pool`` times as many futures are drawn, and as many as were asked
+    for are chosen among them (systematic resampling, Kitagawa 1996), so that every one of them is a path that the
+    dynamics drew themselves; some may be the same. It takes any sampling dynamics and any cost, and asks neither for
+    gradients. Futures differ from plain ones along the whole path: it is no causal model, and a plan that is judged by
+    it is judged as if luck could be chosen. Use it to propose, to stress a plan and to look.
 
     Args:
         dynamics: what draws.
@@ -47,7 +46,8 @@ class GuidedDynamics:
         """``futures`` of the pool's paths; see ``jepa_rl.types.Dynamics``.
 
         Raises:
-            ValueError: if the dynamics answer with a single future whatever they are asked for, or costs are NaN.
+            ValueError: if the dynamics answer with a single future whatever they are asked for, or costs leave nothing
+                to choose.
         """
         paths = self.dynamics.rollout(z, actions, futures=futures * self.pool, generator=generator)
         if paths.shape[1] != futures * self.pool:
@@ -56,11 +56,13 @@ class GuidedDynamics:
                 f"{paths.shape[1]}; use dynamics that draw several, such as FlowDynamics"
             )
         costs = self.cost(paths, actions)
-        if torch.isnan(costs).any():
+        weights = -self.strength * costs if self.strength else torch.zeros_like(costs)
+        if torch.isnan(weights).any() or torch.isinf(weights.amax(-1)).any():
             raise ValueError(
-                "costs of the drawn futures are NaN; check the cost, or the model that drew them"
+                "costs of the drawn futures are NaN, or so infinite that nothing is left to choose; check the "
+                "cost, or the model that drew them"
             )
-        shares = (-self.strength * costs).softmax(-1).cumsum(-1)
+        shares = weights.softmax(-1).cumsum(-1)
         start = torch.rand((), generator=generator, device=z.device, dtype=z.dtype)
         places = (torch.arange(futures, device=z.device, dtype=z.dtype) + start) / futures
         chosen = torch.searchsorted(shares, places.expand(len(z), -1).contiguous())
