@@ -333,7 +333,6 @@ def off_manifold(
     }
 
 
-@torch.no_grad()
 def timings(args: Args) -> dict[str, float]:
     """Ratios of times, each pair measured in turns: the medians' ratio."""
     models, _, train, _ = learn(args, "table_edge", args.seeds[0])
@@ -349,11 +348,13 @@ def timings(args: Args) -> dict[str, float]:
         flow.dynamics.rollout(z, pushes, futures=64, evaluations=evaluations)  # type: ignore[call-arg]
 
     planning_flow(flow)
-    planning = ratio(partial(plan, flow, 8), partial(plan, models["point"], 1), repeats)
-    return {
-        "planning_time_ratio_8_futures": planning,
-        "few_step_speedup": ratio(partial(draw, 50), partial(draw, 4), repeats),
-    }
+    with torch.no_grad():
+        return {
+            "planning_time_ratio_8_futures": ratio(
+                partial(plan, flow, 8), partial(plan, models["point"], 1), repeats
+            ),
+            "few_step_speedup": ratio(partial(draw, 50), partial(draw, 4), repeats),
+        }
 
 
 def ratio(slow: Callable[[], None], fast: Callable[[], None], repeats: int) -> float:
