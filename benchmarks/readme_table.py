@@ -114,6 +114,13 @@ def branching(r: dict[str, Any]) -> list[tuple[str, str]]:
             ),
         ),
         (
+            "... return with real contact (MuJoCo): flow with CVaR, mixture, ensemble, point, random actions",
+            ", ".join(
+                f"{r['return_mujoco'][k]['mean']:.1f}"
+                for k in ("flow_cvar", "mixture", "ensemble", "point", "random")
+            ),
+        ),
+        (
             "... planning time with 8 futures / the point predictor's",
             f"{r['planning_time_ratio_8_futures']:.1f}x",
         ),
