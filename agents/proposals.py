@@ -29,11 +29,13 @@ class FlowProposals(nn.Module):
         latent_dim, action_dim: of the dynamics that are planned in; actions are continuous, in [-1, 1].
         horizon: latent steps of a path, and the most that a goal may be away.
         width: hidden units of the inverse model.
-        flow: further arguments of ``FlowDynamics``.
+        flow: further arguments of ``FlowDynamics``; one evaluation for each state is the default here, because the
+            world model sorts out what is drawn badly.
     """
 
     def __init__(self, latent_dim: int, action_dim: int, horizon: int, width: int = 256, **flow: Any) -> None:
         super().__init__()
+        flow = {"evaluations": 1} | flow
         self.settings = dict(
             latent_dim=latent_dim, action_dim=action_dim, horizon=horizon, width=width, **flow
         )
