@@ -1,6 +1,6 @@
 """A world that branches: what four kinds of dynamics on the same frozen encoder say of it, and plans made with them.
 
-    python benchmarks/branching.py            about an hour on one core
+    python benchmarks/branching.py            half an hour on one core for each seed
     python benchmarks/branching.py --quick    under two minutes
 
 Point, ensemble, mixture and flow dynamics learn on the latents of one encoder of TableEdge, whose true outcome

@@ -1,6 +1,6 @@
 """Plans out of a flow against the cross-entropy method: success and time to plan, on Two Rooms.
 
-    python benchmarks/flow_proposals.py            about 25 minutes on one core for each seed
+    python benchmarks/flow_proposals.py            about 45 minutes on one core for each seed
     python benchmarks/flow_proposals.py --quick
 
 One world model is trained as examples/quickstart.py does. On its latents a flow to the goal learns from imagined play,
