@@ -143,10 +143,10 @@ class MPCAgent(LatentAgent):
             starts = np.broadcast_to(np.asarray(episode_start, bool).reshape(-1), due.shape)
             plan = np.where(starts[:, None, None], np.float32(0.0), plan)
             due = due | starts
-        looking = np.flatnonzero(~due & (position % self.spec.block == 0))
-        if futures is not None and looking.size:
-            futures, against = self._look(pixels[looking], futures, looking, position[looking])
-            due[looking] = against
+        if futures is not None:
+            looking = np.flatnonzero(~due & (position % self.spec.block == 0))
+            if looking.size:
+                futures, due[looking] = self._look(pixels[looking], futures, looking, position[looking])
         rows = np.flatnonzero(due)
         if rows.size:
             plan, position = plan.copy(), position.copy()
@@ -203,11 +203,8 @@ class MPCAgent(LatentAgent):
             if settings["cost"] is None:
                 raise ValueError(f"{path} was saved with a cost of its own; pass it: load(path, cost=...)")
             cost = partial(GoalCost, **settings["cost"])
-        for name, before in (
-            ("precision", "float32"),
-            ("keep", None),
-        ):  # what files from before a choice meant
-            settings.setdefault(name, before)
+        settings.setdefault("precision", "float32")  # files from before there was a choice
+        settings.setdefault("keep", None)
         names = ("hold", "replan_every", "keep", "precision", "seed")
         return cls(model, planner, cost=cost, **{name: settings[name] for name in names})
 

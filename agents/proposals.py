@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from jepa_rl.agents.sampling import check_settings, comparable, pick, pose, take
+from jepa_rl.agents.sampling import check_settings, comparable, directions, pick, pose, take
 from jepa_rl.costs import GoalCost
 from jepa_rl.dynamics import FlowDynamics
 from jepa_rl.files import load_tensors, save_tensors
@@ -278,8 +278,7 @@ def _imagined_play(
     """Random actions, most of them at the bounds and held for three steps or so, and where they lead."""
     draw: dict[str, Any] = dict(generator=generator, device=starts.device)
     shape = (count, horizon, dynamics.action_dim)
-    fresh = torch.randn(shape, **draw)
-    fresh /= fresh.abs().amax(-1, keepdim=True).clamp_min(1e-6)
+    fresh = directions(shape, starts, generator)
     fresh *= torch.where(torch.rand(*shape[:2], 1, **draw) < 0.7, 1.0, torch.rand(*shape[:2], 1, **draw))
     turn = torch.rand(count, horizon, **draw) < 1 / 3
     turn[:, 0] = True

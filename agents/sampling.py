@@ -175,6 +175,12 @@ def normal(shape: tuple[int, ...], like: Tensor, generator: torch.Generator | No
     return torch.randn(shape, generator=generator, device=like.device, dtype=like.dtype)
 
 
+def directions(shape: tuple[int, ...], like: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Actions "... a" in random directions, each of them at the bounds [-1, 1]."""
+    drawn = normal(shape, like, generator)
+    return drawn / drawn.abs().amax(-1, keepdim=True).clamp_min(1e-6)
+
+
 def perturb(
     mean: Float[Tensor, "b h a"], std: Float[Tensor, "b h a"], noise: Float[Tensor, "s h a"]
 ) -> Float[Tensor, "b s h a"]:

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from jepa_rl.agents.sampling import check_settings, comparable, pick, pose, take
+from jepa_rl.agents.sampling import check_settings, comparable, directions, pick, pose, take
 from jepa_rl.risk import Risk, expected_cost
 from jepa_rl.types import Cost, Dynamics, Plan
 
@@ -96,8 +96,7 @@ class TreeSearch:
         """Random directions; two thirds of them reach the bounds, one third half of the way."""
         # One draw for all environments, so that the plan for one does not depend on which others are beside it.
         shape = (nodes.shape[1], self.branches, size)
-        direction = torch.randn(shape, generator=generator, device=nodes.device, dtype=nodes.dtype)
-        direction /= direction.abs().amax(-1, keepdim=True).clamp_min(1e-6)
+        direction = directions(shape, nodes, generator)
         direction[:, ::3] *= 0.5
         return direction.expand(len(nodes), -1, -1, -1)
 

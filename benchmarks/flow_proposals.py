@@ -110,10 +110,7 @@ def run_seed(args: Args, seed: int) -> dict[str, dict[str, Any]]:
     torch.manual_seed(seed)
     store = quickstart.random_play(settings)
     train, held_out = store.split(0.1, seed=seed)
-    if (settings.out / "model.safetensors").exists():
-        model = WorldModel.load(settings.out / "model.safetensors")
-    else:
-        model = quickstart.train_world_model(settings, train, held_out)
+    model = quickstart.train_world_model(settings, train, held_out)
     latents = LatentEpisodes.encode(model, train)
     flow = model.with_dynamics("flow", width=96)
     config = TrainConfig(args.flow_updates, 512, learning_rate=3e-3, weight_decay=1e-4, seed=seed)
