@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -207,6 +208,7 @@ def fit_flow_proposals(
     starts: Float[Tensor, "m d"],
     *,
     horizon: int,
+    as_goal: Callable[[Tensor], Tensor] | None = None,
     paths: int = 30_000,
     updates: int = 4000,
     batch_size: int = 512,
@@ -224,13 +226,16 @@ def fit_flow_proposals(
         dynamics: what will be planned in, ``MPCAgent(...).dynamics``; its actions are continuous.
         starts: latents of states seen, ``LatentEpisodes.encode(model, episodes).latents``.
         horizon: of the plans, in latent steps.
+        as_goal: states "... d" to the latents "... d" by which they are asked for, where these are others than the
+            states' own: a goal picture shows no speed, and what has arrived has some.
         paths: that are imagined.
         updates, batch_size, learning_rate: AdamW's, the rate falling to zero as a cosine.
         seed: of play, weights and batches.
         flow: further arguments of ``FlowDynamics``.
 
     Raises:
-        ValueError: for numbers below 1, or starts that are no latents of the dynamics.
+        ValueError: for numbers below 1, starts that are no latents of the dynamics, or an ``as_goal`` that returns
+            another shape.
     """
     numbers = dict(horizon=horizon, paths=paths, updates=updates, batch_size=batch_size)
     if wrong := {name: number for name, number in numbers.items() if number < 1}:
@@ -239,6 +244,14 @@ def fit_flow_proposals(
         raise ValueError(f"starts must be (states, {dynamics.latent_dim}), got {tuple(starts.shape)}")
     generator = torch.Generator(starts.device).manual_seed(seed)
     path, actions = _imagined_play(dynamics, starts, paths, horizon, generator)
+    goals = path
+    if as_goal is not None:
+        with torch.no_grad():
+            goals = as_goal(path)
+        if goals.shape != path.shape:
+            raise ValueError(
+                f"as_goal must keep the shape of latents {tuple(path.shape)}, got {tuple(goals.shape)}"
+            )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         proposals = FlowProposals(dynamics.latent_dim, dynamics.action_dim, horizon, **flow).to(starts.device)
@@ -250,7 +263,7 @@ def fit_flow_proposals(
         now = (torch.rand(batch_size, **draw) * horizon).long()
         left = (torch.rand(batch_size, **draw) * (horizon - now + 1)).long()
         after = now + left.clamp_max(1)  # what has arrived stays
-        steer = torch.cat([path[row, now + left], (left / horizon)[:, None]], dim=-1)
+        steer = torch.cat([goals[row, now + left], (left / horizon)[:, None]], dim=-1)
         moved = torch.where(left[:, None] > 0, actions[row, now], torch.zeros_like(actions[row, now]))
         return torch.stack([path[row, now], path[row, after]], 1), steer[:, None], moved
 

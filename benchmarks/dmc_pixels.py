@@ -277,6 +277,9 @@ class SaveAtEvaluation(BaseCallback):
         super().__init__()
         self.curve, self.folder, self._step = curve, folder, 0
 
+    def _on_training_start(self) -> None:
+        self._step = self.num_timesteps  # a run that goes on has saved this point already
+
     def _on_step(self) -> bool:
         step = self.curve.results[-1]["step"]
         if step > self._step:

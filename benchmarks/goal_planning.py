@@ -38,7 +38,7 @@ from jepa_rl.envs import PixelObservation, SmoothRandomPolicy, collect, world_sp
 from jepa_rl.envs.policies import Policy
 from jepa_rl.files import load_tensors, save_tensors
 from jepa_rl.refine import REFINE, refine_dynamics
-from jepa_rl.types import ActionSpec
+from jepa_rl.types import ActionSpec, Planner
 
 # First seeds of the evaluation's episodes; training uses seeds below 100,000.
 REPORT, TUNE = 2_000_000, 1_000_000
@@ -124,9 +124,8 @@ def run_seed(args: Args, seed: int) -> dict[str, Any]:
     probe = angle_probe(args, model, train, held_out)
     print(f"seed {seed}: probe R2 {probe}", flush=True)
 
-    cost = partial(GoalCost, distance=lambda latents, goal: (at_rest(latents) - goal).norm(dim=-1))
     planner = CEM(args.horizon, samples=256, elites=26, iterations=6, init_std=1.0)
-    agent = MPCAgent(model, planner, cost=cost, hold=True, replan_every=args.replan_every, seed=seed)
+    agent = planning_agent(args, model, at_rest, planner, seed)
     inverse = fit_inverse_model(
         model, train, max_offset=args.goal_steps, updates=10 if args.quick else 3000, seed=seed
     )
@@ -287,6 +286,14 @@ def angle_probe(args: Args, model: WorldModel, train: Any, held_out: Any) -> lis
     )
     latents, truth = labelled(held_out, 100 if args.quick else 3000)
     return [round(value, 4) for value in r2_score(probe(latents), truth).tolist()]
+
+
+def planning_agent(
+    args: Args, model: WorldModel, at_rest: nn.Module, planner: Planner, seed: int
+) -> MPCAgent:
+    """Plans with held actions to where the picture would look like the goal, once at rest."""
+    cost = partial(GoalCost, distance=lambda latents, goal: (at_rest(latents) - goal).norm(dim=-1))
+    return MPCAgent(model, planner, cost=cost, hold=True, replan_every=args.replan_every, seed=seed)
 
 
 # -- the protocol -----------------------------------------------------------------------------------

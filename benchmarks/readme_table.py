@@ -132,14 +132,17 @@ def branching(r: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def flow_proposals(r: dict[str, Any]) -> list[tuple[str, str]]:
-    cem, flow = r["planners"]["cem"], r["planners"]["flow_proposals_refined"]
-    return [
-        (
-            "Two Rooms, proposals of a flow, refined once / CEM: success, milliseconds of a decision",
-            f"{flow['success_rate']:.2f} / {cem['success_rate']:.2f}, "
-            f"{flow['plan_ms']:.0f} / {cem['plan_ms']:.0f} ms",
+    rows = []
+    for task, planners in r["planners"].items():
+        cem, flow = planners["cem"], planners[r["headline"]]
+        rows.append(
+            (
+                f"{task.replace('_', ' ')}, proposals of a flow, refined once / CEM: success, ms of a decision",
+                f"{flow['success_rate']:.2f} / {cem['success_rate']:.2f}, "
+                f"{flow['plan_ms']:.0f} / {cem['plan_ms']:.0f} ms",
+            )
         )
-    ]
+    return rows
 
 
 def data_speed(r: dict[str, Any]) -> list[tuple[str, str]]:

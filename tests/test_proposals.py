@@ -53,6 +53,17 @@ def test_paths_lead_to_the_goal_in_as_many_steps_as_they_were_given(proposals):
         assert away[steps - 1, steps // 2] > 0.06
 
 
+def test_goals_may_be_asked_for_by_other_latents_than_those_of_the_states():
+    """Goals are given as in a mirror: what is asked for as (-0.4, 0) is reached at (0.4, 0)."""
+    starts = 2 * torch.rand(500, 2, generator=seeded(1)) - 1
+    found = fit_flow_proposals(
+        PointMass(), starts, horizon=3, as_goal=torch.neg, paths=4000, updates=400, batch_size=256, width=32
+    )
+    paths, _ = found.draw(torch.zeros(1, 2), torch.tensor([[-0.4, 0.0]]), 12, seeded(2))
+    arrived = paths[0, -4:, 3].mean(0)  # the four that were given three steps
+    assert (arrived - torch.tensor([0.4, 0.0])).norm() < 0.1
+
+
 def test_the_inverse_model_names_the_action_between_two_states(proposals):
     z = torch.rand(50, 2, generator=seeded(3)) - 0.5
     taken = 2 * torch.rand(50, 1, 2, generator=seeded(4)) - 1
@@ -133,3 +144,5 @@ def test_mistakes_are_named(proposals):
         fit_flow_proposals(PointMass(), z, horizon=2, updates=0)
     with pytest.raises(ValueError, match=r"starts must be \(states, 2\)"):
         fit_flow_proposals(PointMass(), torch.zeros(3, 4), horizon=2)
+    with pytest.raises(ValueError, match="as_goal must keep the shape"):
+        fit_flow_proposals(PointMass(), z, horizon=2, paths=10, as_goal=lambda path: path[..., :1])
