@@ -129,7 +129,7 @@ def main(args: Args) -> None:
     results = collect_results(args)
     draw(args, results)
     print_table(results)
-    print(write_results("dmc_pixels", {"results": results}, quick=args.quick))
+    print(write_results("dmc_pixels", {"results": results}, quick=not_counted(args)))
 
 
 # -- environments -----------------------------------------------------------------------------------
@@ -200,7 +200,12 @@ def run(args: Args, name: str, method: str, seed: int) -> None:
 
 def records(args: Args) -> Path:
     """Where finished runs are kept; of changed budgets apart from those that count."""
-    return args.out / "records" if args.quick or args.frames is not None else RECORDS
+    return args.out / "records" if not_counted(args) else RECORDS
+
+
+def not_counted(args: Args) -> bool:
+    """Whether this is a try with another budget than the task's own."""
+    return args.quick or args.frames is not None
 
 
 def evaluation(args: Args, task: Task, folder: Path, make: Callable[[], gym.Env]) -> EvaluationCallback:
