@@ -131,15 +131,20 @@ def branching(r: dict[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
+TASK_NAMES = {"two_rooms": "Two Rooms"}
+
+
 def flow_proposals(r: dict[str, Any]) -> list[tuple[str, str]]:
     rows = []
     for task, planners in r["planners"].items():
-        cem, flow = planners["cem"], planners[r["headline"]]
+        shown = [planners[name] for name in ("flow_proposals", "flow_proposals_refined", "cem")]
         rows.append(
             (
-                f"{task.replace('_', ' ')}, proposals of a flow, refined once / CEM: success, ms of a decision",
-                f"{flow['success_rate']:.2f} / {cem['success_rate']:.2f}, "
-                f"{flow['plan_ms']:.0f} / {cem['plan_ms']:.0f} ms",
+                f"{TASK_NAMES.get(task, task)}, proposals of a flow / refined once / CEM: success, ms of a decision",
+                " / ".join(f"{found['success_rate']:.2f}" for found in shown)
+                + ", "
+                + " / ".join(f"{found['plan_ms']:.0f}" for found in shown)
+                + " ms",
             )
         )
     return rows
