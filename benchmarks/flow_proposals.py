@@ -20,7 +20,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import goal_planning
 import numpy as np
@@ -43,7 +43,7 @@ from jepa_rl.types import Planner
 
 @dataclass(frozen=True)
 class Args:
-    tasks: tuple[str, ...] = ("two_rooms", "reacher")
+    tasks: tuple[Literal["two_rooms", "reacher"], ...] = ("two_rooms", "reacher")
     seeds: tuple[int, ...] = (0,)
     """Of training; the evaluation's episodes are the same for all and unseen by all."""
     episodes: int = 100
