@@ -117,7 +117,7 @@ def run_seed(args: Args, task: str, seed: int) -> dict[str, dict[str, Any]]:
     h = trained.horizon
     short = CEM(h, samples=64, elites=8, iterations=1, init_std=0.3)
     planners: dict[str, tuple[WorldModel, Planner]] = {
-        "cem": (trained.model, CEM(h, samples=256, elites=26, iterations=6, init_std=1.0)),
+        "cem": (trained.model, goal_planning.search(h)),
         "flow_proposals": (trained.model, FlowPlanner(proposals)),
         "flow_proposals_refined": (trained.model, FlowPlanner(proposals, refine=short)),
         **trained.others,
@@ -139,7 +139,7 @@ def learn_proposals(args: Args, trained: Trained, out: Path, seed: int) -> FlowP
         return FlowProposals.load(file)
     began = time.perf_counter()
     proposals = fit_flow_proposals(
-        trained.agent(trained.model, CEM(trained.horizon)).dynamics,
+        trained.agent(trained.model, goal_planning.search(trained.horizon)).dynamics,
         trained.starts,
         horizon=trained.horizon,
         as_goal=trained.as_goal,
@@ -152,16 +152,16 @@ def learn_proposals(args: Args, trained: Trained, out: Path, seed: int) -> FlowP
     return proposals
 
 
-class Timed:
+class Timed(goal_planning.Driver):
     """An agent through one episode; notes the seconds of every decision that planned (the others follow a plan)."""
 
     def __init__(self, agent: MPCAgent, seconds: list[float]) -> None:
-        self.agent, self.seconds, self.state = agent, seconds, None
+        super().__init__(agent)
+        self.seconds = seconds
 
     def __call__(self, observation: dict[str, np.ndarray]) -> np.ndarray:
         before, began = self.agent.last_plan, time.perf_counter()
-        start = np.array([self.state is None])
-        action, self.state = self.agent.predict(observation, self.state, start)
+        action = super().__call__(observation)
         if self.agent.last_plan is not before:
             self.seconds.append(time.perf_counter() - began)
         return action
@@ -214,7 +214,8 @@ def two_rooms(args: Args, out: Path, seed: int) -> Trained:
             act = make()
             return lambda observation, start: act(observation)
 
-        quickstart.FIRST_LAYOUT = 2_000_000 if args.tune else quickstart.FIRST_LAYOUT
+        if args.tune:
+            quickstart.FIRST_LAYOUT = 2_000_000
         return [outcome.success for outcome in quickstart.play(settings, policy)]
 
     tree = TreeSearch(settings.horizon)

@@ -124,8 +124,7 @@ def run_seed(args: Args, seed: int) -> dict[str, Any]:
     probe = angle_probe(args, model, train, held_out)
     print(f"seed {seed}: probe R2 {probe}", flush=True)
 
-    planner = CEM(args.horizon, samples=256, elites=26, iterations=6, init_std=1.0)
-    agent = planning_agent(args, model, at_rest, planner, seed)
+    agent = planning_agent(args, model, at_rest, search(args.horizon), seed)
     inverse = fit_inverse_model(
         model, train, max_offset=args.goal_steps, updates=10 if args.quick else 3000, seed=seed
     )
@@ -286,6 +285,10 @@ def angle_probe(args: Args, model: WorldModel, train: Any, held_out: Any) -> lis
     )
     latents, truth = labelled(held_out, 100 if args.quick else 3000)
     return [round(value, 4) for value in r2_score(probe(latents), truth).tolist()]
+
+
+def search(horizon: int) -> CEM:
+    return CEM(horizon, samples=256, elites=26, iterations=6, init_std=1.0)
 
 
 def planning_agent(
