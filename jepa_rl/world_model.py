@@ -20,12 +20,12 @@ from jepa_rl.dynamics import (
     MixtureDynamics,
     MLPDynamics,
 )
-from jepa_rl.encoders import ConvEncoder, FramesEncoder, ViTEncoder
+from jepa_rl.encoders import ConvEncoder, FramesEncoder, KeypointEncoder, ViTEncoder
 from jepa_rl.files import load_tensors, save_tensors
 from jepa_rl.objectives import Objective, prediction
 from jepa_rl.types import ActionSpec, Batch, WorldSpec
 
-ENCODERS = {"conv": ConvEncoder, "frames": FramesEncoder, "vit": ViTEncoder}
+ENCODERS = {"conv": ConvEncoder, "frames": FramesEncoder, "keypoints": KeypointEncoder, "vit": ViTEncoder}
 # Those that draw futures bring a loss of their own; of the others the open-loop rollout is held against the window.
 DYNAMICS = {
     "mlp": MLPDynamics, "gru": GRUDynamics, "transformer": CausalTransformerDynamics,
@@ -47,7 +47,7 @@ class WorldModelConfig:
 
     spec: WorldSpec
     latent_dim: int = 64
-    encoder: Literal["conv", "frames", "vit"] = "conv"
+    encoder: Literal["conv", "frames", "keypoints", "vit"] = "conv"
     dynamics: Literal["mlp", "gru", "transformer", "flow", "ensemble", "mixture"] = "mlp"
     encoder_options: dict[str, Any] = field(default_factory=dict)
     dynamics_options: dict[str, Any] = field(default_factory=dict)

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from jepa_rl import ActionSpec, Batch, Objective, WorldModel, WorldModelConfig, WorldSpec
 from jepa_rl.dynamics import CausalTransformerDynamics, GRUDynamics, HeldActions, MLPDynamics
-from jepa_rl.encoders import ConvEncoder, FramesEncoder, ViTEncoder
+from jepa_rl.encoders import ConvEncoder, FramesEncoder, KeypointEncoder, ViTEncoder
 from jepa_rl.encoders.conv import PatchConv
 from jepa_rl.files import FORMAT_VERSION, load_tensors, save_tensors
 from jepa_rl.objectives import EB_JEPA, EMA, LEWM
@@ -55,6 +55,13 @@ class TestFramesWorld(EncoderContract):
 
     def make_encoder(self):
         return build(DISCRETE, encoder="frames", encoder_options={"frames": 3, "widths": (8, 8)}).eval()
+
+
+class TestKeypointWorld(EncoderContract):
+    pixels = (2, 32, 32)
+
+    def make_encoder(self):
+        return build(encoder="keypoints", encoder_options={"keypoints": 3, "width": 8}).eval()
 
 
 class TestViTWorld(EncoderContract):
@@ -126,7 +133,31 @@ def test_a_stack_of_unequal_frames_is_refused():
         FramesEncoder(8, 16, 5, frames=3)
 
 
-@pytest.mark.parametrize("make", [lambda: ConvEncoder(1, 8, 4), lambda: ViTEncoder(1, 30, 4)])
+def test_a_keypoint_is_where_its_map_is_high():
+    """One map that is the brightness of each cell: a lit cell is its keypoint, two lit ones have it between them."""
+    encoder = KeypointEncoder(1, 20, 5, keypoints=1, width=1, patch=4).eval()
+    with torch.no_grad():
+        for parameter in encoder.parameters():
+            parameter.zero_()
+        encoder.convolutions[0].weight.fill_(1 / 16)
+        encoder.convolutions[2].weight[0, 0, 1, 1] = 1.0
+        encoder.maps.weight.fill_(100.0)
+    pixels = torch.zeros(3, 1, 20, 20, dtype=torch.uint8)
+    pixels[0, 0, 4:8, 16:20] = 255  # row 1 and column 4 of five
+    pixels[1, 0, 4:8, 16:20] = pixels[1, 0, 4:8, 12:16] = 255
+    where, height = encoder.read(pixels)
+    torch.testing.assert_close(where[:, 0], torch.tensor([[1.0, -0.5], [0.75, -0.5], [0.0, 0.0]]))
+    torch.testing.assert_close(height[:, 0], torch.tensor([100.0, 100.0, 0.0]))
+
+
+def test_no_keypoints_are_refused():
+    with pytest.raises(ValueError, match="keypoints must be at least 1, got 0"):
+        KeypointEncoder(1, 32, 4, keypoints=0)
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: ConvEncoder(1, 8, 4), lambda: ViTEncoder(1, 30, 4), lambda: KeypointEncoder(1, 8, 4)]
+)
 def test_pictures_too_small_or_odd(make):
     with pytest.raises(ValueError, match="size"):
         make()

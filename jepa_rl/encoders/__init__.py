@@ -1,6 +1,7 @@
-"""Pixels to latents: a small conv net (default), the same on every frame of a stack, and a small ViT."""
+"""Pixels to latents: a small conv net (default), the same on every frame of a stack, keypoints, and a small ViT."""
 
 from jepa_rl.encoders.conv import ConvEncoder, FramesEncoder
+from jepa_rl.encoders.keypoints import KeypointEncoder
 from jepa_rl.encoders.vit import ViTEncoder
 
-__all__ = ["ConvEncoder", "FramesEncoder", "ViTEncoder"]
+__all__ = ["ConvEncoder", "FramesEncoder", "KeypointEncoder", "ViTEncoder"]

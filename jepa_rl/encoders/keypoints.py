@@ -1,0 +1,80 @@
+"""An encoder that says where things are: the latent moves as smoothly as they do."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+
+from jepa_rl.encoders.conv import PatchConv, bfloat16_is_fast
+
+
+class KeypointEncoder(nn.Module):
+    """Maps of features, each read as the place of its peak and how high it is; a linear layer mixes them.
+
+    The spatial softmax of Levine et al. 2016 (arXiv:1504.00702) and Finn et al. 2016 (arXiv:1509.06113): every map
+    becomes a distribution over places, and its mean is a keypoint, fine as a part of a pixel. An object that glides
+    moves the latent along a smooth line, where a ``ConvEncoder`` folds its way through many directions; dynamics that
+    draw what comes next have less to get wrong. For pictures of a few things that move; it knows no textures.
+
+    Args:
+        channels: input channels ``k * c``.
+        size: input rows and columns.
+        latent_dim: width of the latent.
+        keypoints: maps.
+        width: channels of the two convolutions before them.
+        patch: rows and columns of one patch of the first.
+        norm: whether the batch norm without parameters is there; without it the caller bounds the latents.
+
+    Raises:
+        ValueError: for fewer than one keypoint, or pictures of less than three patches a side.
+    """
+
+    grid: Tensor
+
+    def __init__(
+        self,
+        channels: int,
+        size: int,
+        latent_dim: int,
+        keypoints: int = 16,
+        width: int = 32,
+        patch: int = 4,
+        norm: bool = True,
+    ) -> None:
+        super().__init__()
+        if keypoints < 1:
+            raise ValueError(f"keypoints must be at least 1, got {keypoints}")
+        if size < 3 * patch:
+            raise ValueError(f"patch {patch} needs pixels of at least {3 * patch}, got size {size}")
+        self.latent_dim = latent_dim
+        self.convolutions = nn.Sequential(
+            PatchConv(channels, width, patch), nn.ReLU(), nn.Conv2d(width, width, 3, padding=1), nn.ReLU()
+        )
+        self.maps = nn.Conv2d(width, keypoints, 1)
+        self.log_sharpness = nn.Parameter(torch.zeros(keypoints, 1))
+        line = torch.linspace(-1.0, 1.0, size // patch)
+        grid = torch.stack(torch.meshgrid(line, line, indexing="xy"), -1).flatten(
+            0, 1
+        )  # x and y of every cell
+        self.register_buffer("grid", grid, persistent=False)
+        self.project = nn.Linear(3 * keypoints, latent_dim)
+        self.norm = nn.BatchNorm1d(latent_dim, affine=False) if norm else nn.Identity()
+
+    def read(self, pixels: UInt8[Tensor, "b c y x"]) -> tuple[Float[Tensor, "b k 2"], Float[Tensor, "b k"]]:
+        """Keypoints, x and y from -1 to 1 (right and bottom), and how high each map is there."""
+        half = self.training and bfloat16_is_fast(pixels.device)
+        with torch.autocast(pixels.device.type, torch.bfloat16, enabled=half):
+            x = self.convolutions(pixels)
+        heights = self.maps(x.float()).flatten(2) * self.log_sharpness.exp()
+        share = heights.softmax(-1)
+        return share @ self.grid, (share * heights).sum(-1)
+
+    def forward(self, pixels: UInt8[Tensor, "b c y x"]) -> Float[Tensor, "b d"]:
+        """Latents float32."""
+        where, height = self.read(pixels)
+        # Bounded and flattened: a map that found its thing says so, and no more the more of it there is.
+        there = torch.tanh(0.3 * height)
+        return self.norm(self.project(torch.cat([where.flatten(1), there], dim=1)))
+
+    encode = forward
