@@ -160,8 +160,10 @@ def test_pictures_and_vectors_in_many_environments(tmp_path):
 
 
 @pytest.mark.parametrize("shared", [True, False])
-def test_windows_are_encoded_as_their_observations_are(shared):
-    agent = tiny(Pictures(), policy_kwargs={"model": replace(TINY, latent="sigreg", share_frames=shared)})
+@pytest.mark.parametrize("keypoints", [0, 4])
+def test_windows_are_encoded_as_their_observations_are(shared, keypoints):
+    model = replace(TINY, latent="sigreg", share_frames=shared, keypoints=keypoints)
+    agent = tiny(Pictures(), policy_kwargs={"model": model})
     agent.learn(100)
     encoder = agent.policy.model.encoder.eval()
     windows = agent._tensors(agent.replay_buffer.sample(64, 3, np.random.default_rng(0)))

@@ -57,6 +57,13 @@ class TestFramesWorld(EncoderContract):
         return build(DISCRETE, encoder="frames", encoder_options={"frames": 3, "widths": (8, 8)}).eval()
 
 
+class TestFramesOfKeypointsWorld(EncoderContract):
+    pixels = (3, 32, 32)
+
+    def make_encoder(self):
+        return build(DISCRETE, encoder="frames", encoder_options={"frames": 3, "keypoints": 4}).eval()
+
+
 class TestKeypointWorld(EncoderContract):
     pixels = (2, 32, 32)
 

