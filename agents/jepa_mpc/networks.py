@@ -139,12 +139,8 @@ class ObservationEncoder(nn.Module):
 def _picture_encoder(
     channels: int, size: int, frames: int, config: ModelConfig
 ) -> ConvEncoder | FramesEncoder | KeypointEncoder:
-    d, norm, widths, patch = (
-        config.latent_dim,
-        config.latent != "simplex",
-        config.encoder_widths,
-        config.patch,
-    )
+    d, widths, patch = config.latent_dim, config.encoder_widths, config.patch
+    norm = config.latent != "simplex"
     if config.share_frames and frames > 1:
         return FramesEncoder(
             channels, size, d, frames, widths, patch, config.frame_dim, norm=norm, keypoints=config.keypoints

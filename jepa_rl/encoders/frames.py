@@ -11,7 +11,7 @@ from jepa_rl.encoders.keypoints import KeypointEncoder
 
 
 class FramesEncoder(nn.Module):
-    """Stacked frames, each through the same convolutions; what they and their differences say makes the latent.
+    """Stacked frames, each through the same small encoder; what they and their differences say makes the latent.
 
     Where things are is learned once and not anew for every place in the stack, and how fast they move is a difference
     of two such readings. From 2,250 pictures of cartpole a supervised regression read the angular velocity in unseen
