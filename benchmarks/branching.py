@@ -1,6 +1,6 @@
 """A world that branches: what four kinds of dynamics on the same frozen encoder say of it, and plans made with them.
 
-    python benchmarks/branching.py            half an hour on one core for each seed
+    python benchmarks/branching.py            forty minutes on one core for each seed
     python benchmarks/branching.py --quick    under two minutes
 
 Point, ensemble, mixture and flow dynamics learn on the latents of one encoder of TableEdge, whose true outcome
@@ -175,6 +175,10 @@ def run_seed(args: Args, world_name: str, seed: int) -> dict[str, Any]:
         found = json.loads(found_file.read_text())
     if found.get("done"):
         return found
+
+    def save() -> None:
+        write_atomic(found_file, json.dumps(found).encode())
+
     models, latents, train, held_out = learn(args, world_name, seed)
     probe = learn_probe(models["flow"], train, seed, steps=50 if args.quick else 3000)
     if "measures" not in found:
@@ -182,16 +186,16 @@ def run_seed(args: Args, world_name: str, seed: int) -> dict[str, Any]:
         if world_name == "table_edge":
             found["measures"] |= measure(args, models, probe, latents, held_out, seed)
             found["measures"] |= at_the_fork(args, seed)
-        write_atomic(found_file, json.dumps(found).encode())
+        save()
     print(world_name, seed, json.dumps(found["measures"]), flush=True)
     for name, play_it in players(args, world_name, models, probe, seed).items():
         if name not in found["returns"]:
             found["returns"][name], found["fallen"][name] = play_it()
-            write_atomic(found_file, json.dumps(found).encode())
+            save()
         earned = round(float(np.mean(found["returns"][name])), 2)
         print(world_name, seed, name, earned, "fallen", found["fallen"][name], flush=True)
     found["done"] = True
-    write_atomic(found_file, json.dumps(found).encode())
+    save()
     return found
 
 

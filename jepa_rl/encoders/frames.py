@@ -10,6 +10,21 @@ from jepa_rl.encoders.conv import ConvEncoder
 from jepa_rl.encoders.keypoints import KeypointEncoder
 
 
+def picture_encoder(
+    channels: int,
+    size: int,
+    latent_dim: int,
+    widths: tuple[int, ...] = (32, 32, 64),
+    patch: int = 4,
+    norm: bool = True,
+    keypoints: int = 0,
+) -> ConvEncoder | KeypointEncoder:
+    """A ``KeypointEncoder`` of ``widths[0]`` channels where there are ``keypoints``, a ``ConvEncoder`` otherwise."""
+    if keypoints:
+        return KeypointEncoder(channels, size, latent_dim, keypoints, widths[0], patch, norm)
+    return ConvEncoder(channels, size, latent_dim, widths, patch, norm)
+
+
 class FramesEncoder(nn.Module):
     """Stacked frames, each through the same small encoder; what they and their differences say makes the latent.
 
@@ -23,11 +38,10 @@ class FramesEncoder(nn.Module):
         size: input rows and columns.
         latent_dim: width of the latent.
         frames: in the stack.
-        widths, patch: of the ``ConvEncoder`` of one frame.
+        widths, patch, keypoints: of the encoder of one frame, see ``picture_encoder``.
         frame_dim: numbers that one frame is read into.
         width: hidden units of the perceptron that joins them.
         norm: whether the batch norm is there; without it the caller bounds the latents.
-        keypoints: of a ``KeypointEncoder`` of ``widths[0]`` channels that reads the frames; 0 for the ``ConvEncoder``.
 
     Raises:
         ValueError: if the channels are not ``frames`` times as many for each, and as these encoders.
@@ -50,11 +64,7 @@ class FramesEncoder(nn.Module):
         if frames < 1 or channels % frames:
             raise ValueError(f"{channels} channels are no stack of {frames} frames of equal channels")
         self.latent_dim, self.frames, self.channels = latent_dim, frames, channels // frames
-        self.frame: nn.Module = (
-            KeypointEncoder(self.channels, size, frame_dim, keypoints, widths[0], patch, norm=False)
-            if keypoints
-            else ConvEncoder(self.channels, size, frame_dim, widths, patch, norm=False)
-        )
+        self.frame = picture_encoder(self.channels, size, frame_dim, widths, patch, False, keypoints)
         self.join = nn.Sequential(
             nn.Linear(frames * frame_dim, width), nn.SiLU(), nn.Linear(width, latent_dim)
         )

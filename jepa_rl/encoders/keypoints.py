@@ -55,9 +55,8 @@ class KeypointEncoder(nn.Module):
         self.maps = nn.Conv2d(width, keypoints, 1)
         self.log_sharpness = nn.Parameter(torch.zeros(keypoints, 1))
         line = torch.linspace(-1.0, 1.0, size // patch)
-        grid = torch.stack(torch.meshgrid(line, line, indexing="xy"), -1).flatten(
-            0, 1
-        )  # x and y of every cell
+        # x and y of every cell
+        grid = torch.stack(torch.meshgrid(line, line, indexing="xy"), -1).flatten(0, 1)
         self.register_buffer("grid", grid, persistent=False)
         self.project = nn.Linear(3 * keypoints, latent_dim)
         self.norm = nn.BatchNorm1d(latent_dim, affine=False) if norm else nn.Identity()
