@@ -148,7 +148,10 @@ def learn_world(
 ) -> WorldModel:
     """The encoder, by prediction in latent space; its own point dynamics predict the mean of what may happen."""
     config, training, window = preset("laptop", train.spec)
-    config = replace(config, encoder="keypoints", latent_dim=LATENTS, objective=objective)
+    options = {"widths": (32, 32), "sharpness": 1.0}
+    config = replace(
+        config, encoder="keypoints", encoder_options=options, latent_dim=LATENTS, objective=objective
+    )
     training = replace(training, steps=updates, seed=seed, evaluate_every=updates)
     torch.manual_seed(seed)
     world = WorldModel(config)

@@ -68,7 +68,7 @@ class TestKeypointWorld(EncoderContract):
     pixels = (2, 32, 32)
 
     def make_encoder(self):
-        return build(encoder="keypoints", encoder_options={"keypoints": 3, "width": 8}).eval()
+        return build(encoder="keypoints", encoder_options={"keypoints": 3, "widths": (16, 8, 8)}).eval()
 
 
 class TestViTWorld(EncoderContract):
@@ -142,7 +142,7 @@ def test_a_stack_of_unequal_frames_is_refused():
 
 def test_a_keypoint_is_where_its_map_is_high():
     """One map that is the brightness of each cell: a lit cell is its keypoint, two lit ones have it between them."""
-    encoder = KeypointEncoder(1, 20, 5, keypoints=1, width=1, patch=4).eval()
+    encoder = KeypointEncoder(1, 20, 5, keypoints=1, widths=(1, 1)).eval()
     with torch.no_grad():
         for parameter in encoder.parameters():
             parameter.zero_()

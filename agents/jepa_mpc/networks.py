@@ -25,11 +25,11 @@ class ModelConfig:
     Attributes:
         latent_dim: width of the latent.
         width, depth: hidden units and layers of dynamics and heads.
-        encoder_widths, patch: of the convolutional encoder (``ConvEncoder``).
+        encoder_widths, patch: of the encoder of pictures, ``ConvEncoder`` or ``KeypointEncoder``.
         share_frames: whether stacked frames go through the same convolutions one by one (``FramesEncoder``), or
             through one encoder as channels.
         frame_dim: numbers that one of them is read into.
-        keypoints: of a ``KeypointEncoder`` in place of the convolutions behind the first; 0 for none.
+        keypoints: of a ``KeypointEncoder``, best with its own default widths; 0 for a ``ConvEncoder``.
         values: heads in the ensemble of action values.
         bins: of reward and value distributions.
         latent: what keeps latents from collapsing: softmax over groups of 8 (``"simplex"``, as TD-MPC2), SIGReg

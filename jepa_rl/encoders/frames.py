@@ -19,9 +19,9 @@ def picture_encoder(
     norm: bool = True,
     keypoints: int = 0,
 ) -> ConvEncoder | KeypointEncoder:
-    """A ``KeypointEncoder`` of ``widths[0]`` channels where there are ``keypoints``, a ``ConvEncoder`` otherwise."""
+    """A ``KeypointEncoder`` where there are ``keypoints``, a ``ConvEncoder`` otherwise."""
     if keypoints:
-        return KeypointEncoder(channels, size, latent_dim, keypoints, widths[0], patch, norm)
+        return KeypointEncoder(channels, size, latent_dim, keypoints, widths, patch, norm)
     return ConvEncoder(channels, size, latent_dim, widths, patch, norm)
 
 
@@ -40,7 +40,8 @@ class FramesEncoder(nn.Module):
         frames: in the stack.
         widths, patch, keypoints: of the encoder of one frame, see ``picture_encoder``.
         frame_dim: numbers that one frame is read into.
-        width: hidden units of the perceptron that joins them.
+        width: hidden units of the perceptron that joins them. Keypoints are joined by one linear layer: places need
+            no bending, and what is drawn anew with every episode is not learned by heart.
         norm: whether the batch norm is there; without it the caller bounds the latents.
 
     Raises:
@@ -65,8 +66,11 @@ class FramesEncoder(nn.Module):
             raise ValueError(f"{channels} channels are no stack of {frames} frames of equal channels")
         self.latent_dim, self.frames, self.channels = latent_dim, frames, channels // frames
         self.frame = picture_encoder(self.channels, size, frame_dim, widths, patch, False, keypoints)
-        self.join = nn.Sequential(
-            nn.Linear(frames * frame_dim, width), nn.SiLU(), nn.Linear(width, latent_dim)
+        inputs = frames * frame_dim
+        self.join: nn.Module = (
+            nn.Linear(inputs, latent_dim)
+            if keypoints
+            else nn.Sequential(nn.Linear(inputs, width), nn.SiLU(), nn.Linear(width, latent_dim))
         )
         self.norm = nn.BatchNorm1d(latent_dim, affine=False) if norm else nn.Identity()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
@@ -23,8 +25,12 @@ class KeypointEncoder(nn.Module):
         size: input rows and columns.
         latent_dim: width of the latent.
         keypoints: maps.
-        width: channels of the two convolutions before them.
+        widths: output channels of the patch layer, of a convolution that sees one patch around each, and of any that
+            mix the channels of single patches. A patch of 4 x 4 in three colours is 48 numbers: fewer channels than
+            that lose where in the patch a thin thing is (the tip of reacher's arm on unseen pictures after 300
+            supervised updates: R2 0.6 from 32, 0.93 from 64).
         patch: rows and columns of one patch of the first.
+        sharpness: that maps are multiplied by at first; flat ones move their keypoints hardly and learn late.
         norm: whether the batch norm without parameters is there; without it the caller bounds the latents.
 
     Raises:
@@ -39,9 +45,10 @@ class KeypointEncoder(nn.Module):
         size: int,
         latent_dim: int,
         keypoints: int = 16,
-        width: int = 32,
+        widths: tuple[int, ...] = (64, 32, 32),
         patch: int = 4,
         norm: bool = True,
+        sharpness: float = 5.0,
     ) -> None:
         super().__init__()
         if keypoints < 1:
@@ -49,11 +56,12 @@ class KeypointEncoder(nn.Module):
         if size < 3 * patch:
             raise ValueError(f"patch {patch} needs pixels of at least {3 * patch}, got size {size}")
         self.latent_dim = latent_dim
-        self.convolutions = nn.Sequential(
-            PatchConv(channels, width, patch), nn.ReLU(), nn.Conv2d(width, width, 3, padding=1), nn.ReLU()
-        )
-        self.maps = nn.Conv2d(width, keypoints, 1)
-        self.log_sharpness = nn.Parameter(torch.zeros(keypoints, 1))
+        layers: list[nn.Module] = [PatchConv(channels, widths[0], patch), nn.ReLU()]
+        for i, (before, after) in enumerate(pairwise(widths)):
+            layers += [nn.Conv2d(before, after, 1 if i else 3, padding=0 if i else 1), nn.ReLU()]
+        self.convolutions = nn.Sequential(*layers)
+        self.maps = nn.Conv2d(widths[-1], keypoints, 1)
+        self.log_sharpness = nn.Parameter(torch.full((keypoints, 1), sharpness).log())
         line = torch.linspace(-1.0, 1.0, size // patch)
         # x and y of every cell
         grid = torch.stack(torch.meshgrid(line, line, indexing="xy"), -1).flatten(0, 1)
