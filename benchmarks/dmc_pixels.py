@@ -219,8 +219,7 @@ def evaluation(args: Args, task: Task, folder: Path, make: Callable[[], gym.Env]
 def make_jepa_mpc(args: Args, task: Task, folder: Path, seed: int, decisions: int) -> JEPAMPC:
     settings = jepa_mpc_preset(args.preset)
     policy = settings["policy_kwargs"]
-    if task.keypoints:
-        policy["model"] = replace(policy["model"], keypoints=task.keypoints, encoder_widths=(64, 32, 32))
+    policy["model"] = replace(policy["model"], keypoints=task.keypoints)
     return JEPAMPC(
         "CnnPolicy", make_pixels(task, training=True), seed=seed, gamma=task.gamma, device=args.device,
         buffer_size=decisions + 1000, learning_starts=min(500, decisions // 4), train_freq=task.every,

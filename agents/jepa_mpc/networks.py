@@ -25,11 +25,11 @@ class ModelConfig:
     Attributes:
         latent_dim: width of the latent.
         width, depth: hidden units and layers of dynamics and heads.
-        encoder_widths, patch: of the encoder of pictures, ``ConvEncoder`` or ``KeypointEncoder``.
+        encoder_widths, patch: of the encoder of pictures, see ``keypoints``; None for its own widths.
         share_frames: whether stacked frames go through the same convolutions one by one (``FramesEncoder``), or
             through one encoder as channels.
         frame_dim: numbers that one of them is read into.
-        keypoints: of a ``KeypointEncoder``, best with its own default widths; 0 for a ``ConvEncoder``.
+        keypoints: of a ``KeypointEncoder``; 0 for a ``ConvEncoder``.
         values: heads in the ensemble of action values.
         bins: of reward and value distributions.
         latent: what keeps latents from collapsing: softmax over groups of 8 (``"simplex"``, as TD-MPC2), SIGReg
@@ -48,7 +48,7 @@ class ModelConfig:
     latent_dim: int = 256
     width: int = 256
     depth: int = 2
-    encoder_widths: tuple[int, ...] = (32, 32, 64)
+    encoder_widths: tuple[int, ...] | None = None
     patch: int = 4
     share_frames: bool = True
     frame_dim: int = 64

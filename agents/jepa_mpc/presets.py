@@ -29,7 +29,7 @@ def laptop() -> dict[str, Any]:
     episodes took 50 minutes when a decision still took 13 ms.
     """
     search = {"horizon": 5, "samples": 64, "elites": 32, "iterations": 3, "proposals": 8}
-    model = ModelConfig(latent_dim=64, width=128, values=2, bins=51, encoder_widths=(32, 32, 64), **SHAPE)
+    model = ModelConfig(latent_dim=64, width=128, values=2, bins=51, **SHAPE)
     return {**fast(1e-3), "batch_size": 128, "policy_kwargs": {"model": model, **search}}
 
 

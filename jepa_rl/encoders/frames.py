@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
@@ -14,15 +16,16 @@ def picture_encoder(
     channels: int,
     size: int,
     latent_dim: int,
-    widths: tuple[int, ...] = (32, 32, 64),
+    widths: tuple[int, ...] | None = None,
     patch: int = 4,
     norm: bool = True,
     keypoints: int = 0,
 ) -> ConvEncoder | KeypointEncoder:
-    """A ``KeypointEncoder`` where there are ``keypoints``, a ``ConvEncoder`` otherwise."""
+    """A ``KeypointEncoder`` where there are ``keypoints``, a ``ConvEncoder`` otherwise; its own ``widths`` if None."""
+    options: dict[str, Any] = dict(patch=patch, norm=norm) | ({} if widths is None else dict(widths=widths))
     if keypoints:
-        return KeypointEncoder(channels, size, latent_dim, keypoints, widths, patch, norm)
-    return ConvEncoder(channels, size, latent_dim, widths, patch, norm)
+        return KeypointEncoder(channels, size, latent_dim, keypoints, **options)
+    return ConvEncoder(channels, size, latent_dim, **options)
 
 
 class FramesEncoder(nn.Module):
@@ -54,7 +57,7 @@ class FramesEncoder(nn.Module):
         size: int,
         latent_dim: int,
         frames: int,
-        widths: tuple[int, ...] = (32, 32, 64),
+        widths: tuple[int, ...] | None = None,
         patch: int = 4,
         frame_dim: int = 64,
         width: int = 128,
