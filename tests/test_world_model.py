@@ -15,6 +15,7 @@ from jepa_rl import ActionSpec, Batch, Objective, WorldModel, WorldModelConfig, 
 from jepa_rl.dynamics import CausalTransformerDynamics, GRUDynamics, HeldActions, MLPDynamics
 from jepa_rl.encoders import ConvEncoder, FramesEncoder, KeypointEncoder, ViTEncoder
 from jepa_rl.encoders.conv import PatchConv
+from jepa_rl.encoders.keypoints import blurred, gaussian
 from jepa_rl.files import FORMAT_VERSION, load_tensors, save_tensors
 from jepa_rl.objectives import EB_JEPA, EMA, LEWM
 from jepa_rl.testing import DynamicsContract, EncoderContract
@@ -160,6 +161,28 @@ def test_a_keypoint_is_where_its_map_is_high():
 def test_no_keypoints_are_refused():
     with pytest.raises(ValueError, match="keypoints must be at least 1, got 0"):
         KeypointEncoder(1, 32, 4, keypoints=0)
+
+
+def test_blur_makes_a_gaussian_of_a_dot_and_leaves_flat_pictures():
+    weights, at = gaussian(32, 1.5), torch.arange(32.0)
+    dot = torch.full((2, 1, 32, 32), 20, dtype=torch.uint8)
+    dot[0, 0, 14, 17] = 255
+    spread = (-((at[:, None] - 14) ** 2 + (at - 17) ** 2) / (2 * 1.5**2)).exp() / (2 * torch.pi * 1.5**2)
+    soft = blurred(dot, weights)
+    assert (soft[0, 0] - (20 + 235 * spread)).abs().max() <= 0.51
+    assert torch.equal(soft[1], dot[1])
+
+
+def test_an_encoder_with_blur_reads_blurred_pictures():
+    torch.manual_seed(0)
+    plain = KeypointEncoder(3, 32, 4, widths=(8, 8), sharpness=50.0).eval()
+    soft = KeypointEncoder(3, 32, 4, widths=(8, 8), sharpness=50.0, blur=1.5).eval()
+    soft.load_state_dict(plain.state_dict())
+    pixels = torch.randint(0, 256, (5, 3, 32, 32), dtype=torch.uint8)
+    torch.testing.assert_close(soft(pixels), plain(blurred(pixels, gaussian(32, 1.5))))
+    assert (soft(pixels) - plain(pixels)).abs().max() > 0.01
+    with pytest.raises(ValueError, match="blur must be at least 0, got -1"):
+        KeypointEncoder(1, 32, 4, blur=-1)
 
 
 @pytest.mark.parametrize(
