@@ -181,6 +181,8 @@ def test_an_encoder_with_blur_reads_blurred_pictures():
     pixels = torch.randint(0, 256, (5, 3, 32, 32), dtype=torch.uint8)
     torch.testing.assert_close(soft(pixels), plain(blurred(pixels, gaussian(32, 1.5))))
     assert (soft(pixels) - plain(pixels)).abs().max() > 0.01
+    with pytest.raises(ValueError, match="expected uint8 pixels"):
+        soft(pixels.float())
     with pytest.raises(ValueError, match="blur must be at least 0, got -1"):
         KeypointEncoder(1, 32, 4, blur=-1)
 
