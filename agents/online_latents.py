@@ -140,7 +140,7 @@ class OnlineWorldModel(BaseCallback):
         )
         self.world.train()
         loss, terms = self.world.loss(batch, self.generator)
-        descend(loss, self.optimizer, self.world.parameters(), self.max_grad_norm)
+        descend(loss, [self.optimizer], self.world.parameters(), self.max_grad_norm)
         self.world.after_update()
         self.world.eval()
         return {name: value.detach() for name, value in terms.items()}

@@ -22,7 +22,7 @@ class TrainingState:
 
     Attributes:
         model: an ``nn.Module`` with a dataclass ``config``.
-        optimizer: its optimiser.
+        optimizers: its optimisers by name.
         config: the dataclass that says how to train.
         rng, generator: of sampling, and of the terms that draw numbers. PyTorch's own generators (dropout) are
             saved too; ``seeded_generators`` makes them the run's.
@@ -31,8 +31,8 @@ class TrainingState:
         alarms: (step, text) so far.
     """
 
-    def __init__(self, model: Any, optimizer: torch.optim.Optimizer, config: Any) -> None:
-        self.model, self.optimizer, self.config = model, optimizer, config
+    def __init__(self, model: Any, optimizers: dict[str, torch.optim.Optimizer], config: Any) -> None:
+        self.model, self.optimizers, self.config = model, optimizers, config
         self.device = next(model.parameters()).device
         self.rng = np.random.default_rng(config.seed)
         self.generator = torch.Generator(self.device).manual_seed(config.seed)
@@ -43,7 +43,8 @@ class TrainingState:
     def save(self, path: Path) -> None:
         """Writes all of it, or nothing (``jepa_rl.files.write_atomic``)."""
         tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
-        tensors |= optimizer_tensors("optimizer", self.optimizer)
+        for name, optimizer in self.optimizers.items():
+            tensors |= optimizer_tensors(name, optimizer)
         tensors["generator"], tensors["torch_generator"] = self.generator.get_state(), torch.get_rng_state()
         if self.device.type == "cuda":
             tensors["cuda_generator"] = torch.cuda.get_rng_state(self.device)
@@ -70,7 +71,8 @@ class TrainingState:
         self.model.load_state_dict(
             {name[6:]: tensor for name, tensor in tensors.items() if name.startswith("model.")}
         )
-        restore_optimizer("optimizer", self.optimizer, tensors)
+        for name, optimizer in self.optimizers.items():
+            restore_optimizer(name, optimizer, tensors)
         self.rng.bit_generator.state = header["rng"]
         self.generator.set_state(tensors["generator"])
         torch.set_rng_state(tensors["torch_generator"])

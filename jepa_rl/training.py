@@ -49,7 +49,10 @@ class TrainConfig:
         steps: optimiser updates.
         batch_size: windows in a batch.
         learning_rate: peak of a one-cycle schedule: linear warm-up, then a cosine to zero.
-        weight_decay: AdamW's, on matrices only.
+        weight_decay: on matrices only.
+        optimizer: "adamw", or "muon": Muon (Jordan et al. 2024) for matrices, AdamW for everything else. Muon moves a
+            matrix equally far in all of its directions, at AdamW's rates (Liu et al. 2025, arXiv:2502.16982): an update
+            costs more and leads further.
         warmup: share of the steps spent warming up.
         clip: largest gradient norm.
         seed: of sampling and of the terms that draw numbers.
@@ -60,6 +63,7 @@ class TrainConfig:
     batch_size: int = 128
     learning_rate: float = 1e-3
     weight_decay: float = 1e-4
+    optimizer: str = "adamw"
     warmup: float = 0.05
     clip: float = 1.0
     seed: int = 0
@@ -77,6 +81,8 @@ class TrainConfig:
             )
         if not 0 <= self.warmup < 1:
             raise ValueError(f"warmup must lie in [0, 1), got {self.warmup}")
+        if self.optimizer not in ("adamw", "muon"):
+            raise ValueError(f'optimizer must be "adamw" or "muon", got {self.optimizer!r}')
 
     def learning_rate_at(self, step: int) -> float:
         """Learning rate of update ``step`` (0 is the first)."""
@@ -139,8 +145,8 @@ def fit(
     """
     out, began = Path(out), time.perf_counter()
     keep_freed_memory()
-    optimizer = torch.optim.AdamW(_parameter_groups(model, config.weight_decay), lr=config.learning_rate)
-    state, checkpoint = TrainingState(model, optimizer, config), out / "checkpoint.safetensors"
+    state = TrainingState(model, _optimizers(model, config), config)
+    checkpoint = out / "checkpoint.safetensors"
     if checkpoint.exists() and not resume:
         raise ValueError(f"{checkpoint} exists: pass resume=True to go on with it, or choose another folder")
     with seeded_generators(config.seed, state.device):
@@ -185,37 +191,53 @@ def _due(done: int, every: int, config: TrainConfig) -> bool:
     return done % every == 0 or done == config.steps
 
 
-def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Weight decay for matrices, none for vectors such as biases."""
+def _optimizers(model: nn.Module, config: TrainConfig) -> dict[str, torch.optim.Optimizer]:
+    """By name. Weight decay for matrices, none for vectors such as biases."""
+    rate, decay = config.learning_rate, config.weight_decay
     parameters = [p for p in model.parameters() if p.requires_grad]
+    by_muon = [p for p in parameters if p.ndim == 2 and config.optimizer == "muon"]
+    matrices = [p for p in parameters if p.ndim > 1 and not (by_muon and p.ndim == 2)]
     groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": matrices, "weight_decay": decay},
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
     ]
-    return [group for group in groups if group["params"]]
+    optimizers: dict[str, torch.optim.Optimizer] = {}
+    if groups := [group for group in groups if group["params"]]:
+        optimizers["optimizer"] = torch.optim.AdamW(groups, lr=rate)
+    if by_muon:
+        optimizers["muon"] = torch.optim.Muon(
+            by_muon, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw"
+        )
+    return optimizers
 
 
 def _update(state: TrainingState, sampler: Sampler) -> tuple[int, dict[str, Tensor]]:
     """One step of the optimiser; frames seen, and the terms of the loss."""
     model, config = state.model.train(), state.config
-    for group in state.optimizer.param_groups:
+    optimizers = list(state.optimizers.values())
+    for group in [group for optimizer in optimizers for group in optimizer.param_groups]:
         group["lr"] = config.learning_rate_at(state.step)
     batch = sampler.sample(config.batch_size, state.rng).to(state.device)
     loss, terms = model.loss(batch, state.generator)
-    norm = descend(loss, state.optimizer, model.parameters(), config.clip)
+    norm = descend(loss, optimizers, model.parameters(), config.clip)
     model.after_update()
     terms = {"loss": loss, "gradient_norm": norm} | terms
     return batch.states, {k: v.detach() for k, v in terms.items()}
 
 
 def descend(
-    loss: Tensor, optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter], max_norm: float
+    loss: Tensor,
+    optimizers: Iterable[torch.optim.Optimizer],
+    parameters: Iterable[nn.Parameter],
+    max_norm: float,
 ) -> Tensor:
-    """One optimiser step down the gradient of ``loss``, clipped to ``max_norm``; the norm before clipping."""
-    optimizer.zero_grad(set_to_none=True)
+    """One step of each optimiser down the gradient of ``loss``, clipped to ``max_norm``; the norm before clipping."""
+    for optimizer in optimizers:
+        optimizer.zero_grad(set_to_none=True)
     loss.backward()
     norm = nn.utils.clip_grad_norm_(parameters, max_norm)
-    optimizer.step()
+    for optimizer in optimizers:
+        optimizer.step()
     return norm
 
 

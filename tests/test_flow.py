@@ -66,15 +66,15 @@ class TestMixtureDynamics(DynamicsContract):
 
 
 @pytest.mark.parametrize("evaluations", [1, 2, 3])
-@pytest.mark.parametrize("context", [1, 2, 4])
-def test_the_cache_changes_nothing(context, evaluations):
+@pytest.mark.parametrize(("context", "shift"), [(1, 1.0), (2, 1.0), (4, 1.0), (2, 0.5)])
+def test_the_cache_changes_nothing(context, shift, evaluations):
     """State by state with cached keys, against the whole path in every evaluation."""
-    model = make_flow(context, evaluations=evaluations)
+    model = make_flow(context, evaluations=evaluations, shift=shift)
     z, actions = torch.randn(5, 6, generator=seeded(1)), torch.randn(5, 6, 2, generator=seeded(2))
     with torch.no_grad():
         drawn = model.rollout(z, actions, futures=3, generator=seeded(3))[:, :, 1:]
         noise = torch.randn(3, 6, 6, generator=seeded(3)).expand(5, -1, -1, -1)
-        whole = model.denoise(z, actions, noise, schedule(6, evaluations))
+        whole = model.denoise(z, actions, noise, schedule(6, evaluations, shift=shift))
     torch.testing.assert_close(drawn, whole, rtol=1e-4, atol=1e-4)
 
 
@@ -140,13 +140,17 @@ def coin(batch, generator):
     return torch.cat([first, first + moves.cumsum(1)], dim=1), actions
 
 
-@pytest.mark.parametrize("kind", ["flow", "mixture"])
+COINS = {
+    "flow": lambda: FlowDynamics(1, 1, width=32, average_rate=0.02),
+    "flow, low noise": lambda: FlowDynamics(1, 1, width=32, average_rate=0.02, shift=0.5, low_noise=2.0),
+    "mixture": lambda: MixtureDynamics(1, 1, width=32),
+}
+
+
+@pytest.mark.parametrize("kind", COINS)
 def test_a_coin_falls_as_often_as_it_should_and_never_on_its_edge(kind):
     torch.manual_seed(0)
-    model = (
-        FlowDynamics(1, 1, width=32, average_rate=0.02) if kind == "flow" else MixtureDynamics(1, 1, width=32)
-    )
-    train(model, coin, updates=400 if kind == "flow" else 1200)
+    model = train(COINS[kind](), coin, updates=1200 if kind == "mixture" else 400)
     actions = torch.tensor([-0.8, -0.4, 0.0, 0.4, 0.8])[:, None, None]
     with torch.no_grad():
         moves = model.rollout(torch.zeros(5, 1), actions, futures=2000, generator=seeded(5))[:, :, 1, 0]
@@ -289,6 +293,7 @@ def test_impossible_settings_and_levels_are_refused():
         {"width": 0},
         {"heads": 5},
         {"shift": 0.0},
+        {"low_noise": -1.0},
         {"samples": 1},
         {"average_rate": 0.0},
         {"context": 0},

@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -85,10 +85,12 @@ def test_what_a_run_leaves(store, tmp_path):
     assert result.metrics["jepa/effective_rank"] >= 1 and result.seconds > 0
 
 
-def test_equal_seeds_equal_runs_and_a_stopped_run_goes_on_exactly(store, tmp_path):
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_equal_seeds_equal_runs_and_a_stopped_run_goes_on_exactly(store, tmp_path, optimizer):
     torch.set_num_threads(1)
-    whole, _ = train(store, tmp_path / "whole")
-    again, _ = train(store, tmp_path / "again")
+    config = replace(CONFIG, optimizer=optimizer)
+    whole, _ = train(store, tmp_path / "whole", config)
+    again, _ = train(store, tmp_path / "again", config)
     assert weights_equal(whole, again)
 
     class Stops(Exception):
@@ -107,10 +109,10 @@ def test_equal_seeds_equal_runs_and_a_stopped_run_goes_on_exactly(store, tmp_pat
 
     train_part, _ = store.split(0.25, seed=0)
     with pytest.raises(Stops):
-        fit(build(store), Stopping(train_part, 3, 2), CONFIG, tmp_path / "cut", progress=False)
+        fit(build(store), Stopping(train_part, 3, 2), config, tmp_path / "cut", progress=False)
     assert load_tensors(tmp_path / "cut" / "checkpoint.safetensors", ("training",))[1]["step"] == 4
     torch.manual_seed(99)  # nothing of the outside may enter
-    resumed, _ = train(store, tmp_path / "cut")
+    resumed, _ = train(store, tmp_path / "cut", config)
     assert weights_equal(whole, resumed)
 
 
@@ -194,6 +196,51 @@ def test_collapse_is_called_by_its_name(store, tmp_path):
     assert result.alarms and "collapse" in result.alarms[-1][1]
 
 
+def test_muon_moves_matrices_equally_far_in_all_directions(tmp_path):
+    """... and AdamW what is no matrix; the first update of either is the rate times a known size."""
+
+    @dataclass(frozen=True)
+    class Config:
+        pass
+
+    class Model(torch.nn.Module):
+        config = Config()
+
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.matrix = torch.nn.Parameter(torch.randn(8, 6))
+            self.vector = torch.nn.Parameter(torch.randn(6))
+            self.kernel = torch.nn.Parameter(torch.randn(4, 3, 2, 2))
+
+        def loss(self, batch, generator=None):
+            loss = (batch @ self.matrix + self.vector).square().mean() + self.kernel.square().sum()
+            return loss, {}
+
+        def after_update(self):
+            pass
+
+        def save(self, path):
+            pass
+
+    class Noise(torch.Tensor):
+        states = 1
+
+    class Sampler:
+        def sample(self, batch_size, rng):
+            return torch.from_numpy(rng.standard_normal((64, 8))).float().as_subclass(Noise)
+
+    before, model = Model(), Model()
+    config = TrainConfig(steps=1, warmup=0.0, learning_rate=0.1, weight_decay=0.0, optimizer="muon")
+    fit(model, Sampler(), config, tmp_path, progress=False)
+    with torch.no_grad():
+        sizes = torch.linalg.svdvals(model.matrix - before.matrix) / (0.1 * 0.2 * 8**0.5)
+        assert sizes.min() > 0.6 and sizes.max() < 1.3
+        for name in ("vector", "kernel"):
+            moved = (getattr(model, name) - getattr(before, name)).abs()
+            torch.testing.assert_close(moved, torch.full_like(moved, 0.1), rtol=1e-3, atol=0)
+
+
 def test_learning_rate_schedule():
     config = TrainConfig(steps=100, warmup=0.1, learning_rate=1.0)
     assert config.learning_rate_at(0) == pytest.approx(0.1)
@@ -203,7 +250,15 @@ def test_learning_rate_schedule():
 
 
 @pytest.mark.parametrize(
-    "wrong", [dict(steps=0), dict(batch_size=0), dict(learning_rate=0.0), dict(warmup=1.0), dict(clip=-1.0)]
+    "wrong",
+    [
+        dict(steps=0),
+        dict(batch_size=0),
+        dict(learning_rate=0.0),
+        dict(warmup=1.0),
+        dict(clip=-1.0),
+        dict(optimizer="sgd"),
+    ],
 )
 def test_settings_that_make_no_sense(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):

@@ -276,9 +276,9 @@ class JEPAMPC(OffPolicyAlgorithm):
             windows = self.replay_buffer.sample(batch_size, self.steps, self.rng, self.n_step, self.gamma)
             batch = self._tensors(windows)
             losses = model.loss(batch, self.noise)
-            norm = descend(losses.total, self.model_optimizer, learning, self.max_grad_norm)
+            norm = descend(losses.total, [self.model_optimizer], learning, self.max_grad_norm)
             acting = model.policy_loss(losses, self.noise)
-            descend(acting["policy"], self.policy_optimizer, model.policy.parameters(), self.max_grad_norm)
+            descend(acting["policy"], [self.policy_optimizer], model.policy.parameters(), self.max_grad_norm)
             model.after_update()
             self.policy.after_update()
         self._n_updates += gradient_steps

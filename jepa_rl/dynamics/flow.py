@@ -16,6 +16,7 @@ from jepa_rl.dynamics.sampling import Standardised, energy_score, entrance, in_c
 
 # Evaluations that the sampler is trained to make do with; other counts follow the plain flow.
 FEW_EVALUATIONS = (1, 2, 4)
+LOW_NOISE = (0.05, 0.4)  # levels of the loss's term of this name
 
 # Keys and values "b n k w" of the tokens before, for each block; k < context.
 Past = list[tuple[Tensor, Tensor]]
@@ -48,8 +49,10 @@ class FlowDynamics(Standardised):
         context: states that a token attends to, itself included. 1 for worlds whose latent says all.
         evaluations: of the network for each state that ``rollout`` draws.
         shift: of the noise levels towards noise, for wide latents (RAE, Zheng et al. 2025, arXiv:2510.11690:
-            ``sqrt(width / 4096)`` there); 1 changes nothing.
+            ``sqrt(width / 4096)`` there); below 1 towards clean latents; 1 changes nothing.
         energy: weight of the energy score beside flow matching; 0 trains the flow alone.
+        low_noise: weight of more flow matching at low noise levels (``LOW_NOISE``). Which of several futures it will be
+            is settled there, so that its exact place is learned without the noise that the choice makes elsewhere.
         samples: futures drawn for each window in the energy score.
         unroll: states that these futures run over on their own; at least ``context``, so that jumps meet cached states.
         average_rate: how far the average moves towards the weights after an update.
@@ -70,6 +73,7 @@ class FlowDynamics(Standardised):
         evaluations: int = 4,
         shift: float = 1.0,
         energy: float = 1.0,
+        low_noise: float = 0.0,
         samples: int = 2,
         unroll: int = 1,
         average_rate: float = 0.005,
@@ -81,14 +85,16 @@ class FlowDynamics(Standardised):
             raise ValueError(f"sizes must be at least 1, got {wrong}")
         if width % heads:
             raise ValueError(f"heads must divide width, got {heads} and {width}")
-        if not shift > 0 or not energy >= 0 or samples < 2 or not 0 < average_rate <= 1:
+        if not shift > 0 or samples < 2 or not 0 < average_rate <= 1:
             raise ValueError(
-                "shift must be positive, energy at least 0, samples at least 2 and average_rate in (0, 1], got "
-                f"{shift}, {energy}, {samples}, {average_rate}"
+                "shift must be positive, samples at least 2 and average_rate in (0, 1], got "
+                f"{shift}, {samples}, {average_rate}"
             )
+        if not energy >= 0 or not low_noise >= 0:
+            raise ValueError(f"energy and low_noise must be at least 0, got {energy}, {low_noise}")
         self.evaluations, self.context, self.shift = evaluations, context, shift
-        self.energy, self.samples, self.unroll = energy, samples, max(unroll, context)
-        self.average_rate = average_rate
+        self.energy, self.low_noise, self.average_rate = energy, low_noise, average_rate
+        self.samples, self.unroll = samples, max(unroll, context)
         self.network = Denoiser(latent_dim, action_dim, width, depth, heads, mlp_ratio, context)
         self.average = copy.deepcopy(self.network).requires_grad_(False)
 
@@ -139,8 +145,7 @@ class FlowDynamics(Standardised):
 
     def _levels(self, evaluations: int) -> list[float]:
         """Noise levels from 1 to 0 that ``evaluations`` jumps lead through."""
-        even = torch.linspace(1.0, 0.0, evaluations + 1).tolist()
-        return [self.shift * level / (1 + (self.shift - 1) * level) for level in even]
+        return shifted(torch.linspace(1.0, 0.0, evaluations + 1), self.shift).tolist()
 
     def _jumps(self, evaluations: int) -> bool:
         return self.energy > 0 and evaluations in FEW_EVALUATIONS
@@ -205,6 +210,7 @@ class FlowDynamics(Standardised):
         x = torch.where(given[:, None], self.standardise(path), path)
         first = self.standardise(z)[:, None, None].expand(-1, x.shape[1], 1, -1)
         steering = self.standardise_actions(actions)[:, None]
+        trained = [jump for k in FEW_EVALUATIONS for jump in pairwise(self._levels(k))]
         for now, to in pairwise(levels.to(x)):
             step = now - to
             before = torch.cat([first, x[:, :, :-1]], dim=2)
@@ -212,7 +218,7 @@ class FlowDynamics(Standardised):
             level, size = now[None, None, :, None], step[None, None, :, None]
             jumps = size if self.energy > 0 else torch.zeros_like(size)
             # A jump that was never trained is a part of the plain flow.
-            few = torch.stack([(size - 1 / k).abs() < 1e-6 for k in FEW_EVALUATIONS]).any(0)
+            few = torch.stack([((now - a).abs() + (to - b).abs() < 1e-5) for a, b in trained]).any(0)[:, None]
             way = net.modulations(steering, level, earlier, torch.where(few, jumps, 0.0))
             clean, _ = self._clean(net, x, before, earlier, way)
             x = torch.where(step[:, None] > 0, jump(x, clean, level.clamp_min(1e-6), to[:, None]), x)
@@ -231,12 +237,17 @@ class FlowDynamics(Standardised):
         path = self.standardise(latents)
         terms = {"flow": self._flow_matching(path, actions, generator)}
         total = terms["flow"]
+        if self.low_noise:
+            terms["low_noise"] = self._flow_matching(path, actions, generator, low=True)
+            total = total + self.low_noise * terms["low_noise"]
         if self.energy:
             terms["energy"] = self._own_futures(path, actions, generator)
             total = total + self.energy * terms["energy"]
         return total, terms
 
-    def _flow_matching(self, path: Tensor, actions: Tensor, generator: torch.Generator | None) -> Tensor:
+    def _flow_matching(
+        self, path: Tensor, actions: Tensor, generator: torch.Generator | None, low: bool = False
+    ) -> Tensor:
         """Squared error of the velocity, (clean - z) / level, at levels drawn for every state anew.
 
         In three quarters of the windows every other state is given, as it will be where states are drawn one
@@ -244,8 +255,12 @@ class FlowDynamics(Standardised):
         """
         b, h = actions.shape[:2]
         draw: dict[str, Any] = dict(generator=generator, device=path.device, dtype=path.dtype)
-        level = torch.randn(b, h, **draw).sigmoid()
-        level = self.shift * level / (1 + (self.shift - 1) * level)
+        if low:
+            level = torch.empty(b, h, device=path.device, dtype=path.dtype).uniform_(
+                *LOW_NOISE, generator=generator
+            )
+        else:
+            level = shifted(torch.randn(b, h, **draw).sigmoid(), self.shift)
         odd = (torch.rand(b, 1, **draw) < 0.5).long()
         given = (torch.arange(h, device=path.device) % 2 == odd) & (torch.rand(b, 1, **draw) < 0.75)
         level = torch.where(given, 0.0, level)[:, None, :, None]
@@ -277,6 +292,11 @@ class FlowDynamics(Standardised):
         """Moves the average towards the weights; call after every optimiser step."""
         for average, weight in zip(self.average.parameters(), self.network.parameters(), strict=True):
             average.lerp_(weight, self.average_rate)
+
+
+def shifted(level: Tensor, shift: float) -> Tensor:
+    """Noise levels moved towards noise (``shift`` above 1) or towards clean latents."""
+    return shift * level / (1 + (shift - 1) * level)
 
 
 def jump(x: Tensor, clean: Tensor, level: Tensor | float, to: Tensor | float) -> Tensor:
@@ -435,7 +455,11 @@ class Block(nn.Module):
 
 
 def schedule(
-    horizon: int, evaluations: int, lag: float = 1.0, device: torch.device | str = "cpu"
+    horizon: int,
+    evaluations: int,
+    lag: float = 1.0,
+    shift: float = 1.0,
+    device: torch.device | str = "cpu",
 ) -> Float[Tensor, "m+1 h"]:
     """Noise levels of ``horizon`` states over the evaluations of ``FlowDynamics.denoise``: from all 1 to all 0.
 
@@ -443,6 +467,7 @@ def schedule(
         evaluations: that each state goes through.
         lag: how far a state is behind the one before, in states: 0 denoises all at once, 1 one after the other, and
             what lies between is Diffusion Forcing's pyramid, the near future nearly clean while the far one is noise.
+        shift: that of the model.
 
     Raises:
         ValueError: for counts below 1 or a lag outside [0, 1].
@@ -453,4 +478,4 @@ def schedule(
         )
     begins = torch.round(torch.arange(horizon, device=device) * lag * evaluations)
     rows = torch.arange(int(begins[-1]) + evaluations + 1, device=device)
-    return (1.0 - (rows[:, None] - begins) / evaluations).clamp(0.0, 1.0)
+    return shifted((1.0 - (rows[:, None] - begins) / evaluations).clamp(0.0, 1.0), shift)
