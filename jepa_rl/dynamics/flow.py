@@ -251,7 +251,7 @@ class FlowDynamics(Standardised):
         """Squared error of the velocity, (clean - z) / level, at levels drawn for every state anew.
 
         In three quarters of the windows every other state is given, as it will be where states are drawn one
-        after the other.
+        after the other; a window of one state has none to give.
         """
         b, h = actions.shape[:2]
         draw: dict[str, Any] = dict(generator=generator, device=path.device, dtype=path.dtype)
@@ -262,7 +262,7 @@ class FlowDynamics(Standardised):
         else:
             level = shifted(torch.randn(b, h, **draw).sigmoid(), self.shift)
         odd = (torch.rand(b, 1, **draw) < 0.5).long()
-        given = (torch.arange(h, device=path.device) % 2 == odd) & (torch.rand(b, 1, **draw) < 0.75)
+        given = (torch.arange(h, device=path.device) % 2 == odd) & (torch.rand(b, 1, **draw) < 0.75 * (h > 1))
         level = torch.where(given, 0.0, level)[:, None, :, None]
         z = path[:, None, 1:]
         x = torch.lerp(z, torch.randn(z.shape, **draw), level)
