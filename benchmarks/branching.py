@@ -35,6 +35,7 @@ from branching_futures import (
     EVALUATION_SEED,
     STEPS,
     fall_frequencies,
+    independent_futures,
     learn_dynamics,
     learn_probe,
     learn_world,
@@ -278,13 +279,11 @@ def scores(args: Args, samplers: dict[str, Any], probe: Probe, pushes: Any) -> d
     world = samplers["point"][0]
     truth, oracle = (encoded_outcomes(world, at, push, count, s) for s in (1, 2))
     z = world.encode(torch.from_numpy(picture_of(at, np.zeros(len(at), bool))))
-    taken = torch.from_numpy(push).float()[:, None]
     std = samplers["flow_4"][0].dynamics.std  # of all states
     base, base_x = score(oracle / std, truth / std), score(probe(oracle)[..., :1], probe(truth)[..., :1])
     energy, crps = {}, {}
     for name, (model, sampler) in samplers.items():
-        generator = torch.Generator().manual_seed(3)
-        samples = model.dynamics.rollout(z, taken, futures=count, generator=generator, **sampler)[:, :, 1]
+        samples = independent_futures(model, z, push[:, None], count, seed=3, **sampler)[:, :, 1]
         energy[name] = score(samples / std, truth / std) / base
         crps[name] = score(probe(samples)[..., :1], probe(truth)[..., :1]) / base_x
     return {
@@ -313,9 +312,7 @@ def along_the_horizon(args: Args, models: dict[str, WorldModel], probe: Probe, s
         true.append(models["flow"].encode(torch.from_numpy(picture_of(position, fallen))))
     truth = probe(torch.stack(true, 1))[..., 0]  # through the encoder and the probe, as what is drawn
     z = models["flow"].encode(torch.from_numpy(picture_of(at, np.zeros(rows, bool))))
-    paths = models["flow"].rollout(
-        z, torch.from_numpy(push).float(), futures=futures, generator=torch.Generator().manual_seed(seed)
-    )
+    paths = independent_futures(models["flow"], z, push, futures, seed)
     drawn = probe(paths[:, :, 1:])[..., 0]
     generator = torch.Generator().manual_seed(seed)
     blur = lambda x: x + RESOLUTION * torch.randn(x.shape, generator=generator)  # noqa: E731
@@ -347,7 +344,7 @@ def off_manifold(
     away = lambda z: float(torch.cdist(z / std, known / std).min(1).values.mean())  # noqa: E731
     usual = away(unseen)
     return {
-        kind: away(model.rollout(unseen, pushes, futures=1, generator=generator)[:, 0, -1]) / usual
+        kind: away(independent_futures(model, unseen, pushes, 1, seed)[:, 0, -1]) / usual
         for kind, model in models.items()
     }
 

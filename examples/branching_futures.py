@@ -330,15 +330,28 @@ def pushes_near_the_edge(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]
 
 
 @torch.no_grad()
+def independent_futures(
+    model: WorldModel, z: Tensor, actions: np.ndarray | Tensor, futures: int, seed: int, **sampler: Any
+) -> Tensor:
+    """Futures "b n h+1 d" of actions "b h a", with noise that at most four rows share.
+
+    ``rollout`` gives all rows the same noise, so that a planner compares plans and not their luck. Where rows are
+    averaged over, the luck of a single draw would be that of the average.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    rows = zip(z.split(4), torch.as_tensor(actions).float().split(4), strict=True)
+    rollout = partial(model.dynamics.rollout, futures=futures, generator=generator, **sampler)
+    return torch.cat([rollout(*part) for part in rows])
+
+
+@torch.no_grad()
 def fall_frequencies(
     model: WorldModel, probe: Probe, pushes: tuple[np.ndarray, np.ndarray], futures: int, **sampler: Any
 ) -> tuple[np.ndarray, np.ndarray]:
     """True probability of falling, and the share of the drawn futures that have fallen."""
     at, push = pushes
     z = model.encode(torch.from_numpy(picture_of(at, np.zeros(len(at), bool))))
-    taken = torch.from_numpy(push).float()[:, None]
-    rollout = partial(model.dynamics.rollout, **sampler)
-    paths = rollout(z, taken, futures=futures, generator=torch.Generator().manual_seed(0))
+    paths = independent_futures(model, z, push[:, None], futures, seed=0, **sampler)
     fallen = probe(paths[:, :, 1])[..., 2] > 0.5
     return rules.fall_probability(at, push), fallen.float().mean(1).numpy()
 
