@@ -50,26 +50,26 @@ class TrainConfig:
         batch_size: windows in a batch.
         learning_rate: peak of a one-cycle schedule: linear warm-up, then a cosine to zero.
         weight_decay: on matrices only.
-        optimizer: "adamw", or "muon": Muon (Jordan et al. 2024) for matrices, AdamW for everything else. Muon moves a
-            matrix equally far in all of its directions, at AdamW's rates (Liu et al. 2025, arXiv:2502.16982): an update
-            costs more and leads further.
         warmup: share of the steps spent warming up.
         clip: largest gradient norm.
         seed: of sampling and of the terms that draw numbers.
         log_every, evaluate_every, checkpoint_every: in updates.
+        optimizer: "adamw", or "muon": Muon (Jordan et al. 2024) for matrices, AdamW for everything else. Muon moves a
+            matrix equally far in all of its directions, at AdamW's rates (Liu et al. 2025, arXiv:2502.16982): an update
+            costs more and leads further.
     """
 
     steps: int = 4000
     batch_size: int = 128
     learning_rate: float = 1e-3
     weight_decay: float = 1e-4
-    optimizer: str = "adamw"
     warmup: float = 0.05
     clip: float = 1.0
     seed: int = 0
     log_every: int = 50
     evaluate_every: int = 500
     checkpoint_every: int = 500
+    optimizer: str = "adamw"
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "log_every", "evaluate_every", "checkpoint_every"):
