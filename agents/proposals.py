@@ -17,6 +17,7 @@ from jepa_rl.dynamics import FlowDynamics
 from jepa_rl.files import load_tensors, save_tensors
 from jepa_rl.risk import Risk, expected_cost
 from jepa_rl.types import Cost, Dynamics, Plan, Planner
+from jepa_rl.world_model import WorldModel
 
 
 class FlowProposals(nn.Module):
@@ -75,18 +76,31 @@ class FlowProposals(nn.Module):
         paths = paths.unflatten(0, (len(z), h)).flatten(1, 2)
         return paths, self.actions_between(paths[:, :, :-1], paths[:, :, 1:])
 
-    def save(self, path: str | Path) -> None:
-        """Writes one safetensors file; atomic."""
-        save_tensors(path, "flow_proposals", self.state_dict(), {"settings": self.settings})
+    def save(self, path: str | Path, world: WorldModel | None = None) -> None:
+        """Writes one safetensors file, and which encoder's latents the paths are made of; atomic.
+
+        Args:
+            world: the model whose latents these are; without it nothing can be said of them when they are read.
+        """
+        encoder = None if world is None else world.encoder_fingerprint()
+        save_tensors(
+            path, "flow_proposals", self.state_dict(), {"settings": self.settings, "encoder": encoder}
+        )
 
     @classmethod
-    def load(cls, path: str | Path, device: str = "cpu") -> FlowProposals:
+    def load(cls, path: str | Path, device: str = "cpu", world: WorldModel | None = None) -> FlowProposals:
         """Reads a file of ``save``; nothing in it is executed.
 
+        Args:
+            world: the model that they are for.
+
         Raises:
-            FileNotFoundError, ValueError: as ``WorldModel.load``.
+            FileNotFoundError, ValueError: as ``WorldModel.load``, and for proposals in another encoder's latents than
+                those of ``world``.
         """
         tensors, header = load_tensors(path, ("flow_proposals",), device)
+        if world is not None:
+            world.check_encoder(path, header.get("encoder"), "fit_flow_proposals")
         try:
             proposals = cls(**header["settings"]).to(device)
             proposals.load_state_dict(tensors)
@@ -100,8 +114,9 @@ class FlowPlanner:
     """Draws proposals, rolls their actions through the world model once, and takes the best.
 
     The least ``E_total = E_world + goal_weight * E_goal`` wins: E_world is the squared distance between the path that
-    was drawn and the one that the world model expects of its actions, standardised, mean over steps and dimensions;
-    E_goal is the cost. With ``refine``, the best proposals enter a short search that starts from the best of them.
+    was drawn and the ones that the world model expects of its actions, standardised, mean over futures, steps and
+    dimensions; E_goal is the cost. With ``refine``, the best proposals enter a short search that starts from the best
+    of them.
 
     Attributes:
         proposals: see ``fit_flow_proposals``.
@@ -177,11 +192,12 @@ class FlowPlanner:
         candidates = torch.cat([start[:, None], problem.with_proposals(drawn)], dim=1)
         latents, costs = problem.rollout(candidates)
         costs = comparable(costs)
-        expected = latents.mean(1).unflatten(0, candidates.shape[:2])
+        expected = latents.unflatten(0, candidates.shape[:2])  # b p n h+1 d
         flow = self.proposals.paths
         doubt = torch.zeros_like(costs)
         own = slice(1, 1 + drawn.shape[1])
-        doubt[:, own] = (flow.standardise(paths) - flow.standardise(expected[:, own])).square().mean((-2, -1))
+        apart = flow.standardise(paths)[:, :, None] - flow.standardise(expected[:, own])
+        doubt[:, own] = apart.square().mean((2, 3, 4))
         total = doubt + self.goal_weight * costs
         best = total.topk(self.elites, dim=1, largest=False).indices
         if self.refine is not None:

@@ -12,13 +12,16 @@ from torch import Tensor
 from jepa_rl.risk import Risk
 from jepa_rl.types import Cost, Dynamics, Plan
 
+# Numbers in the imagined paths that are held at once: 512 MB of float32.
+PATHS_AT_ONCE = 2**27
+
 
 @dataclass(frozen=True, eq=False)
 class Problem:
     """What one call of ``plan`` is about; it prices candidates and finishes the plan.
 
     Attributes:
-        luck: draws the futures, where there is more than one. All candidates of an iteration meet the same
+        luck: draws the futures. All candidates of an iteration meet the same
             ones (common random numbers): a difference of cost is one of plans. The next iteration meets new
             ones: a search that meets a few futures again and again finds the plans that happen to be lucky
             in them (the optimizer's curse; on TableEdge with the true dynamics it falls three times as often).
@@ -39,9 +42,12 @@ class Problem:
 
     def rollout(self, candidates: Float[Tensor, "b s h a"]) -> tuple[Tensor, Tensor]:
         """Latents "b*s n t d" and costs "b s" of the candidates of all environments in one call."""
-        b, s = candidates.shape[:2]
-        rows = candidates.flatten(0, 1)
-        z = self.z.repeat_interleave(s, dim=0)
+        z = self.z.repeat_interleave(candidates.shape[1], dim=0)
+        latents, costs = self._priced(z, candidates.flatten(0, 1))
+        return latents, costs.view(candidates.shape[:2])
+
+    def _priced(self, z: Float[Tensor, "r d"], rows: Float[Tensor, "r h a"]) -> tuple[Tensor, Tensor]:
+        """Latents "r n t d" and costs "r" of single plans."""
         latents = self.dynamics.rollout(z, rows, futures=self.futures, generator=self.luck)
         futures = self.cost(latents, rows)
         if futures.shape != latents.shape[:2]:
@@ -49,13 +55,27 @@ class Problem:
                 f"a cost must answer (rows, futures) = {tuple(latents.shape[:2])}, got {tuple(futures.shape)}"
             )
         costs = self.risk(futures)
-        if costs.shape != (b * s,):
-            raise ValueError(f"a risk must answer (rows,) = {(b * s,)}, got {tuple(costs.shape)}")
-        return latents, costs.view(b, s)
+        if costs.shape != (len(rows),):
+            raise ValueError(f"a risk must answer (rows,) = {(len(rows),)}, got {tuple(costs.shape)}")
+        return latents, costs
 
     def costs(self, candidates: Float[Tensor, "b s h a"]) -> Float[Tensor, "b s"]:
-        """Costs of the candidates; see ``comparable``."""
-        return comparable(self.rollout(candidates)[1])
+        """Costs of the candidates; see ``comparable``.
+
+        Where paths times futures are more than memory likes, candidates are priced in turns that meet the same luck.
+        """
+        b, s, h, _ = candidates.shape
+        size = s * self.futures * (h + 1) * self.z.shape[1]
+        turns = min(s, -(-b * size // PATHS_AT_ONCE))
+        if turns == 1:
+            return comparable(self.rollout(candidates)[1])
+        before = None if self.luck is None else self.luck.get_state()
+        costs = []
+        for part in candidates.chunk(turns, dim=1):
+            if self.luck is not None and before is not None:
+                self.luck.set_state(before)
+            costs.append(self.rollout(part)[1])
+        return comparable(torch.cat(costs, dim=1))
 
     def finish(self, choices: Float[Tensor, "b s h a"], candidates: Tensor, costs: Tensor) -> Plan:
         """The cheapest of ``choices``; ``candidates`` and ``costs`` are what the search saw last."""
@@ -134,7 +154,7 @@ def pose(
         if not torch.isfinite(proposals).all():
             raise ValueError("proposals hold NaN or infinite values; check the policy that made them")
         proposals = proposals.to(z).clamp(-1.0, 1.0)
-    luck = None
+    luck = generator  # a single future of dynamics that draw is repeatable, too
     if planner.futures > 1:
         seed = int(torch.randint(2**62, (), generator=generator, device=z.device))
         luck = torch.Generator(z.device).manual_seed(seed)

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from jepa_rl.agents.sampling import check_settings, comparable, directions, pick, pose, take
+from jepa_rl.agents.sampling import Problem, check_settings, comparable, directions, pick, pose, take
 from jepa_rl.risk import Risk, expected_cost
 from jepa_rl.types import Cost, Dynamics, Plan
 
@@ -69,13 +69,13 @@ class TreeSearch:
         along, follow = z, warm_start is not None  # the state that the old plan leads to
         for depth in range(self.horizon):
             actions = self._actions(nodes, dynamics.action_dim, generator)
-            children, child_costs = _expand(dynamics, cost, nodes, actions)
+            children, child_costs = _expand(problem, nodes, actions)
             child_paths = torch.cat(
                 [paths.repeat_interleave(self.branches, 1), actions.flatten(1, 2).unsqueeze(2)], 2
             )
             if follow:
                 step = warm[:, depth]
-                after, after_cost = _expand(dynamics, cost, along.unsqueeze(1), step[:, None, None])
+                after, after_cost = _expand(problem, along.unsqueeze(1), step[:, None, None])
                 along = after[:, 0]
                 children = torch.cat([children, after], 1)
                 child_costs = torch.cat([child_costs, after_cost], 1)
@@ -119,14 +119,14 @@ def spread(
 
 
 def _expand(
-    dynamics: Dynamics, cost: Cost, nodes: Float[Tensor, "b w d"], actions: Float[Tensor, "b w k a"]
+    problem: Problem, nodes: Float[Tensor, "b w d"], actions: Float[Tensor, "b w k a"]
 ) -> tuple[Float[Tensor, "b m d"], Float[Tensor, "b m"]]:
     """Children of every node and their costs, ``m = w * k``, in one call of the dynamics."""
     b, w, k, a = actions.shape
     rows = nodes.repeat_interleave(k, dim=1).flatten(0, 1)
     steps = actions.reshape(b * w * k, 1, a)
-    latents = dynamics.rollout(rows, steps)
-    costs = cost(latents, steps)[:, 0].view(b, w * k)
+    latents = problem.dynamics.rollout(rows, steps, generator=problem.luck)
+    costs = problem.cost(latents, steps)[:, 0].view(b, w * k)
     return latents[:, 0, 1].unflatten(0, (b, w * k)), comparable(costs)
 
 

@@ -97,6 +97,14 @@ SHARE = {"table_edge": 1.0, "mujoco": 1 / 6, "fork": 1 / 36}
 EVALUATIONS = (1, 2, 4, 50)  # of the flow for each state
 PLANNING_EVALUATIONS = 1
 EPISODE = 40
+SETTINGS = (
+    "episodes",
+    "train_episodes",
+    "updates",
+    "dynamics_updates",
+    "futures",
+    "alpha",
+)  # what is found hangs on
 RESOLUTION = 0.5 / rules.TABLE  # half a pixel, in table widths
 
 
@@ -121,7 +129,9 @@ def main(args: Args) -> None:
         "calibration_p_values": [run["measures"]["calibration_p_values"] for run in first],
         "calibration_flat": flat_everywhere([run["measures"]["calibration_p_values"] for run in first]),
         "spread_along_horizon": mean("spread_along_horizon"),
+        "crps_along_horizon": mean("crps_along_horizon"),
         "off_manifold_at_10x": mean("off_manifold_at_10x"),
+        "off_manifold_share_at_10x": mean("off_manifold_share_at_10x"),
         "probe_r2": mean("probe_r2"),
     }
     results |= timings(args)
@@ -140,6 +150,7 @@ def main(args: Args) -> None:
     }  # fmt: skip
     draw(args, first, results)
     print(json.dumps(results, indent=1, default=str))
+    print(table(results))
     print(write_results("branching", results, quick=args.quick))
 
 
@@ -175,8 +186,14 @@ def run_seed(args: Args, world_name: str, seed: int) -> dict[str, Any]:
     """Everything that is found, saved after each part, so that a stopped run goes on at the next."""
     found_file = args.out / world_name / f"seed_{seed}" / "found.json"
     found: dict[str, Any] = {"returns": {}, "fallen": {}}
+    settings = json.loads(json.dumps({name: getattr(args, name) for name in SETTINGS} | {"dynamics": KINDS}))
+    found["settings"] = settings
     if found_file.exists():
         found = json.loads(found_file.read_text())
+        if found["settings"] != settings:
+            raise SystemExit(
+                f"{found_file} was found with {found['settings']}, not {settings}; use another --out"
+            )
     if found.get("done"):
         return found
 
@@ -238,7 +255,7 @@ def measure(
     found |= frequencies(samplers, probe, pushes, futures)
     found |= scores(args, samplers, probe, pushes)
     found |= along_the_horizon(args, models, probe, seed)
-    found["off_manifold_at_10x"] = off_manifold(args, models, latents, held_out, seed)
+    found |= off_manifold(args, models, latents, held_out, seed)
     return found
 
 
@@ -304,18 +321,42 @@ def along_the_horizon(args: Args, models: dict[str, WorldModel], probe: Probe, s
     The test is a chi-square of the histogram over eight bins, its p-value by simulation of flat ones. Objects at the
     rim and fallen ones are all at the very same place, where no rank means anything: the truth and what is drawn are
     read with an error of half a pixel (RESOLUTION), and calibrated means calibrated at that resolution.
+
+    Exposure bias: the CRPS of the decoded x after k steps of the model's own, over that of k steps of the true sampler
+    ("own"), beside single steps from true states over single true ones ("given").
     """
     rows, horizon, futures = (60, 8, 15) if args.quick else (800, 8, 63)
     rng = np.random.default_rng(500 + seed)
     at, push = rng.uniform([0.3, 0.1], [0.9, 0.9], (rows, 2)), rng.uniform(-0.6, 0.9, (rows, horizon, 2))
-    position, fallen, true = at, np.zeros(rows, bool), []
+    position, fallen = at, np.zeros(rows, bool)
+    own = np.repeat(at, futures, axis=0), np.zeros(rows * futures, bool)
+    true, x, oracle = [models["flow"].encode(torch.from_numpy(picture_of(position, fallen)))], [], ([], [])
     for i in range(horizon):
+        given = np.repeat(position, futures, axis=0), np.repeat(fallen, futures)
+        taken, luck = np.repeat(push[:, i], futures, axis=0), rng.random(rows * futures)
+        shake = rng.standard_normal((rows * futures, 2))
+        own, given = (rules.outcome(*state, taken, luck, shake) for state in (own, given))
+        for found, (place, _) in zip(oracle, (own, given), strict=True):
+            found.append(torch.from_numpy(place[:, :1]).float().view(rows, futures, 1))
         position, fallen = rules.outcome(
             position, fallen, push[:, i], rng.random(rows), rng.standard_normal((rows, 2))
         )
         true.append(models["flow"].encode(torch.from_numpy(picture_of(position, fallen))))
-    truth = probe(torch.stack(true, 1))[..., 0]  # through the encoder and the probe, as what is drawn
-    z = models["flow"].encode(torch.from_numpy(picture_of(at, np.zeros(rows, bool))))
+        x.append(torch.from_numpy(position[:, :1]).float())
+    z, states = true[0], torch.stack(true, 1)
+    truth = probe(states[:, 1:])[..., 0]  # through the encoder and the probe, as what is drawn
+    crps = {kind: {"own": [], "given": []} for kind in models}
+    for kind, model in models.items():
+        longer = probe(independent_futures(model, z, push, futures, seed)[:, :, 1:])[..., :1]
+        steps = independent_futures(
+            model, states[:, :-1].flatten(0, 1), push.reshape(-1, 1, 2), futures, seed
+        )
+        single = probe(steps[:, :, 1]).unflatten(0, (rows, horizon))[..., :1].transpose(1, 2)
+        for name, drawn, real in zip(crps[kind], (longer, single), oracle, strict=True):
+            crps[kind][name] = [
+                float(energy_score(drawn[:, :, i], x[i]).mean() / energy_score(real[i], x[i]).mean())
+                for i in range(horizon)
+            ]
     paths = independent_futures(models["flow"], z, push, futures, seed)
     drawn = probe(paths[:, :, 1:])[..., 0]
     generator = torch.Generator().manual_seed(seed)
@@ -333,23 +374,30 @@ def along_the_horizon(args: Args, models: dict[str, WorldModel], probe: Probe, s
         "calibration_p_values": p_values,
         "rank_histograms": histograms,
         "spread_along_horizon": drawn.std(1).mean(0).tolist(),
+        "crps_along_horizon": crps,
     }
 
 
 @torch.no_grad()
 def off_manifold(
     args: Args, models: dict[str, WorldModel], latents: LatentEpisodes, held_out: Any, seed: int
-) -> dict[str, float]:
-    """Distance to the nearest training latent after ten training horizons, over that of held-out latents."""
-    known = latents.latents[torch.randperm(len(latents.latents))[:20_000]]
+) -> dict[str, dict[str, float]]:
+    """After ten training horizons: distance to the nearest training latent, over that of held-out latents, and the
+    share of states that are farther away than 99% of held-out ones."""
+    generator = torch.Generator().manual_seed(seed)
+    known = latents.latents[torch.randperm(len(latents.latents), generator=generator)[:20_000]]
     unseen = LatentEpisodes.encode(models["flow"], held_out).latents[:500]
-    std, generator = known.std(0), torch.Generator().manual_seed(seed)
+    std = known.std(0)
     pushes = 2 * torch.rand(len(unseen), 10 * STEPS, 2, generator=generator) - 1
-    away = lambda z: float(torch.cdist(z / std, known / std).min(1).values.mean())  # noqa: E731
+    away = lambda z: torch.cdist(z / std, known / std).min(1).values  # noqa: E731
     usual = away(unseen)
+    ends = {
+        kind: away(independent_futures(m, unseen, pushes, 1, seed)[:, 0, -1]) for kind, m in models.items()
+    }
+    far = usual.quantile(0.99)
     return {
-        kind: away(independent_futures(model, unseen, pushes, 1, seed)[:, 0, -1]) / usual
-        for kind, model in models.items()
+        "off_manifold_at_10x": {kind: float(end.mean() / usual.mean()) for kind, end in ends.items()},
+        "off_manifold_share_at_10x": {kind: float((end > far).float().mean()) for kind, end in ends.items()},
     }
 
 
@@ -400,7 +448,7 @@ def at_the_fork(args: Args, seed: int) -> dict[str, Any]:
     objective = replace(example.OBJECTIVE, sigreg=1.0)
     world = learn_world(store, out, args.updates, seed, objective)
     latents = LatentEpisodes.encode(world, store)
-    fitted = partial(learn_dynamics, world, latents, out=out, updates=args.dynamics_updates // 2, seed=seed)
+    fitted = partial(learn_dynamics, world, latents, out=out, updates=args.dynamics_updates // 4, seed=seed)
     models = {kind: fitted(**options) for kind, options in KINDS.items() if kind in ("point", "flow")}
     std = models["flow"].dynamics.std
     rng = np.random.default_rng(900 + seed)
@@ -511,8 +559,24 @@ class Oracle:
 # -- show -------------------------------------------------------------------------------------------
 
 
+def table(results: dict[str, Any]) -> str:
+    """What each kind of dynamics is worth, as Markdown."""
+    columns = {
+        "error of bins": "frequency_mae", "energy score": "energy_score_ratio_to_oracle",
+        "CRPS": "crps_ratio_to_oracle", "off the data": "off_manifold_at_10x",
+    }  # fmt: skip
+    lines = [f"| dynamics | {' | '.join(columns)} | return, mean | return, CVaR |", "|---" * 7 + "|"]
+    for kind in KINDS:
+        cells = [results[key].get(kind, results[key].get(f"{kind}_4")) for key in columns.values()]
+        returns = [results["return_ratio_to_oracle"].get(name) for name in (kind, f"{kind}_cvar")]
+        cells += [found["ratio"] if found else None for found in returns]
+        lines.append(f"| {kind} | {' | '.join('' if x is None else f'{x:.3f}' for x in cells)} |")
+    return "\n".join(lines)
+
+
 def draw(args: Args, runs: list[dict[str, Any]], results: dict[str, Any]) -> None:
-    figure, axes = plt.subplots(1, 3, figsize=(14, 3.8))
+    figure, axes = plt.subplots(2, 3, figsize=(14, 7.6))
+    axes = axes.flatten()
     for axis, key in ((axes[0], "energy_score_ratio_to_oracle"), (axes[1], "frequency_mae")):
         axis.bar(range(len(results[key])), results[key].values())
         axis.set_xticks(range(len(results[key])), results[key], rotation=40, ha="right")
@@ -523,6 +587,18 @@ def draw(args: Args, runs: list[dict[str, Any]], results: dict[str, Any]) -> Non
             found["ratio"], name, xerr=[[found["ratio"] - low], [high - found["ratio"]]], fmt="o"
         )
     axes[2].set_title("return, share of the oracle's")
+    ranks = np.sum([run["measures"]["rank_histograms"] for run in runs], axis=0)
+    image = axes[3].imshow(ranks / ranks.mean(), vmin=0.5, vmax=1.5, cmap="coolwarm")
+    figure.colorbar(image, ax=axes[3])
+    axes[3].set(title="rank of the truth / flat", xlabel="bin of ranks", ylabel="step - 1")
+    steps = np.arange(1, 1 + len(results["spread_along_horizon"]))
+    axes[4].plot(steps, results["spread_along_horizon"])
+    axes[4].set(title="spread of the decoded x, in tables", xlabel="step", ylim=(0, None))
+    for kind, found in results["crps_along_horizon"].items():
+        (line,) = axes[5].plot(steps, found["own"], label=kind)
+        axes[5].plot(steps, found["given"], linestyle="--", color=line.get_color())
+    axes[5].set(title="CRPS of x / the true sampler's: own states, true states (dashed)", xlabel="step")
+    axes[5].legend()
     figure.tight_layout()
     figure.savefig(args.out / "branching.png", dpi=100)
     plt.close(figure)

@@ -68,7 +68,7 @@ QUICK = dict(episodes=80, updates=10, flow_updates=10, futures=4)
 LENGTH = 4
 # Steps of the windows that dynamics learn on, and how many of them: what draws a state given the one before learns
 # most from many single steps, a point predictor from its own errors along a path.
-WINDOWS = {"flow": (1, 512), "mixture": (1, 512)}
+WINDOWS = {"flow": (1, 1024), "mixture": (1, 512)}
 STEPS, BATCH = 4, 256
 LATENTS = 16
 # The target of the prediction gets no gradient: where it does, the encoder learns to hide what cannot be predicted, and

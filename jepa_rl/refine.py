@@ -7,6 +7,7 @@ times as many, longer windows. The encoder cannot collapse in it: it does not mo
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,20 @@ from jepa_rl.data.latents import LatentBatch, LatentEpisodes, LatentWindowSample
 from jepa_rl.data.store import EpisodeStore
 from jepa_rl.data.view import EpisodeView
 from jepa_rl.training import TrainConfig, TrainResult, fit
-from jepa_rl.world_model import WorldModel, dynamics_loss
+from jepa_rl.world_model import WorldModel, WorldModelConfig, dynamics_loss
+
+
+@dataclass(frozen=True)
+class FrozenConfig:
+    """What a checkpoint of this phase belongs to.
+
+    Attributes:
+        model: the world model's.
+        encoder: the fingerprint of its encoder: dynamics of other latents are no start.
+    """
+
+    model: WorldModelConfig
+    encoder: str
 
 
 class FrozenEncoder(nn.Module):
@@ -29,7 +43,8 @@ class FrozenEncoder(nn.Module):
 
     def __init__(self, model: WorldModel) -> None:
         super().__init__()
-        self.dynamics, self.config, self.save = model.dynamics, model.config, model.save
+        self.config = FrozenConfig(model.config, model.encoder_fingerprint())
+        self.dynamics, self.save = model.dynamics, model.save
 
     def loss(
         self, batch: LatentBatch, generator: torch.Generator | None = None
@@ -67,7 +82,8 @@ def refine_dynamics(
         resume, progress: as for ``fit``.
 
     Raises:
-        ValueError: as ``fit``, ``LatentEpisodes.encode`` and ``LatentWindowSampler``.
+        ValueError: ``out`` holds a run on another encoder's latents; and as ``fit``, ``LatentEpisodes.encode`` and
+            ``LatentWindowSampler``.
     """
     latents = episodes if isinstance(episodes, LatentEpisodes) else LatentEpisodes.encode(model, episodes)
     sampler = LatentWindowSampler(latents, steps, model.spec.block)

@@ -222,6 +222,23 @@ class PointMass:
         return torch.cat([z[:, None], z[:, None] + (actions @ self.moves).cumsum(1)], dim=1).unsqueeze(1)
 
 
+class ShakyPointMass(PointMass):
+    """The same point, and a little noise in every step that is the same for all rows. Dynamics that draw."""
+
+    def rollout(
+        self,
+        z: Float[Tensor, "b d"],
+        actions: Float[Tensor, "b h a"],
+        *,
+        futures: int = 1,
+        generator: torch.Generator | None = None,
+    ) -> Float[Tensor, "b n h+1 d"]:
+        path = super().rollout(z, actions).expand(-1, futures, -1, -1)
+        shape = (futures, actions.shape[1], z.shape[1])
+        noise = 0.02 * torch.randn(shape, generator=generator, device=z.device, dtype=z.dtype).cumsum(1)
+        return torch.cat([path[:, :, :1], path[:, :, 1:] + noise], dim=2)
+
+
 COMPASS = 0.2 * torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
 
 
@@ -318,6 +335,14 @@ class PlannerContract:
         before = warm_start.clone()
         self._plan(z=z, warm_start=warm_start)
         assert not z.any() and torch.equal(warm_start, before)
+        assert torch.equal(torch.get_rng_state(), state), "randomness must come from the generator passed in"
+
+    def test_equal_seeds_mean_equal_luck_of_dynamics_that_draw(self) -> None:
+        dynamics = ShakyPointMass(COMPASS) if self.discrete else ShakyPointMass()
+        state = torch.get_rng_state()
+        first, second = (self._plan(dynamics=dynamics) for _ in range(2))
+        assert_close(first.actions, second.actions, rtol=0, atol=0)
+        assert_close(first.branches, second.branches, rtol=0, atol=0)
         assert torch.equal(torch.get_rng_state(), state), "randomness must come from the generator passed in"
 
     def test_a_plan_does_not_depend_on_its_neighbours(self) -> None:

@@ -20,6 +20,7 @@ from jepa_rl.dynamics import (
     MixtureDynamics,
     MLPDynamics,
 )
+from jepa_rl.dynamics.sampling import Standardised, check_rollout
 from jepa_rl.encoders import ConvEncoder, FramesEncoder, KeypointEncoder, ViTEncoder
 from jepa_rl.files import load_tensors, save_tensors
 from jepa_rl.objectives import Objective, prediction
@@ -138,13 +139,14 @@ class WorldModel(nn.Module):
         """Open-loop prediction; ``[:, :, 0]`` is ``z``.
 
         Raises:
-            ValueError: if the widths of ``z`` or ``actions`` are not the model's.
+            ValueError: if the shapes of ``z`` or ``actions`` are not the model's, ``z`` is not finite, or ``futures``
+                is below 1.
         """
-        if z.shape[-1] != self.latent_dim or actions.shape[-1] != self.action_dim:
-            raise ValueError(
-                f"expected latents of width {self.latent_dim} and actions of width {self.action_dim} (blocks of "
-                f"{self.spec.block} x {self.spec.action.size}), got {z.shape[-1]} and {actions.shape[-1]}"
-            )
+        if futures < 1:
+            raise ValueError(f"futures must be at least 1, got {futures}")
+        check_rollout(self.latent_dim, self.action_dim, z, actions)
+        if not torch.compiler.is_compiling() and not torch.isfinite(z).all():
+            raise ValueError("z holds NaN or infinite values; check the observation and the encoder")
         return self.dynamics.rollout(z, actions, futures=futures, generator=generator)
 
     def encode_windows(self, pixels: UInt8[Tensor, "b t c y x"]) -> Float[Tensor, "b t d"]:
@@ -163,6 +165,8 @@ class WorldModel(nn.Module):
         else:
             targets = latents[:, 1:] if objective.target == "online" else latents[:, 1:].detach()
         path = torch.cat([latents[:, :1], targets], dim=1)
+        if self.training and isinstance(self.dynamics, Standardised):
+            self.dynamics.follow(path.detach(), batch.actions)
         missed, _ = dynamics_loss(self.dynamics, path, batch.actions, generator)
         discrete = self.spec.action.kind == "discrete"
         guesses = self._guess_actions(latents, batch.actions) if objective.inverse_dynamics else None
@@ -212,6 +216,15 @@ class WorldModel(nn.Module):
                 digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
         return digest.hexdigest()
 
+    def check_encoder(self, path: str | Path, fingerprint: str | None, trainer: str) -> None:
+        """Raises ValueError unless what ``path`` holds was trained on latents of this encoder, by ``trainer``."""
+        if fingerprint != self.encoder_fingerprint():
+            raise ValueError(
+                f"{path} was trained on another encoder's latents (fingerprint {fingerprint}, this encoder's is "
+                f"{self.encoder_fingerprint()}); use the world model that it was trained with, or train anew for this "
+                f"one with {trainer}"
+            )
+
     def save_dynamics(self, path: str | Path) -> None:
         """Writes the dynamics alone, and which encoder they belong to; atomic."""
         config = asdict(self.config)
@@ -227,12 +240,7 @@ class WorldModel(nn.Module):
             ValueError: the dynamics were trained on another encoder's latents, or as ``load``.
         """
         tensors, header = load_tensors(path, ("dynamics",))
-        if header.get("encoder") != self.encoder_fingerprint():
-            raise ValueError(
-                f"{path} holds dynamics of another encoder's latents (fingerprint {header.get('encoder')}, this "
-                f"encoder's is {self.encoder_fingerprint()}); load the world model that they were trained on, or "
-                "train dynamics for this one with refine_dynamics"
-            )
+        self.check_encoder(path, header.get("encoder"), "refine_dynamics")
         try:
             other = self.with_dynamics(header["dynamics"], **_tuples(header["dynamics_options"]))
             other.dynamics.load_state_dict(tensors)

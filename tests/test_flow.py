@@ -1,11 +1,25 @@
 """Dynamics that draw futures: contract, known distributions, noise levels, caches and errors."""
 
 import math
+import subprocess
+import sys
 
+import numpy as np
 import pytest
 import torch
 
-from jepa_rl import ActionSpec, WorldModel, WorldModelConfig, WorldSpec
+from jepa_rl import (
+    ActionSpec,
+    Episode,
+    EpisodeStore,
+    Objective,
+    TrainConfig,
+    WindowSampler,
+    WorldModel,
+    WorldModelConfig,
+    WorldSpec,
+    fit,
+)
 from jepa_rl.agents import CEM
 from jepa_rl.dynamics import (
     EnsembleDynamics,
@@ -111,6 +125,48 @@ def test_rows_in_parts_are_the_rows_at_once(monkeypatch):
     torch.testing.assert_close(parts, once, rtol=1e-4, atol=1e-4)
 
 
+MEMORY = """
+import resource, torch
+from jepa_rl.dynamics import EnsembleDynamics, FlowDynamics
+torch.set_num_threads(1)
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # MiB
+flow = FlowDynamics(4, 2, width=64).eval()
+z, actions = torch.zeros(600, 4), torch.zeros(600, 12, 2)
+with torch.no_grad():
+    flow.rollout(z[:4], actions[:4], evaluations=50)
+    before = peak()
+    flow.rollout(z, actions, evaluations=50)
+    print(peak() - before)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="units of ru_maxrss")
+def test_a_rollout_of_many_evaluations_holds_little_at_once():
+    """What the actions do to 50 evaluations of 12 states of 600 rows would be 1.2 GB."""
+    found = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True)
+    assert float(found.stdout) < 500, found.stdout
+
+
+def test_jumps_behind_noisy_states_are_parts_of_the_plain_flow():
+    """Few-step jumps are trained behind clean states alone."""
+    model = make_flow(context=2)
+    z, actions, noise = torch.randn(3, 6), torch.randn(3, 2, 2), torch.randn(3, 2, 2, 6)
+    levels = schedule(2, 2, lag=0.0)
+    with torch.no_grad():
+        found = model.denoise(z, actions, noise, levels)
+        model.energy = 0.0
+        plain = model.denoise(z, actions, noise, levels)
+    torch.testing.assert_close(found[:, :, 1][..., 0] == plain[:, :, 1][..., 0], torch.zeros(3, 2).bool())
+    # The second state differs by what the first one became; behind the same first one it does not.
+    given = torch.cat([found[:, :, :1], noise[:, :, 1:]], dim=2)
+    levels[:, 0] = 0.3
+    with torch.no_grad():
+        behind_noisy = model.denoise(z, actions, given, levels)[:, :, 1]
+        model.energy = 1.0
+        again = model.denoise(z, actions, given, levels)[:, :, 1]
+    torch.testing.assert_close(behind_noisy, again, rtol=0, atol=0)
+
+
 # -- distributions with known answers ---------------------------------------------------------------
 
 
@@ -207,6 +263,75 @@ def test_several_steps_of_a_rotating_gaussian_have_the_closed_forms_mean_and_cov
         torch.testing.assert_close(torch.cov(paths[:, i + 1].T), covariance, atol=0.06, rtol=0.2)
 
 
+@pytest.fixture(scope="module")
+def rotating():
+    """A flow with memory that learnt three steps of ``linear``, the context noised in half of the windows."""
+    torch.manual_seed(0)
+    flow = FlowDynamics(2, 1, width=48, context=3, average_rate=0.02, energy=0.0, context_noise=0.1)
+    return train(flow, linear, updates=500)
+
+
+@pytest.mark.parametrize(("lag", "noise"), [(1.0, 0.0), (1.0, 0.1), (0.5, 0.0), (0.0, 0.0)])
+def test_paths_drawn_in_any_order_have_the_closed_forms_moments(rotating, monkeypatch, lag, noise):
+    """One state after the other, also behind noised ones, as a pyramid and all at once."""
+    for name, value in (("lag", lag), ("context_noise", noise), ("evaluations", 12)):
+        monkeypatch.setattr(rotating, name, value)
+    z, actions = torch.tensor([[1.0, -0.5]]), torch.tensor([[[0.5], [-1.0], [0.3]]])
+    with torch.no_grad():
+        paths = rotating.rollout(z, actions, futures=3000, generator=seeded(1))[0]
+    mean, covariance = z[0], torch.zeros(2, 2)
+    for i, action in enumerate(actions[0]):
+        mean = A @ mean + B @ action
+        covariance = A @ covariance @ A.T + 0.09 * torch.eye(2)
+        torch.testing.assert_close(paths[:, i + 1].mean(0), mean, atol=0.12, rtol=0)
+        torch.testing.assert_close(torch.cov(paths[:, i + 1].T), covariance, atol=0.06, rtol=0.2)
+    if lag == 0.0:
+        return  # one that knows nothing of the later states: see ``schedule``
+    step = paths[:, 2] - paths[:, 1] @ A.T - B @ actions[0, 1]  # states of one path belong together
+    torch.testing.assert_close(torch.cov(step.T), 0.09 * torch.eye(2), atol=0.04, rtol=0)
+
+
+def drift(batch, generator):
+    """A step to a side that a coin chooses once: only who remembers the first step knows the second."""
+    side = torch.where(torch.rand(batch, 1, 1, generator=generator) < 0.5, 1.0, -1.0)
+    first = 5 * torch.randn(batch, 1, 1, generator=generator)
+    return first + side * torch.arange(3.0)[None, :, None], torch.zeros(batch, 2, 1)
+
+
+def test_a_memory_of_two_states_goes_on_in_the_direction_that_it_took():
+    same = {}
+    for context in (1, 2):
+        torch.manual_seed(0)
+        model = train(FlowDynamics(1, 1, width=32, context=context, average_rate=0.02), drift)
+        with torch.no_grad():
+            path = model.rollout(torch.zeros(1, 1), torch.zeros(1, 2, 1), futures=500, generator=seeded(1))
+        moves = path[0, :, :, 0].diff(dim=1).sign()
+        assert 0.4 < (moves[:, 0] > 0).float().mean() < 0.6
+        same[context] = float((moves[:, 0] == moves[:, 1]).float().mean())
+    assert same[2] > 0.97 and same[1] < 0.7, same
+
+
+def test_guidance_without_a_classifier_asks_for_more_of_what_the_action_means():
+    """Behind action a the mean is a; without it 0. Guidance 2 goes to 2a, and 1 is the plain model."""
+
+    def shifted_normal(batch, generator):
+        actions = torch.where(torch.rand(batch, 1, 1, generator=generator) < 0.5, 0.5, -0.5)
+        moves = actions + 0.5 * torch.randn(batch, 1, 1, generator=generator)
+        return torch.cat([torch.zeros(batch, 1, 1), moves], dim=1), actions
+
+    torch.manual_seed(0)
+    model = train(FlowDynamics(1, 1, width=32, average_rate=0.02, drop=0.3), shifted_normal)
+    z, actions = torch.zeros(2, 1), torch.tensor([0.5, -0.5])[:, None, None]
+    means = {}
+    for guidance in (0.0, 1.0, 2.0):
+        model.guidance = guidance
+        with torch.no_grad():
+            means[guidance] = model.rollout(z, actions, futures=2000, generator=seeded(1))[:, :, 1, 0].mean(1)
+    torch.testing.assert_close(means[0.0], torch.zeros(2), atol=0.12, rtol=0)
+    torch.testing.assert_close(means[1.0], actions[:, 0, 0], atol=0.1, rtol=0)
+    assert means[2.0][0] > 0.75 and means[2.0][1] < -0.75, means
+
+
 def test_an_ensemble_answers_the_mean_of_the_coin():
     torch.manual_seed(0)
     model = train(EnsembleDynamics(1, 1, members=2, width=24), coin, updates=200)
@@ -258,6 +383,46 @@ def test_dynamics_of_another_encoder_are_refused(tmp_path):
         make_world(seed=1).load_dynamics(tmp_path / "flow.safetensors")
 
 
+def lamps(sides, rng):
+    """Pictures of a lamp to the left (-1) or to the right (1), and some noise."""
+    pictures = rng.integers(0, 40, (len(sides), 3, 16, 16))
+    pictures[sides > 0, :, :, 8:] += 180
+    pictures[sides < 0, :, :, :8] += 180
+    return pictures.astype(np.uint8)
+
+
+def test_futures_are_learned_beside_the_encoder_from_the_episode_store(tmp_path):
+    """The right lamp burns next with probability (1 + action) / 2, whatever burns now."""
+    rng = np.random.default_rng(0)
+    store = EpisodeStore.create(
+        tmp_path / "episodes", (3, 16, 16), ActionSpec("continuous", 1, (-1.0,), (1.0,))
+    )
+    for _ in range(100):
+        actions = rng.uniform(-1, 1, (12, 1)).astype(np.float32)
+        sides = np.where(rng.random(13) < np.append(0.5, (1 + actions) / 2), 1, -1)
+        store.append(Episode(frames=lamps(sides, rng), actions=actions, rewards=np.zeros(12, np.float32)))
+    torch.manual_seed(0)
+    objective = Objective(sigreg=1.0, inverse_dynamics=4.0, target="stop_gradient")
+    options = dict(width=32, average_rate=0.02)
+    config = WorldModelConfig(
+        store.spec, latent_dim=4, dynamics="flow", dynamics_options=options, objective=objective
+    )
+    world = WorldModel(config)
+    training = TrainConfig(steps=300, batch_size=64, learning_rate=2e-3)
+    fit(world, WindowSampler(store, 2), training, tmp_path / "run", progress=False)
+    world.eval()
+    actions = torch.tensor([-0.8, -0.4, 0.0, 0.4, 0.8])[:, None, None]
+    with torch.no_grad():
+        left, right = (world.encode(torch.from_numpy(lamps(np.full(50, side), rng))) for side in (-1, 1))
+        drawn = world.rollout(left[:5], actions, futures=500, generator=seeded(0))[:, :, 1]
+    axis = right.mean(0) - left.mean(0)
+    place = (drawn - left.mean(0)) @ axis / axis.square().sum()  # 0: the left lamp burns, 1: the right one
+    truth = (1 + actions[:, 0, 0]) / 2
+    torch.testing.assert_close((place > 0.5).float().mean(1), truth, atol=0.2, rtol=0)
+    assert ((place - 0.5).abs() < 0.25).float().mean() < 0.25  # the average of both is rare
+    assert (world.dynamics.change != 1).all() and (world.dynamics.action_std - 3**-0.5).abs().max() < 0.1
+
+
 @pytest.mark.parametrize("kind", ["flow", "mixture", "ensemble"])
 def test_a_world_model_trains_with_them_from_pixels(kind):
     from jepa_rl import Batch
@@ -270,7 +435,8 @@ def test_a_world_model_trains_with_them_from_pixels(kind):
     loss, _ = world.loss(batch, seeded(0))
     loss.backward()
     world.after_update()
-    assert all(torch.isfinite(p.grad).all() for p in world.encoder.parameters() if p.grad is not None)
+    gradients = [p.grad for p in world.encoder.parameters() if p.grad is not None]
+    assert all(torch.isfinite(grad).all() for grad in gradients) and any(grad.any() for grad in gradients)
     assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in world.dynamics.parameters())
 
 
@@ -282,10 +448,32 @@ def test_impossible_questions_are_refused(make):
     model, z, actions = make(), torch.zeros(2, 6), torch.zeros(2, 3, 2)
     with pytest.raises(ValueError, match="futures must be at least 1"):
         model.rollout(z, actions, futures=0)
-    with pytest.raises(ValueError, match="width"):
+    with pytest.raises(ValueError, match="for each of them"):
         model.rollout(z, torch.zeros(2, 3, 3))
+    for wrong in ((z * torch.nan, actions), (z, actions * torch.inf)):
+        with pytest.raises(ValueError, match="NaN"):
+            model.rollout(*wrong)
+    for wrong in ((z[0], actions), (z, actions[:1]), (z, actions[:, :0])):
+        with pytest.raises(ValueError, match="for each of them"):
+            model.rollout(*wrong)
+
+
+def test_a_point_world_model_refuses_the_same_questions():
+    world, z, actions = make_world(), torch.zeros(2, 6), torch.zeros(2, 3, 2)
+    with pytest.raises(ValueError, match="futures must be at least 1"):
+        world.rollout(z, actions, futures=0)
     with pytest.raises(ValueError, match="NaN"):
-        model.rollout(z * torch.nan, actions)
+        world.rollout(z * torch.nan, actions)
+    with pytest.raises(ValueError, match="for each of them"):
+        world.rollout(z, actions[:1])
+
+
+def test_states_far_beyond_the_training_horizon_have_a_position():
+    """Positions count back from each state, so that no path is too long."""
+    model = make_flow(context=3)
+    with torch.no_grad():
+        path = model.rollout(torch.zeros(1, 6), torch.zeros(1, 300, 2), futures=2, generator=seeded(0))
+    assert path.shape == (1, 2, 301, 6) and torch.isfinite(path).all()
 
 
 def test_impossible_settings_and_levels_are_refused():
@@ -297,6 +485,10 @@ def test_impossible_settings_and_levels_are_refused():
         {"samples": 1},
         {"average_rate": 0.0},
         {"context": 0},
+        {"lag": 1.5},
+        {"context_noise": 1.0},
+        {"drop": -0.1},
+        {"guidance": 2.0},
     ):
         with pytest.raises(ValueError, match="must"):
             FlowDynamics(6, 2, **wrong)

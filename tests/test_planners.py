@@ -11,7 +11,7 @@ from jepa_rl.agents import CEM, ICEM, MPPI, CategoricalCEM, GradientPlanner
 from jepa_rl.agents.icem import coloured
 from jepa_rl.agents.mppi import softmin
 from jepa_rl.costs import ActionPenalty, GoalCost
-from jepa_rl.testing import COMPASS, PlannerContract, PointMass, seeded
+from jepa_rl.testing import COMPASS, PlannerContract, PointMass, ShakyPointMass, seeded
 
 
 class TestCEM(PlannerContract):
@@ -39,6 +39,18 @@ class TestCategoricalCEM(PlannerContract):
 
     def make_planner(self):
         return CategoricalCEM(horizon=5, samples=64, elites=8, iterations=4)
+
+
+@pytest.mark.parametrize(("kind", "futures"), [(CEM, 3), (MPPI, 3), (ICEM, 1)])
+def test_candidates_priced_in_turns_meet_the_same_luck(kind, futures, monkeypatch):
+    """Where memory is short the plan is the same."""
+    planner = kind(4, samples=30, elites=6, futures=futures)
+    ask = (ShakyPointMass(), GoalCost(torch.tensor([[0.4, 0.2]])), torch.zeros(2, 2))
+    at_once = planner.plan(*ask, generator=seeded(0))
+    monkeypatch.setattr("jepa_rl.agents.sampling.PATHS_AT_ONCE", 7 * 3 * 5 * 2)
+    in_turns = planner.plan(*ask, generator=seeded(0))
+    torch.testing.assert_close(in_turns.actions, at_once.actions)
+    torch.testing.assert_close(in_turns.candidate_costs, at_once.candidate_costs)
 
 
 THOROUGH = [

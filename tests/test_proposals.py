@@ -87,6 +87,40 @@ def test_files_give_back_the_same_proposals(proposals, tmp_path):
         FlowProposals.load(tmp_path / "newer.safetensors")
 
 
+def test_proposals_of_another_encoder_are_refused(proposals, tmp_path):
+    spec = WorldSpec((3, 16, 16), 1, ActionSpec("continuous", 2, (-1.0, -1.0), (1.0, 1.0)))
+    torch.manual_seed(0)
+    world, other = (WorldModel(WorldModelConfig(spec, latent_dim=2)).eval() for _ in range(2))
+    file = tmp_path / "proposals.safetensors"
+    proposals.save(file, world)
+    FlowProposals.load(file, world=world)
+    with pytest.raises(ValueError, match="another encoder's latents"):
+        FlowProposals.load(file, world=other)
+    proposals.save(file)
+    with pytest.raises(ValueError, match="fingerprint None"):
+        FlowProposals.load(file, world=world)
+
+
+def test_a_path_is_believed_by_the_futures_and_not_by_their_mean(proposals):
+    """Futures to the left and to the right have the goal for their mean, where none of them goes."""
+
+    class Split(PointMass):
+        def rollout(self, z, actions, *, futures=1, generator=None):
+            path = super().rollout(z, actions).repeat(1, futures, 1, 1)
+            side = torch.tensor([-1.0, 1.0]).repeat(futures)[:futures, None, None]
+            there = (
+                (actions[:, None, :, 1] > 0.5).float().cumsum(-1).clamp_max(1)
+            )  # actions that split the way
+            path[:, :, 1:, 0] += 3 * (side * there.unsqueeze(-1))[..., 0]
+            return path
+
+    goal = torch.tensor([[0.0, 0.4]])
+    planner = FlowPlanner(proposals, samples=20, futures=2, goal_weight=1e-6)
+    plan = planner.plan(Split(), GoalCost(goal), torch.zeros(1, 2), generator=seeded(0))
+    split = (plan.candidates[0, :, :, 1] > 0.5).any(-1)
+    assert split.any() and not (plan.actions[0, :, 1] > 0.5).any()
+
+
 class Coin(PointMass):
     """Lands on one of two sides, by luck alone."""
 

@@ -101,6 +101,17 @@ def test_refining_learns_the_dynamics_and_leaves_the_encoder(tmp_path):
     )
 
 
+def test_a_run_on_another_encoders_latents_is_not_gone_on_with(store, tmp_path):
+    config = TrainConfig(steps=2, batch_size=8)
+    refine_dynamics(model(), store, tmp_path / "run", steps=2, config=config, progress=False)
+    torch.manual_seed(1)
+    other = WorldModel(model().config).eval()
+    before = {name: tensor.clone() for name, tensor in other.state_dict().items()}
+    with pytest.raises(ValueError, match="encoder"):
+        refine_dynamics(other, store, tmp_path / "run", steps=2, config=config, progress=False)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in other.state_dict().items())
+
+
 @pytest.mark.parametrize("kind", ["flow", "ensemble", "mixture"])
 def test_dynamics_that_draw_futures_go_on_exactly_after_an_interruption(store, tmp_path, monkeypatch, kind):
     world = model()

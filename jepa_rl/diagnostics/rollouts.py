@@ -8,13 +8,26 @@ from torch import Tensor
 
 from jepa_rl.types import Dynamics
 
+FUTURES = 16  # of dynamics that draw: their mean is what is held against what happened
+
+
+def _expected(
+    dynamics: Dynamics, z: Float[Tensor, "b d"], actions: Float[Tensor, "b h a"]
+) -> Float[Tensor, "b h+1 d"]:
+    generator = torch.Generator(z.device).manual_seed(0)
+    return dynamics.rollout(z, actions, futures=FUTURES, generator=generator).mean(1)
+
 
 @torch.no_grad()
 def rollout_error(
     dynamics: Dynamics, latents: Float[Tensor, "b t d"], actions: Float[Tensor, "b h a"]
 ) -> Float[Tensor, h]:
-    """Mean squared error of the open-loop prediction 1..h steps ahead, over that of predicting no change."""
-    predicted = dynamics.rollout(latents[:, 0], actions).mean(1)[:, 1:]
+    """Mean squared error of the open-loop prediction 1..h steps ahead, over that of predicting no change.
+
+    Of dynamics that draw futures it is the mean of ``FUTURES``: where the world branches, a single future of a perfect
+    model is off by twice what nobody can know.
+    """
+    predicted = _expected(dynamics, latents[:, 0], actions)[:, 1:]
     error = (predicted - latents[:, 1:]).square().mean((0, 2))
     copying = (latents[:, :1] - latents[:, 1:]).square().mean((0, 2))
     return error / copying.clamp_min(1e-12)
@@ -41,5 +54,5 @@ def surprise(
 ) -> Float[Tensor, "b h"]:
     """Euclidean distance between each latent and its one-step prediction from the one before."""
     before, after = latents[:, :-1].flatten(0, 1), latents[:, 1:].flatten(0, 1)
-    predicted = dynamics.rollout(before, actions.flatten(0, 1).unsqueeze(1)).mean(1)[:, 1]
+    predicted = _expected(dynamics, before, actions.flatten(0, 1).unsqueeze(1))[:, 1]
     return (predicted - after).norm(dim=-1).view(len(latents), -1)

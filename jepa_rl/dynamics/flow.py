@@ -33,10 +33,13 @@ class FlowDynamics(Standardised):
     few dimensions of their space, and velocities do not (Li and He 2025, arXiv:2511.13720).
 
     Few evaluations: beside the flow the network learns jumps over a whole part of it, as shortcut models do (Frans et
-    al. 2025), but by what comes of them: the sampler runs over its own states (Self Forcing, Huang et al. 2025,
-    arXiv:2506.08009) and its futures are scored against the one that happened by the energy score (Gneiting and
-    Raftery 2007), which is least for the true distribution alone. 1, 2 and 4 evaluations are trained; any other number
-    integrates the flow itself.
+    al. 2025), but by what comes of them: the sampler's futures are scored against the one that happened by the energy
+    score (Gneiting and Raftery 2007), which is least for the true distribution alone; with ``unroll`` it runs over its
+    own states there (Self Forcing, Huang et al. 2025, arXiv:2506.08009). 1, 2 and 4 evaluations of a state behind a
+    clean one are trained; any other number, and states behind noisy ones, integrate the flow itself.
+
+    What came before ``z`` is not asked for: latents of stacked frames know it. ``context`` is what a path remembers of
+    itself.
 
     Planning, ``rollout`` uses the moving average of the weights; in training mode the weights themselves.
 
@@ -56,6 +59,16 @@ class FlowDynamics(Standardised):
         samples: futures drawn for each window in the energy score.
         unroll: states that these futures run over on their own; at least ``context``, so that jumps meet cached states.
         average_rate: how far the average moves towards the weights after an update.
+        lag: of each state behind the one before while ``rollout`` draws, see ``schedule``: 1 draws one after the other
+            with cached keys and values, 0 all at once, and what lies between is Diffusion Forcing's pyramid. Below 1 a
+            state must meet the whole path before it, so ``context`` should reach over it; learn on windows of several
+            steps.
+        context_noise: level to which states that were drawn are noised before the next one is drawn from them (with
+            ``lag`` 1): what is wrong with them then hides in noise that the network knows (Diffusion Forcing, 3.3).
+        drop: share of windows that are learned without their actions, for ``guidance``.
+        guidance: 1 asks for what the actions lead to; above, for what they lead to more than others do
+            (classifier-free guidance, Ho and Salimans 2022): ``without + guidance * (with - without)``, at twice the
+            cost. For conditions such as goals (``FlowProposals``); an honest model of the world has 1.
 
     Raises:
         ValueError: for sizes below 1, ``heads`` that do not divide ``width``, or other numbers that make no sense.
@@ -77,6 +90,10 @@ class FlowDynamics(Standardised):
         samples: int = 2,
         unroll: int = 1,
         average_rate: float = 0.005,
+        lag: float = 1.0,
+        context_noise: float = 0.0,
+        drop: float = 0.0,
+        guidance: float = 1.0,
     ) -> None:
         super().__init__(latent_dim, action_dim)
         sizes = dict(width=width, depth=depth, heads=heads, mlp_ratio=mlp_ratio, context=context)
@@ -92,10 +109,21 @@ class FlowDynamics(Standardised):
             )
         if not energy >= 0 or not low_noise >= 0:
             raise ValueError(f"energy and low_noise must be at least 0, got {energy}, {low_noise}")
+        if not 0 <= lag <= 1 or not 0 <= context_noise < 1 or not 0 <= drop < 1:
+            raise ValueError(
+                "lag must lie in [0, 1], context_noise and drop must lie in [0, 1), got "
+                f"{lag}, {context_noise}, {drop}"
+            )
+        if not abs(guidance) < float("inf") or (guidance != 1 and not drop):
+            raise ValueError(
+                f"guidance must be finite, and 1 where drop is 0, got guidance={guidance}, drop={drop}"
+            )
         self.evaluations, self.context, self.shift = evaluations, context, shift
+        self.lag, self.context_noise, self.drop, self.guidance = lag, context_noise, drop, guidance
         self.energy, self.low_noise, self.average_rate = energy, low_noise, average_rate
         self.samples, self.unroll = samples, max(unroll, context)
-        self.network = Denoiser(latent_dim, action_dim, width, depth, heads, mlp_ratio, context)
+        steering = action_dim + (drop > 0)  # one number more says whether there is an action
+        self.network = Denoiser(latent_dim, steering, width, depth, heads, mlp_ratio, context)
         self.average = copy.deepcopy(self.network).requires_grad_(False)
 
     # -- sampling -----------------------------------------------------------------------------------
@@ -109,7 +137,7 @@ class FlowDynamics(Standardised):
         generator: torch.Generator | None = None,
         evaluations: int | None = None,
     ) -> Float[Tensor, "b n h+1 d"]:
-        """``futures`` paths of each row, drawn state by state; all rows meet the same noise.
+        """``futures`` paths of each row; all rows meet the same noise.
 
         Rows are rolled out in parts, so that memory stays bounded for any number of candidates.
 
@@ -123,12 +151,52 @@ class FlowDynamics(Standardised):
         if count < 1:
             raise ValueError(f"evaluations must be at least 1, got {count}")
         self.check(z, actions, futures)
-        noise = shared_noise(futures, actions.shape[1], z, generator)
+        h = actions.shape[1]
+        noise = shared_noise(futures, h, z, generator)[None]
+        unrest = shared_noise(futures, h, z, generator)[None] if self.context_noise and h > 1 else None
+        earlier = self._levels_before(h, noise, 0.0)
+        levels = schedule(h, count, self.lag, self.shift, z.device).to(z)
 
         def part(rows: Tensor, taken: Tensor) -> Tensor:
-            return self.destandardise(self._draw(self.standardise(rows), taken, noise[None], count), rows)
+            first, steering = self.standardise(rows), self._steering(taken)
+            if self.lag < 1:
+                path = self._along(first, steering, noise.expand(len(rows), -1, -1, -1), levels)
+            else:
+                path = self._draw(first, steering, noise, count, earlier, unrest)
+            return self.destandardise(path, rows)
 
-        return in_chunks(part, z, actions, futures * self.network.width)
+        layers = self.network.depth
+        evaluated = count if self.lag == 1 else 1  # at a time
+        held = h * self.network.width * (evaluated * (1 + 6 * layers) + futures * (self.lag < 1) * 4 * layers)
+        return in_chunks(
+            part, z, actions, futures * self.network.width, held + futures * (h + 1) * self.latent_dim
+        )
+
+    def _steering(
+        self, actions: Float[Tensor, "b h a"], generator: torch.Generator | None = None
+    ) -> Float[Tensor, "b 1 h s"]:
+        """What the network reads of the actions; in training some are missing."""
+        steering = self.standardise_actions(actions)[:, None]
+        if not self.drop:
+            return steering
+        there = torch.ones_like(steering[..., :1])
+        if self.training:
+            draw: dict[str, Any] = dict(generator=generator, device=actions.device)
+            there = there * (torch.rand(len(actions), 1, 1, 1, **draw) >= self.drop)
+        return torch.cat([steering * there, there], dim=-1)
+
+    def _with_and_without(self, steering: Tensor) -> Tensor:
+        """The actions, and below them none where guidance compares the two."""
+        guided = self.guidance != 1 and not self.training
+        return torch.cat([steering, torch.zeros_like(steering)]) if guided else steering
+
+    def _levels_before(self, horizon: int, like: Tensor, first: Tensor | float) -> Tensor | float:
+        """Noise levels "b|1 1 h 1" of the states that each one is drawn from, ``first`` being that of ``z``."""
+        if not self.context_noise:
+            return 0.0
+        first = torch.as_tensor(first).to(like).reshape(-1, 1, 1, 1)
+        later = like.new_full((len(first), 1, horizon - 1, 1), self.context_noise)
+        return torch.cat([first, later], dim=2)
 
     def _clean(
         self,
@@ -140,8 +208,15 @@ class FlowDynamics(Standardised):
         past: Past | None = None,
     ) -> tuple[Float[Tensor, "b n t d"], Past]:
         """The clean latents that the network sees in ``x``, and what it keeps of its tokens."""
+        guided = self.guidance != 1 and not self.training
+        if guided:
+            x, before = (torch.cat([part, part]) if len(part) > 1 else part for part in (x, before))
         change, kept = net(x, before, way, past)
-        return (1.0 - earlier) * before + self.change * change, kept
+        clean = (1.0 - earlier) * before + self.change * change
+        if guided:
+            known, unknown = clean.chunk(2)
+            clean = torch.lerp(unknown, known, self.guidance)
+        return clean, kept
 
     def _levels(self, evaluations: int) -> list[float]:
         """Noise levels from 1 to 0 that ``evaluations`` jumps lead through."""
@@ -153,29 +228,32 @@ class FlowDynamics(Standardised):
     def _draw(
         self,
         z: Float[Tensor, "b d"],
-        actions: Float[Tensor, "b h a"],
+        steering: Float[Tensor, "b 1 h s"],
         noise: Float[Tensor, "b|1 n h d"],
         count: int,
+        earlier: Tensor | float = 0.0,
+        unrest: Float[Tensor, "b|1 n h d"] | None = None,
     ) -> Float[Tensor, "b n h d"]:
-        """States 1 to h, standardised, one after the other."""
+        """States 1 to h, standardised, one after the other; ``unrest`` is what noises them for the next one."""
         net = self.network if self.training else self.average
         h = noise.shape[2]
         levels, jumps = self._levels(count), self._jumps(count)
-        steering = self.standardise_actions(actions)[:, None]
+        steering = self._with_and_without(steering)
         ways = [
-            net.modulations(steering, level, 0.0, level - to if jumps else 0.0)
+            net.modulations(steering, level, earlier, level - to if jumps else 0.0)
             for level, to in pairwise(levels)
         ]
-        clean = net.modulations(steering, 0.0, 0.0, 0.0) if self.context > 1 else None
+        clean = net.modulations(steering, 0.0, earlier, 0.0) if self.context > 1 else None
         # What rows or futures share is not repeated: it spreads out where it meets the rest.
         before, past, path = z[:, None, None], None, []
         for i in range(h):
             x = noise[:, :, i : i + 1]
+            known = earlier[:, :, i : i + 1] if isinstance(earlier, Tensor) else earlier
             for (level, to), way in zip(pairwise(levels), ways, strict=True):
-                x = jump(x, self._clean(net, x, before, 0.0, way.at(i), past)[0], level, to)
+                x = jump(x, self._clean(net, x, before, known, way.at(i), past)[0], level, to)
             if clean is not None and i + 1 < h:
-                past = self._clean(net, x, before, 0.0, clean.at(i), past)[1]
-            before = x
+                past = self._clean(net, x, before, known, clean.at(i), past)[1]
+            before = x if unrest is None else torch.lerp(x, unrest[:, :, i : i + 1], self.context_noise)
             path.append(x)
         return torch.cat(path, dim=2)
 
@@ -205,25 +283,32 @@ class FlowDynamics(Standardised):
             )
         if levels.min() < 0 or levels.max() > 1 or (levels.diff(dim=0) > 0).any():
             raise ValueError("levels must lie in [0, 1] and never rise")
-        net = self.network if self.training else self.average
         given = levels[0] == 0
         x = torch.where(given[:, None], self.standardise(path), path)
-        first = self.standardise(z)[:, None, None].expand(-1, x.shape[1], 1, -1)
-        steering = self.standardise_actions(actions)[:, None]
+        x = self._along(self.standardise(z), self._steering(actions), x, levels.to(x))
+        return torch.where(given[:, None], path, x * self.std + self.mean)
+
+    def _along(
+        self, z: Tensor, steering: Tensor, x: Float[Tensor, "b n h d"], levels: Float[Tensor, "m+1 h"]
+    ) -> Float[Tensor, "b n h d"]:
+        """``denoise`` of standardised states."""
+        net = self.network if self.training else self.average
+        first = z[:, None, None].expand(-1, x.shape[1], 1, -1)
+        steering = self._with_and_without(steering)
         trained = [jump for k in FEW_EVALUATIONS for jump in pairwise(self._levels(k))]
-        for now, to in pairwise(levels.to(x)):
+        for now, to in pairwise(levels):
             step = now - to
             before = torch.cat([first, x[:, :, :-1]], dim=2)
             earlier = F.pad(now, (1, -1))[None, None, :, None]
             level, size = now[None, None, :, None], step[None, None, :, None]
             jumps = size if self.energy > 0 else torch.zeros_like(size)
-            # A jump that was never trained is a part of the plain flow.
+            # A jump that was never trained, from this level or behind a noisy state, is a part of the plain flow.
             few = torch.stack([((now - a).abs() + (to - b).abs() < 1e-5) for a, b in trained]).any(0)[:, None]
+            few = few & (earlier[0, 0] == 0)
             way = net.modulations(steering, level, earlier, torch.where(few, jumps, 0.0))
             clean, _ = self._clean(net, x, before, earlier, way)
             x = torch.where(step[:, None] > 0, jump(x, clean, level.clamp_min(1e-6), to[:, None]), x)
-        found = x * self.std + self.mean
-        return torch.where(given[:, None], path, found)
+        return x
 
     # -- training -----------------------------------------------------------------------------------
 
@@ -263,16 +348,29 @@ class FlowDynamics(Standardised):
             level = shifted(torch.randn(b, h, **draw).sigmoid(), self.shift)
         odd = (torch.rand(b, 1, **draw) < 0.5).long()
         given = (torch.arange(h, device=path.device) % 2 == odd) & (torch.rand(b, 1, **draw) < 0.75 * (h > 1))
-        level = torch.where(given, 0.0, level)[:, None, :, None]
+        known = self._context_levels(path, generator)
+        level = torch.where(given[:, None, :, None], known, level[:, None, :, None])
         z = path[:, None, 1:]
         x = torch.lerp(z, torch.randn(z.shape, **draw), level)
-        before = torch.cat([path[:, None, :1], x[:, :, :-1]], dim=2)
-        earlier = F.pad(level, (0, 0, 1, -1))
-        steering = self.standardise_actions(actions)[:, None]
-        way = self.network.modulations(steering, level, earlier, 0.0)
+        before = torch.cat([self._noised(path[:, None, :1], known, generator), x[:, :, :-1]], dim=2)
+        earlier = torch.cat([known.expand(b, 1, 1, 1), level[:, :, :-1]], dim=2)
+        way = self.network.modulations(self._steering(actions, generator), level, earlier, 0.0)
         clean, _ = self._clean(self.network, x, before, earlier, way)
         error = ((clean - z) / level.clamp_min(0.05)).square()
         return (error * (level > 0)).sum() / ((level > 0).sum() * path.shape[-1]).clamp_min(1)
+
+    def _context_levels(self, path: Tensor, generator: torch.Generator | None) -> Float[Tensor, "b|1 1 1 1"]:
+        """Noise level of what is given in each window: that of the context in half of them."""
+        if not self.context_noise:
+            return path.new_zeros(1, 1, 1, 1)
+        half = torch.rand(len(path), 1, 1, 1, generator=generator, device=path.device) < 0.5
+        return self.context_noise * half.to(path)
+
+    def _noised(self, x: Tensor, level: Tensor, generator: torch.Generator | None) -> Tensor:
+        if not self.context_noise:
+            return x
+        noise = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
+        return torch.lerp(x, noise, level)
 
     def _own_futures(self, path: Tensor, actions: Tensor, generator: torch.Generator | None) -> Tensor:
         """Energy score of futures of ``unroll`` states, by a number of evaluations that is drawn itself."""
@@ -283,8 +381,13 @@ class FlowDynamics(Standardised):
         starts = path[:, : pieces * u : u].flatten(0, 1)
         truth = path[:, 1 : 1 + pieces * u].unflatten(1, (pieces, u)).flatten(0, 1)
         taken = actions[:, : pieces * u].unflatten(1, (pieces, u)).flatten(0, 1)
-        noise = torch.randn(len(starts), self.samples, u, path.shape[-1], dtype=path.dtype, **draw)
-        drawn = self._draw(starts, taken, noise, count)
+        shape = (len(starts), self.samples, u, path.shape[-1])
+        noise = torch.randn(shape, dtype=path.dtype, **draw)
+        known = self._context_levels(starts, generator)
+        starts = self._noised(starts[:, None, None], known, generator)[:, 0, 0]
+        unrest = torch.randn(shape, dtype=path.dtype, **draw) if self.context_noise and u > 1 else None
+        earlier = self._levels_before(u, path, known)
+        drawn = self._draw(starts, self._steering(taken, generator), noise, count, earlier, unrest)
         return torch.stack([energy_score(drawn[:, :, i], truth[:, i]).mean() for i in range(u)]).mean()
 
     @torch.no_grad()
@@ -333,7 +436,7 @@ class Denoiser(nn.Module):
         context: int,
     ) -> None:
         super().__init__()
-        self.width = width
+        self.width, self.depth = width, depth
         self.embed_noisy = entrance(latent_dim, width, bias=True)
         self.embed_before = entrance(latent_dim, width)
         self.embed_action = entrance(action_dim, width)
@@ -467,6 +570,8 @@ def schedule(
         evaluations: that each state goes through.
         lag: how far a state is behind the one before, in states: 0 denoises all at once, 1 one after the other, and
             what lies between is Diffusion Forcing's pyramid, the near future nearly clean while the far one is noise.
+            A state never sees later ones, so that each is drawn from its own law at any lag, but what belongs together
+            in a path only as far as the earlier state is settled before the later one.
         shift: that of the model.
 
     Raises:

@@ -33,6 +33,7 @@ class EnsembleDynamics(Standardised):
         super().__init__(latent_dim, action_dim)
         if members < 1:
             raise ValueError(f"members must be at least 1, got {members}")
+        self.width = width
         self.members = nn.ModuleList(
             MLPDynamics(latent_dim, action_dim, width, depth) for _ in range(members)
         )
@@ -47,9 +48,14 @@ class EnsembleDynamics(Standardised):
     ) -> Float[Tensor, "b n h+1 d"]:
         """One path for each future. Raises as ``Standardised.check``."""
         self.check(z, actions, futures)
-        first, taken = self.standardise(z), self.standardise_actions(actions)
-        paths = [member.rollout(first, taken)[:, 0, 1:] for member in list(self.members)[:futures]]  # type: ignore[operator]
-        return self.destandardise(torch.stack([paths[i % len(paths)] for i in range(futures)], dim=1), z)
+        members = list(self.members)[:futures]
+
+        def part(rows: Tensor, taken: Tensor) -> Tensor:
+            first, steering = self.standardise(rows), self.standardise_actions(taken)
+            paths = [member.rollout(first, steering)[:, 0, 1:] for member in members]  # type: ignore[operator]
+            return self.destandardise(torch.stack([paths[i % len(paths)] for i in range(futures)], 1), rows)
+
+        return in_chunks(part, z, actions, self.width, futures * (actions.shape[1] + 1) * self.latent_dim)
 
     def loss(
         self,
@@ -129,7 +135,8 @@ class MixtureDynamics(Standardised):
                 path.append(now)
             return self.destandardise(torch.stack(path, dim=2), rows)
 
-        return in_chunks(part, z, actions, futures * self.out.out_features)
+        held = futures * (h + 1) * self.latent_dim
+        return in_chunks(part, z, actions, futures * self.out.out_features, held)
 
     def loss(
         self,

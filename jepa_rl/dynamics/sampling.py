@@ -8,8 +8,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-# Activations of one layer that a rollout without gradients may hold at once, in numbers: about what caches hold.
+# Activations of one layer that a rollout without gradients may hold at once, in numbers: about what caches hold. And
+# what it may hold in all: 256 MB of float32.
 AT_ONCE = 2**19
+HELD_AT_ONCE = 2**26
 
 
 class Standardised(nn.Module):
@@ -51,6 +53,16 @@ class Standardised(nn.Module):
         self.action_mean.copy_(actions.mean((0, 1)))
         self.action_std.copy_(actions.std((0, 1)).clamp_min(1e-4))
 
+    @torch.no_grad()
+    def follow(
+        self, latents: Float[Tensor, "b t d"], actions: Float[Tensor, "b h a"], rate: float = 0.01
+    ) -> None:
+        """Moves the spread towards that of a batch: where the encoder learns, too, latents do not stay as they are."""
+        before = {name: tensor.clone() for name, tensor in self.named_buffers(recurse=False)}
+        self.observe(latents, actions)
+        for name, tensor in self.named_buffers(recurse=False):
+            tensor.copy_(torch.lerp(before[name], tensor, rate))
+
     def standardise(self, latents: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
         return (latents - self.mean) / self.std
 
@@ -68,13 +80,22 @@ class Standardised(nn.Module):
         """Raises ValueError for what ``rollout`` cannot answer."""
         if futures < 1:
             raise ValueError(f"futures must be at least 1, got {futures}")
-        if z.shape[-1] != self.latent_dim or actions.shape[-1] != self.action_dim or actions.shape[1] < 1:
-            raise ValueError(
-                f"expected latents of width {self.latent_dim} and at least one action of width {self.action_dim}, "
-                f"got {tuple(z.shape)} and {tuple(actions.shape)}"
-            )
+        check_rollout(self.latent_dim, self.action_dim, z, actions)
         if not torch.isfinite(z).all():
             raise ValueError("z holds NaN or infinite values; check the observation and the encoder")
+        if not torch.isfinite(actions).all():
+            raise ValueError("actions hold NaN or infinite values; check the policy or the plan")
+
+
+def check_rollout(latent_dim: int, action_dim: int, z: Tensor, actions: Tensor) -> None:
+    """Raises ValueError unless z is "b d" and actions are "b h a" with at least one step."""
+    widths = (latent_dim, action_dim)
+    fit = z.ndim == 2 and actions.ndim == 3 and len(z) == len(actions) and actions.shape[1] >= 1
+    if not fit or (z.shape[-1], actions.shape[-1]) != widths:
+        raise ValueError(
+            f"expected latents (rows, {widths[0]}) and at least one action for each of them, (rows, steps, "
+            f"{widths[1]}), got {tuple(z.shape)} and {tuple(actions.shape)}"
+        )
 
 
 def shared_noise(
@@ -89,14 +110,15 @@ def in_chunks(
     z: Float[Tensor, "b d"],
     actions: Float[Tensor, "b h a"],
     row: int,
+    held: int = 0,
 ) -> Tensor:
-    """``part`` of rows in turn, each turn no larger than memory and caches like; ``row`` numbers a row.
+    """``part`` of rows in turn, each turn no larger than caches (``row`` numbers a row) and memory (``held``) like.
 
     With gradients, which keep all activations anyway, it is one turn.
     """
     if torch.is_grad_enabled():
         return part(z, actions)
-    turns = min(len(z), -(-len(z) * row // AT_ONCE))
+    turns = min(len(z), max(-(-len(z) * row // AT_ONCE), -(-len(z) * held // HELD_AT_ONCE)))
     return torch.cat([part(*rows) for rows in zip(z.chunk(turns), actions.chunk(turns), strict=True)])
 
 
