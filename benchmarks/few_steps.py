@@ -1,0 +1,186 @@
+"""Ways to few evaluations of a flow, on one network and one budget: which of them says what may happen?
+
+    python benchmarks/few_steps.py            a quarter of an hour on one core
+    python benchmarks/few_steps.py --quick    seconds
+
+TableEdge's true states (x, y, fallen), no pixels, fresh transitions in every batch. Beside plain flow matching each
+method trains jumps over parts of the flow: by the energy score of what they lead to (``FlowDynamics``), shortcut models
+(Frans et al. 2025, arXiv:2410.12557: a jump is two jumps of half the size) and mean flow (Geng et al. 2025,
+arXiv:2505.13447: a jump is the average velocity, whose identity gives its target). Error of the fall probability over
+pushes near the edge, and energy score over the true sampler's, for 1, 2, 4 and 50 evaluations, means over seeds.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+import tyro
+from _record import write_results
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
+from branching_futures import independent_futures, pushes_near_the_edge
+
+from jepa_rl.dynamics import FlowDynamics, energy_score
+from jepa_rl.dynamics.flow import FEW_EVALUATIONS, jump, shifted
+from jepa_rl.envs import table_edge_rules as rules
+
+
+@dataclass(frozen=True)
+class Args:
+    seeds: tuple[int, ...] = (0, 1)
+    updates: int = 3000
+    batch: int = 512
+    pushes: int = 400
+    futures: int = 128
+    quick: bool = False
+
+
+QUICK = dict(seeds=(0,), updates=30, pushes=40, futures=16)
+EVALUATIONS = (*FEW_EVALUATIONS, 50)
+
+
+def main(args: Args) -> None:
+    args = replace(args, **QUICK) if args.quick else args
+    results: dict[str, Any] = {}
+    for name, method in METHODS.items():
+        runs = [measure(args, *learn(args, method, seed), seed) for seed in args.seeds]
+        results[name] = {key: np.mean([run[key] for run in runs], axis=0).tolist() for key in runs[0]}
+        print(name, json.dumps(results[name]), flush=True)
+    results |= {"evaluations": EVALUATIONS, "seeds": args.seeds, "updates": args.updates, "batch": args.batch}
+    print(write_results("few_steps", results, quick=args.quick))
+
+
+# -- methods ----------------------------------------------------------------------------------------
+
+
+class Jumps(FlowDynamics):
+    """A flow whose jumps are trained by another loss in place of the energy score's."""
+
+    def _step(
+        self, x: Tensor, before: Tensor, steering: Tensor, level: Tensor, size: Tensor | float
+    ) -> Tensor:
+        way = self.network.modulations(steering, level, 0.0, size)
+        return self._clean(self.network, x, before, 0.0, way)[0]
+
+    def _own_futures(self, path: Tensor, actions: Tensor, generator: torch.Generator | None) -> Tensor:
+        before, z = path[:, None, :1], path[:, None, 1:2]
+        return self._jump_loss(before, z, self._steering(actions[:, :1]), generator)
+
+    def _jump_loss(self, before: Tensor, z: Tensor, steering: Tensor, g: torch.Generator | None) -> Tensor:
+        raise NotImplementedError
+
+
+class Shortcut(Jumps):
+    def _jump_loss(self, before: Tensor, z: Tensor, steering: Tensor, g: torch.Generator | None) -> Tensor:
+        known = [pair for count in FEW_EVALUATIONS for pair in pairwise(self._levels(count))]
+        chosen = torch.tensor(known)[torch.randint(len(known), (len(z),), generator=g)]
+        level, to = (part[:, None, None, None] for part in chosen.unbind(1))
+        middle = (level + to) / 2
+        x = torch.lerp(z, torch.randn(z.shape, generator=g), level)
+        # The smallest halves are steps of the plain flow.
+        half = torch.where(level - to > min(a - b for a, b in known) + 1e-4, middle - to, 0.0)
+        with torch.no_grad():
+            there = jump(x, self._step(x, before, steering, level, half), level, middle)
+            there = jump(there, self._step(there, before, steering, middle, half), middle, to)
+            target = (there - x * (to / level)) / (1 - to / level)
+        missed = self._step(x, before, steering, level, level - to) - target
+        return (missed / level).square().mean()
+
+
+class MeanFlow(Jumps):
+    def _jump_loss(self, before: Tensor, z: Tensor, steering: Tensor, g: torch.Generator | None) -> Tensor:
+        level = shifted(torch.randn(len(z), 1, 1, 1, generator=g).sigmoid(), self.shift).clamp(0.02, 0.999)
+        size = level * torch.rand(level.shape, generator=g)
+        noise = torch.randn(z.shape, generator=g)
+        x, velocity = torch.lerp(z, noise, level), noise - z
+
+        def average(x: Tensor, level: Tensor, size: Tensor) -> Tensor:
+            return (x - self._step(x, before, steering, level, size)) / level
+
+        ones = torch.ones_like(level)
+        found, change = torch.func.jvp(average, (x, level, size), (velocity, ones, ones))
+        off = found - (velocity - size * change).detach()
+        error = off.square().sum(-1, keepdim=True)
+        return (error / (error.detach() + 1e-2)).mean()  # their adaptive weight
+
+
+SETTINGS: dict[str, Any] = dict(latent_dim=3, action_dim=2, width=64)
+METHODS: dict[str, Callable[[], FlowDynamics]] = {
+    "flow": partial(FlowDynamics, **SETTINGS, energy=0.0),
+    "energy_score": partial(FlowDynamics, **SETTINGS, energy=4.0),
+    "shortcut": partial(Shortcut, **SETTINGS, energy=1.0),
+    "mean_flow": partial(MeanFlow, **SETTINGS, energy=1.0),
+}
+
+
+# -- the world and what is measured -----------------------------------------------------------------
+
+
+def transitions(count: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    """States "b 2 3" and pushes "b 1 2", half of them from the strip along the edge, a tenth fallen already."""
+    at = rng.uniform(*np.transpose(rules.ANYWHERE), (count, 2))
+    near = rng.random(count) < rules.NEAR_EDGE
+    at[near, 0] = rng.uniform(1 - rules.ZONE, 1.0, near.sum())
+    fallen = rng.random(count) < 0.1
+    at[fallen, 0] = rules.FALLEN
+    push = rng.uniform(-1, 1, (count, 2))
+    to, lost = rules.outcome(at, fallen, push, rng.random(count), rng.standard_normal((count, 2)))
+    states = np.stack([np.column_stack([at, fallen]), np.column_stack([to, lost])], axis=1)
+    return torch.from_numpy(states).float(), torch.from_numpy(push[:, None]).float()
+
+
+def learn(args: Args, method: Callable[[], FlowDynamics], seed: int) -> tuple[FlowDynamics, float]:
+    torch.manual_seed(seed)
+    rng, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
+    model = method().train()
+    model.observe(*transitions(20_000, rng))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, args.updates, pct_start=0.1)
+    began = time.perf_counter()
+    for _ in range(args.updates):
+        loss, _ = model.loss(*transitions(args.batch, rng), generator)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        model.after_update()
+    return model.eval(), time.perf_counter() - began
+
+
+@torch.no_grad()
+def measure(args: Args, model: FlowDynamics, seconds: float, seed: int) -> dict[str, Any]:
+    at, push = pushes_near_the_edge(args.pushes, 100)
+    rng = np.random.default_rng(1000 + seed)
+
+    def outcomes() -> Tensor:
+        rows, taken = np.repeat(at, args.futures, axis=0), np.repeat(push, args.futures, axis=0)
+        luck, shake = rng.random(len(rows)), rng.standard_normal((len(rows), 2))
+        position, fallen = rules.outcome(rows, np.zeros(len(rows), bool), taken, luck, shake)
+        found = torch.from_numpy(np.column_stack([position, fallen])).float()
+        return found.unflatten(0, (len(at), args.futures)) / model.std
+
+    truth, oracle = outcomes()[:, :64], outcomes()
+    score = lambda samples: torch.stack([energy_score(samples, t).mean() for t in truth.unbind(1)]).mean()  # noqa: E731
+    best, true = score(oracle), rules.fall_probability(at, push)
+    z = torch.from_numpy(np.column_stack([at, np.zeros(len(at))])).float()
+    world, error, energy = SimpleNamespace(dynamics=model), [], []
+    for count in EVALUATIONS:
+        drawn = independent_futures(world, z, push[:, None], args.futures, seed, evaluations=count)[:, :, 1]
+        error.append(float(np.abs((drawn[..., 2] > 0.5).float().mean(1).numpy() - true).mean()))
+        energy.append(float(score(drawn / model.std) / best))
+    return {"fall_probability_error": error, "energy_score_ratio": energy, "train_seconds": seconds}
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args))
