@@ -199,9 +199,11 @@ class PointMass:
 
     Attributes:
         moves: how far each component of the action (or each choice) moves the point.
+        shake: standard deviation of noise in every step, the same for all rows; with it futures are drawn.
     """
 
     moves: Float[Tensor, "a d"] = field(default_factory=lambda: 0.2 * torch.eye(2))
+    shake: float = 0.0
 
     @property
     def latent_dim(self) -> int:
@@ -218,25 +220,14 @@ class PointMass:
         *,
         futures: int = 1,
         generator: torch.Generator | None = None,
-    ) -> Float[Tensor, "b 1 h+1 d"]:
-        return torch.cat([z[:, None], z[:, None] + (actions @ self.moves).cumsum(1)], dim=1).unsqueeze(1)
-
-
-class ShakyPointMass(PointMass):
-    """The same point, and a little noise in every step that is the same for all rows. Dynamics that draw."""
-
-    def rollout(
-        self,
-        z: Float[Tensor, "b d"],
-        actions: Float[Tensor, "b h a"],
-        *,
-        futures: int = 1,
-        generator: torch.Generator | None = None,
-    ) -> Float[Tensor, "b n h+1 d"]:
-        path = super().rollout(z, actions).expand(-1, futures, -1, -1)
-        shape = (futures, actions.shape[1], z.shape[1])
-        noise = 0.02 * torch.randn(shape, generator=generator, device=z.device, dtype=z.dtype).cumsum(1)
-        return torch.cat([path[:, :, :1], path[:, :, 1:] + noise], dim=2)
+    ) -> Float[Tensor, "b n|1 h+1 d"]:
+        steps = (actions @ self.moves).unsqueeze(1)
+        if self.shake:
+            shape = (futures, *steps.shape[2:])
+            noise = torch.randn(shape, generator=generator, device=z.device, dtype=z.dtype)
+            steps = steps + self.shake * noise
+        first = z[:, None, None].expand(-1, steps.shape[1], 1, -1)
+        return torch.cat([first, first + steps.cumsum(2)], dim=2)
 
 
 COMPASS = 0.2 * torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
@@ -338,7 +329,7 @@ class PlannerContract:
         assert torch.equal(torch.get_rng_state(), state), "randomness must come from the generator passed in"
 
     def test_equal_seeds_mean_equal_luck_of_dynamics_that_draw(self) -> None:
-        dynamics = ShakyPointMass(COMPASS) if self.discrete else ShakyPointMass()
+        dynamics = PointMass(COMPASS, 0.02) if self.discrete else PointMass(shake=0.02)
         state = torch.get_rng_state()
         first, second = (self._plan(dynamics=dynamics) for _ in range(2))
         assert_close(first.actions, second.actions, rtol=0, atol=0)

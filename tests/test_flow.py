@@ -247,20 +247,26 @@ def linear(batch, generator, steps=3):
 
 A = 0.9 * torch.tensor([[math.cos(0.6), -math.sin(0.6)], [math.sin(0.6), math.cos(0.6)]])  # it rotates
 B = torch.tensor([[0.5], [0.0]])
+START = torch.tensor([1.0, -0.5])
+
+
+def assert_moments(paths, actions):
+    """Mean and covariance of every state of paths "n h+1 2" from START, in closed form."""
+    mean, covariance = START, torch.zeros(2, 2)
+    for i, action in enumerate(actions):
+        mean = A @ mean + B @ action
+        covariance = A @ covariance @ A.T + 0.09 * torch.eye(2)
+        torch.testing.assert_close(paths[:, i + 1].mean(0), mean, atol=0.12, rtol=0)
+        torch.testing.assert_close(torch.cov(paths[:, i + 1].T), covariance, atol=0.06, rtol=0.2)
 
 
 def test_several_steps_of_a_rotating_gaussian_have_the_closed_forms_mean_and_covariance():
     torch.manual_seed(0)
     model = train(FlowDynamics(2, 1, width=48, average_rate=0.02), linear, updates=350)
-    z, actions = torch.tensor([[1.0, -0.5]]), torch.tensor([[[0.5], [-1.0], [0.3]]])
+    z, actions = START[None], torch.tensor([[[0.5], [-1.0], [0.3]]])
     with torch.no_grad():
         paths = model.rollout(z, actions, futures=4000, generator=seeded(1))[0]
-    mean, covariance = z[0], torch.zeros(2, 2)
-    for i, action in enumerate(actions[0]):
-        mean = A @ mean + B @ action
-        covariance = A @ covariance @ A.T + 0.09 * torch.eye(2)
-        torch.testing.assert_close(paths[:, i + 1].mean(0), mean, atol=0.12, rtol=0)
-        torch.testing.assert_close(torch.cov(paths[:, i + 1].T), covariance, atol=0.06, rtol=0.2)
+    assert_moments(paths, actions[0])
 
 
 @pytest.fixture(scope="module")
@@ -276,15 +282,10 @@ def test_paths_drawn_in_any_order_have_the_closed_forms_moments(rotating, monkey
     """One state after the other, also behind noised ones, as a pyramid and all at once."""
     for name, value in (("lag", lag), ("context_noise", noise), ("evaluations", 12)):
         monkeypatch.setattr(rotating, name, value)
-    z, actions = torch.tensor([[1.0, -0.5]]), torch.tensor([[[0.5], [-1.0], [0.3]]])
+    z, actions = START[None], torch.tensor([[[0.5], [-1.0], [0.3]]])
     with torch.no_grad():
         paths = rotating.rollout(z, actions, futures=3000, generator=seeded(1))[0]
-    mean, covariance = z[0], torch.zeros(2, 2)
-    for i, action in enumerate(actions[0]):
-        mean = A @ mean + B @ action
-        covariance = A @ covariance @ A.T + 0.09 * torch.eye(2)
-        torch.testing.assert_close(paths[:, i + 1].mean(0), mean, atol=0.12, rtol=0)
-        torch.testing.assert_close(torch.cov(paths[:, i + 1].T), covariance, atol=0.06, rtol=0.2)
+    assert_moments(paths, actions[0])
     if lag == 0.0:
         return  # one that knows nothing of the later states: see ``schedule``
     step = paths[:, 2] - paths[:, 1] @ A.T - B @ actions[0, 1]  # states of one path belong together
