@@ -1,6 +1,6 @@
 """A world that branches: what four kinds of dynamics on the same frozen encoder say of it, and plans made with them.
 
-    python benchmarks/branching.py            forty minutes on one core for each seed
+    python benchmarks/branching.py            an hour on one core for each seed, and 8 GB of disk
     python benchmarks/branching.py --quick    under two minutes
 
 Point, ensemble, mixture and flow dynamics learn on the latents of one encoder of TableEdge, whose true outcome
