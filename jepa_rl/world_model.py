@@ -144,7 +144,7 @@ class WorldModel(nn.Module):
         """
         if futures < 1:
             raise ValueError(f"futures must be at least 1, got {futures}")
-        check_rollout(self.latent_dim, self.action_dim, z, actions)
+        check_rollout(self.latent_dim, self.action_dim, z, actions, self.spec.block)
         if not torch.compiler.is_compiling() and not torch.isfinite(z).all():
             raise ValueError("z holds NaN or infinite values; check the observation and the encoder")
         return self.dynamics.rollout(z, actions, futures=futures, generator=generator)

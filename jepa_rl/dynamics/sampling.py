@@ -87,14 +87,14 @@ class Standardised(nn.Module):
             raise ValueError("actions hold NaN or infinite values; check the policy or the plan")
 
 
-def check_rollout(latent_dim: int, action_dim: int, z: Tensor, actions: Tensor) -> None:
-    """Raises ValueError unless z is "b d" and actions are "b h a" with at least one step."""
-    widths = (latent_dim, action_dim)
+def check_rollout(latent_dim: int, action_dim: int, z: Tensor, actions: Tensor, block: int = 1) -> None:
+    """Raises ValueError unless z is "b d" and actions are "b h a" with at least one step, of ``block`` actions each."""
     fit = z.ndim == 2 and actions.ndim == 3 and len(z) == len(actions) and actions.shape[1] >= 1
-    if not fit or (z.shape[-1], actions.shape[-1]) != widths:
+    if not fit or (z.shape[-1], actions.shape[-1]) != (latent_dim, action_dim):
+        blocks = f" (blocks of {block} x {action_dim // block})" if block > 1 else ""
         raise ValueError(
-            f"expected latents (rows, {widths[0]}) and at least one action for each of them, (rows, steps, "
-            f"{widths[1]}), got {tuple(z.shape)} and {tuple(actions.shape)}"
+            f"expected latents (rows, {latent_dim}) and actions of width {action_dim}{blocks}, (rows, steps, width), "
+            f"at least one step for each of them; got {tuple(z.shape)} and {tuple(actions.shape)}"
         )
 
 
