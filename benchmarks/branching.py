@@ -97,14 +97,8 @@ SHARE = {"table_edge": 1.0, "mujoco": 1 / 6, "fork": 1 / 36}
 EVALUATIONS = (1, 2, 4, 50)  # of the flow for each state
 PLANNING_EVALUATIONS = 1
 EPISODE = 40
-SETTINGS = (
-    "episodes",
-    "train_episodes",
-    "updates",
-    "dynamics_updates",
-    "futures",
-    "alpha",
-)  # what is found hangs on
+# What is found hangs on these.
+SETTINGS = ("episodes", "train_episodes", "updates", "dynamics_updates", "futures", "alpha")
 RESOLUTION = 0.5 / rules.TABLE  # half a pixel, in table widths
 
 
@@ -190,9 +184,9 @@ def run_seed(args: Args, world_name: str, seed: int) -> dict[str, Any]:
     found["settings"] = settings
     if found_file.exists():
         found = json.loads(found_file.read_text())
-        if found["settings"] != settings:
+        if found.get("settings") != settings:
             raise SystemExit(
-                f"{found_file} was found with {found['settings']}, not {settings}; use another --out"
+                f"{found_file} was found with {found.get('settings')}, not {settings}; use another --out"
             )
     if found.get("done"):
         return found

@@ -155,22 +155,21 @@ class FlowDynamics(Standardised):
         noise = shared_noise(futures, h, z, generator)[None]
         unrest = shared_noise(futures, h, z, generator)[None] if self.context_noise and h > 1 else None
         earlier = self._levels_before(h, noise, 0.0)
-        levels = schedule(h, count, self.lag, self.shift, z.device).to(z)
 
         def part(rows: Tensor, taken: Tensor) -> Tensor:
             first, steering = self.standardise(rows), self._steering(taken)
             if self.lag < 1:
+                levels = schedule(h, count, self.lag, self.shift, z.device).to(z)
                 path = self._along(first, steering, noise.expand(len(rows), -1, -1, -1), levels)
             else:
                 path = self._draw(first, steering, noise, count, earlier, unrest)
             return self.destandardise(path, rows)
 
-        layers = self.network.depth
-        evaluated = count if self.lag == 1 else 1  # at a time
-        held = h * self.network.width * (evaluated * (1 + 6 * layers) + futures * (self.lag < 1) * 4 * layers)
-        return in_chunks(
-            part, z, actions, futures * self.network.width, held + futures * (h + 1) * self.latent_dim
-        )
+        # One after the other, what the actions do is known for all evaluations before the first; else one evaluation
+        # reads whole paths.
+        width, layers = self.network.width, self.network.depth
+        held = h * width * (count * (1 + 6 * layers) if self.lag == 1 else (1 + 6 + 4 * futures) * layers)
+        return in_chunks(part, z, actions, futures * width, held + futures * (h + 1) * self.latent_dim)
 
     def _steering(
         self, actions: Float[Tensor, "b h a"], generator: torch.Generator | None = None
