@@ -42,12 +42,9 @@ class Problem:
 
     def rollout(self, candidates: Float[Tensor, "b s h a"]) -> tuple[Tensor, Tensor]:
         """Latents "b*s n t d" and costs "b s" of the candidates of all environments in one call."""
-        z = self.z.repeat_interleave(candidates.shape[1], dim=0)
-        latents, costs = self._priced(z, candidates.flatten(0, 1))
-        return latents, costs.view(candidates.shape[:2])
-
-    def _priced(self, z: Float[Tensor, "r d"], rows: Float[Tensor, "r h a"]) -> tuple[Tensor, Tensor]:
-        """Latents "r n t d" and costs "r" of single plans."""
+        b, s = candidates.shape[:2]
+        rows = candidates.flatten(0, 1)
+        z = self.z.repeat_interleave(s, dim=0)
         latents = self.dynamics.rollout(z, rows, futures=self.futures, generator=self.luck)
         futures = self.cost(latents, rows)
         if futures.shape != latents.shape[:2]:
@@ -55,9 +52,9 @@ class Problem:
                 f"a cost must answer (rows, futures) = {tuple(latents.shape[:2])}, got {tuple(futures.shape)}"
             )
         costs = self.risk(futures)
-        if costs.shape != (len(rows),):
-            raise ValueError(f"a risk must answer (rows,) = {(len(rows),)}, got {tuple(costs.shape)}")
-        return latents, costs
+        if costs.shape != (b * s,):
+            raise ValueError(f"a risk must answer (rows,) = {(b * s,)}, got {tuple(costs.shape)}")
+        return latents, costs.view(b, s)
 
     def costs(self, candidates: Float[Tensor, "b s h a"]) -> Float[Tensor, "b s"]:
         """Costs of the candidates; see ``comparable``.

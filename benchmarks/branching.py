@@ -340,19 +340,21 @@ def along_the_horizon(args: Args, models: dict[str, WorldModel], probe: Probe, s
     z, states = true[0], torch.stack(true, 1)
     truth = probe(states[:, 1:])[..., 0]  # through the encoder and the probe, as what is drawn
     crps = {kind: {"own": [], "given": []} for kind in models}
+    longer = {
+        kind: probe(independent_futures(model, z, push, futures, seed)[:, :, 1:])[..., :1]
+        for kind, model in models.items()
+    }
     for kind, model in models.items():
-        longer = probe(independent_futures(model, z, push, futures, seed)[:, :, 1:])[..., :1]
         steps = independent_futures(
             model, states[:, :-1].flatten(0, 1), push.reshape(-1, 1, 2), futures, seed
         )
         single = probe(steps[:, :, 1]).unflatten(0, (rows, horizon))[..., :1].transpose(1, 2)
-        for name, drawn, real in zip(crps[kind], (longer, single), oracle, strict=True):
+        for name, drawn, real in zip(crps[kind], (longer[kind], single), oracle, strict=True):
             crps[kind][name] = [
                 float(energy_score(drawn[:, :, i], x[i]).mean() / energy_score(real[i], x[i]).mean())
                 for i in range(horizon)
             ]
-    paths = independent_futures(models["flow"], z, push, futures, seed)
-    drawn = probe(paths[:, :, 1:])[..., 0]
+    drawn = longer["flow"][..., 0]
     generator = torch.Generator().manual_seed(seed)
     blur = lambda x: x + RESOLUTION * torch.randn(x.shape, generator=generator)  # noqa: E731
     rank = (blur(drawn) < blur(truth)[:, None]).sum(1).numpy()  # b h

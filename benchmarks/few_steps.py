@@ -25,12 +25,13 @@ import numpy as np
 import torch
 import tyro
 from _record import write_results
+from branching import score
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
 from branching_futures import independent_futures, pushes_near_the_edge
 
-from jepa_rl.dynamics import FlowDynamics, energy_score
+from jepa_rl.dynamics import FlowDynamics
 from jepa_rl.dynamics.flow import FEW_EVALUATIONS, jump, shifted
 from jepa_rl.envs import table_edge_rules as rules
 
@@ -171,14 +172,13 @@ def measure(args: Args, model: FlowDynamics, seconds: float, seed: int) -> dict[
         return found.unflatten(0, (len(at), args.futures)) / model.std
 
     truth, oracle = outcomes()[:, :64], outcomes()
-    score = lambda samples: torch.stack([energy_score(samples, t).mean() for t in truth.unbind(1)]).mean()  # noqa: E731
-    best, true = score(oracle), rules.fall_probability(at, push)
+    best, true = score(oracle, truth), rules.fall_probability(at, push)
     z = torch.from_numpy(np.column_stack([at, np.zeros(len(at))])).float()
     world, error, energy = SimpleNamespace(dynamics=model), [], []
     for count in EVALUATIONS:
         drawn = independent_futures(world, z, push[:, None], args.futures, seed, evaluations=count)[:, :, 1]
         error.append(float(np.abs((drawn[..., 2] > 0.5).float().mean(1).numpy() - true).mean()))
-        energy.append(float(score(drawn / model.std) / best))
+        energy.append(score(drawn / model.std, truth) / best)
     return {"fall_probability_error": error, "energy_score_ratio": energy, "train_seconds": seconds}
 
 

@@ -142,11 +142,7 @@ class WorldModel(nn.Module):
             ValueError: if the shapes of ``z`` or ``actions`` are not the model's, ``z`` is not finite, or ``futures``
                 is below 1.
         """
-        if futures < 1:
-            raise ValueError(f"futures must be at least 1, got {futures}")
-        check_rollout(self.latent_dim, self.action_dim, z, actions, self.spec.block)
-        if not torch.compiler.is_compiling() and not torch.isfinite(z).all():
-            raise ValueError("z holds NaN or infinite values; check the observation and the encoder")
+        check_rollout(self.latent_dim, self.action_dim, z, actions, futures, self.spec.block)
         return self.dynamics.rollout(z, actions, futures=futures, generator=generator)
 
     def encode_windows(self, pixels: UInt8[Tensor, "b t c y x"]) -> Float[Tensor, "b t d"]:

@@ -127,7 +127,7 @@ def test_rows_in_parts_are_the_rows_at_once(monkeypatch):
 
 MEMORY = """
 import resource, torch
-from jepa_rl.dynamics import EnsembleDynamics, FlowDynamics
+from jepa_rl.dynamics import FlowDynamics
 torch.set_num_threads(1)
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # MiB
 flow = FlowDynamics(4, 2, width=64).eval()

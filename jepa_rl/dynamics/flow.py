@@ -186,8 +186,10 @@ class FlowDynamics(Standardised):
 
     def _with_and_without(self, steering: Tensor) -> Tensor:
         """The actions, and below them none where guidance compares the two."""
-        guided = self.guidance != 1 and not self.training
-        return torch.cat([steering, torch.zeros_like(steering)]) if guided else steering
+        return torch.cat([steering, torch.zeros_like(steering)]) if self._guided() else steering
+
+    def _guided(self) -> bool:
+        return self.guidance != 1 and not self.training
 
     def _levels_before(self, horizon: int, like: Tensor, first: Tensor | float) -> Tensor | float:
         """Noise levels "b|1 1 h 1" of the states that each one is drawn from, ``first`` being that of ``z``."""
@@ -207,7 +209,7 @@ class FlowDynamics(Standardised):
         past: Past | None = None,
     ) -> tuple[Float[Tensor, "b n t d"], Past]:
         """The clean latents that the network sees in ``x``, and what it keeps of its tokens."""
-        guided = self.guidance != 1 and not self.training
+        guided = self._guided()
         if guided:
             x, before = (torch.cat([part, part]) if len(part) > 1 else part for part in (x, before))
         change, kept = net(x, before, way, past)

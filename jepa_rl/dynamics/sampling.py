@@ -78,17 +78,18 @@ class Standardised(nn.Module):
 
     def check(self, z: Tensor, actions: Tensor, futures: int) -> None:
         """Raises ValueError for what ``rollout`` cannot answer."""
-        if futures < 1:
-            raise ValueError(f"futures must be at least 1, got {futures}")
-        check_rollout(self.latent_dim, self.action_dim, z, actions)
-        if not torch.isfinite(z).all():
-            raise ValueError("z holds NaN or infinite values; check the observation and the encoder")
+        check_rollout(self.latent_dim, self.action_dim, z, actions, futures)
         if not torch.isfinite(actions).all():
             raise ValueError("actions hold NaN or infinite values; check the policy or the plan")
 
 
-def check_rollout(latent_dim: int, action_dim: int, z: Tensor, actions: Tensor, block: int = 1) -> None:
-    """Raises ValueError unless z is "b d" and actions are "b h a" with at least one step, of ``block`` actions each."""
+def check_rollout(
+    latent_dim: int, action_dim: int, z: Tensor, actions: Tensor, futures: int, block: int = 1
+) -> None:
+    """Raises ValueError unless z is "b d" and finite, actions are "b h a" with at least one step, of ``block`` actions
+    each, and at least one future is asked for."""
+    if futures < 1:
+        raise ValueError(f"futures must be at least 1, got {futures}")
     fit = z.ndim == 2 and actions.ndim == 3 and len(z) == len(actions) and actions.shape[1] >= 1
     if not fit or (z.shape[-1], actions.shape[-1]) != (latent_dim, action_dim):
         blocks = f" (blocks of {block} x {action_dim // block})" if block > 1 else ""
@@ -96,6 +97,8 @@ def check_rollout(latent_dim: int, action_dim: int, z: Tensor, actions: Tensor, 
             f"expected latents (rows, {latent_dim}) and actions of width {action_dim}{blocks}, (rows, steps, width), "
             f"at least one step for each of them; got {tuple(z.shape)} and {tuple(actions.shape)}"
         )
+    if not torch.compiler.is_compiling() and not torch.isfinite(z).all():
+        raise ValueError("z holds NaN or infinite values; check the observation and the encoder")
 
 
 def shared_noise(
