@@ -206,7 +206,7 @@ COINS = {
 @pytest.mark.parametrize("kind", COINS)
 def test_a_coin_falls_as_often_as_it_should_and_never_on_its_edge(kind):
     torch.manual_seed(0)
-    model = train(COINS[kind](), coin, updates=1200 if kind == "mixture" else 400)
+    model = train(COINS[kind](), coin, updates=1200 if kind == "mixture" else 600)
     actions = torch.tensor([-0.8, -0.4, 0.0, 0.4, 0.8])[:, None, None]
     with torch.no_grad():
         moves = model.rollout(torch.zeros(5, 1), actions, futures=2000, generator=seeded(5))[:, :, 1, 0]
@@ -233,6 +233,23 @@ def test_the_few_step_sampler_knows_the_coin_in_one_evaluation():
     assert (
         (moves.abs() - 1).abs() > 0.2
     ).float().mean() > 0.6  # one step of the plain flow lands between them
+
+
+@pytest.mark.parametrize("windows", [1, 2, 4])
+def test_learns_from_fewer_windows_than_numbers_of_evaluations_as_from_more(windows):
+    model = make_flow(samples=4).train()
+    terms = [
+        model.loss(torch.zeros(windows, 2, 6), torch.zeros(windows, 1, 2), seeded(i))[1] for i in range(60)
+    ]
+    found = torch.stack([term["energy"] for term in terms]).detach()
+    model.eval()
+    with torch.no_grad():  # of the sampler itself, whose average still is the weights
+        expected = [
+            energy_score(model.rollout(torch.zeros(1, 6), torch.zeros(1, 1, 2), futures=4000, evaluations=k)[:, :, 1],
+                         torch.zeros(1, 6))
+            for k in (1, 2, 4)
+        ]  # fmt: skip
+    torch.testing.assert_close(found.mean(), torch.cat(expected).mean(), atol=0.1, rtol=0.1)
 
 
 def linear(batch, generator, steps=3):

@@ -374,9 +374,20 @@ class FlowDynamics(Standardised):
         return torch.lerp(x, noise, level)
 
     def _own_futures(self, path: Tensor, actions: Tensor, generator: torch.Generator | None) -> Tensor:
-        """Energy score of futures of ``unroll`` states, by a number of evaluations that is drawn itself."""
+        """Mean energy score of the sampler's futures, each number of evaluations on a share of the windows.
+
+        All numbers in every update: they share the weights, and each of them alone would pull these its own way.
+        """
+        order = torch.randperm(len(FEW_EVALUATIONS), generator=generator, device=path.device)
+        shares = zip(order.tolist(), path.chunk(len(order)), actions.chunk(len(order)), strict=False)
+        scores = [self._energy_of(FEW_EVALUATIONS[i], *share, generator).sum() for i, *share in shares]
+        return torch.stack(scores).sum() / len(path)
+
+    def _energy_of(
+        self, count: int, path: Tensor, actions: Tensor, generator: torch.Generator | None
+    ) -> Float[Tensor, " b"]:
+        """Energy score of futures of ``unroll`` states by ``count`` evaluations, mean over each window."""
         draw: dict[str, Any] = dict(generator=generator, device=path.device)
-        count = FEW_EVALUATIONS[int(torch.randint(len(FEW_EVALUATIONS), (), **draw))]
         u = min(self.unroll, actions.shape[1])
         pieces = actions.shape[1] // u
         starts = path[:, : pieces * u : u].flatten(0, 1)
@@ -389,7 +400,8 @@ class FlowDynamics(Standardised):
         unrest = torch.randn(shape, dtype=path.dtype, **draw) if self.context_noise and u > 1 else None
         earlier = self._levels_before(u, path, known)
         drawn = self._draw(starts, self._steering(taken, generator), noise, count, earlier, unrest)
-        return torch.stack([energy_score(drawn[:, :, i], truth[:, i]).mean() for i in range(u)]).mean()
+        score = torch.stack([energy_score(drawn[:, :, i], truth[:, i]) for i in range(u)])
+        return score.mean(0).unflatten(0, (len(path), pieces)).mean(1)
 
     @torch.no_grad()
     def after_update(self) -> None:
@@ -508,16 +520,20 @@ class Block(nn.Module):
         nn.init.zeros_(self.modulation.bias)
 
     def modulations(self, condition: Float[Tensor, "b 1 t w"]) -> tuple[Tensor, ...]:
-        """Shift, scale (around 1) and gate of the attention, then those of the perceptron."""
-        shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = self.modulation(condition).chunk(6, dim=-1)
-        return shift, 1 + scale, gate, mlp_shift, 1 + mlp_scale, mlp_gate
+        """Shift, scale (around 1) and gate of the attention where there is any, then those of the perceptron."""
+        weight, bias = self.modulation.weight, self.modulation.bias
+        if self.context == 1:  # no attention, whose half is then spared
+            weight, bias = weight.chunk(2)[1], bias.chunk(2)[1]
+        parts = F.linear(condition, weight, bias).chunk(len(bias) // condition.shape[-1], dim=-1)
+        return tuple(1 + part if i % 3 == 1 else part for i, part in enumerate(parts))
 
     def forward(
         self, x: Float[Tensor, "b n t w"], way: tuple[Tensor, ...], past: tuple[Tensor, Tensor] | None
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = way
+        mlp_shift, mlp_scale, mlp_gate = way[-3:]
         pair = (x, x)
         if self.context > 1:
+            shift, scale, gate = way[:3]
             y = torch.addcmul(shift, F.layer_norm(x, x.shape[-1:]), scale)
             query, key, value = self.query_key_value(y).chunk(3, dim=-1)
             mixed, pair = self._attend(query, key, value, past)
