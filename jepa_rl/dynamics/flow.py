@@ -380,7 +380,9 @@ class FlowDynamics(Standardised):
         """
         order = torch.randperm(len(FEW_EVALUATIONS), generator=generator, device=path.device)
         shares = zip(order.tolist(), path.chunk(len(order)), actions.chunk(len(order)), strict=False)
-        scores = [self._energy_of(FEW_EVALUATIONS[i], *share, generator).sum() for i, *share in shares]
+        scores = [
+            self._energy_of(FEW_EVALUATIONS[i], states, taken, generator).sum() for i, states, taken in shares
+        ]
         return torch.stack(scores).sum() / len(path)
 
     def _energy_of(
@@ -521,10 +523,10 @@ class Block(nn.Module):
 
     def modulations(self, condition: Float[Tensor, "b 1 t w"]) -> tuple[Tensor, ...]:
         """Shift, scale (around 1) and gate of the attention where there is any, then those of the perceptron."""
-        weight, bias = self.modulation.weight, self.modulation.bias
-        if self.context == 1:  # no attention, whose half is then spared
-            weight, bias = weight.chunk(2)[1], bias.chunk(2)[1]
-        parts = F.linear(condition, weight, bias).chunk(len(bias) // condition.shape[-1], dim=-1)
+        # Without attention its half is spared.
+        first = 0 if self.context > 1 else self.modulation.out_features // 2
+        found = F.linear(condition, self.modulation.weight[first:], self.modulation.bias[first:])
+        parts = found.chunk(found.shape[-1] // condition.shape[-1], dim=-1)
         return tuple(1 + part if i % 3 == 1 else part for i, part in enumerate(parts))
 
     def forward(
