@@ -4,8 +4,13 @@
 and every batch is encoded by the model as it is now::
 
     world = WorldModel(preset("laptop", world_spec(env)).model)
-    agent = SAC("CnnPolicy", env, policy_kwargs=latent_policy_kwargs(world))
+    agent = SAC(
+        "CnnPolicy", env, policy_kwargs=latent_policy_kwargs(world), replay_buffer_class=LatentReplayBuffer
+    )
     agent.learn(100_000, callback=OnlineWorldModel(world))
+
+``LatentReplayBuffer`` encodes a batch once, when it is drawn; with Stable-Baselines3's own replay the actor and each
+critic encode it anew, five times in an update of SAC.
 
 The agent's own losses do not reach the encoder: what shapes the space is prediction alone.
 """
@@ -21,6 +26,8 @@ from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from stable_baselines3.common.type_aliases import ReplayBufferSamples
+from stable_baselines3.common.vec_env import VecNormalize
 from torch import Tensor
 
 from jepa_rl.modes import evaluating
@@ -49,10 +56,44 @@ class LatentFeatures(BaseFeaturesExtractor):
     def world(self) -> WorldModel:
         return self._world[0]
 
-    @torch.no_grad()
-    def forward(self, pixels: Float[Tensor, "b c y x"]) -> Float[Tensor, "b d"]:
-        with evaluating(self.world):
-            return self.world.encode(pixels.to(torch.uint8))
+    def forward(self, seen: Float[Tensor, "b c y x"] | Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:
+        """Of pixels; what ``LatentReplayBuffer`` has encoded is returned as it is."""
+        return seen if seen.ndim == 2 else _encode(self.world, seen)
+
+
+@torch.no_grad()
+def _encode(world: WorldModel, pixels: Float[Tensor, "b c y x"]) -> Float[Tensor, "b d"]:
+    with evaluating(world):
+        return world.encode(pixels.to(torch.uint8))
+
+
+class LatentReplayBuffer(ReplayBuffer):
+    """Keeps pixels and hands out their latents, of the world model as it is when a batch is drawn.
+
+    ``OnlineWorldModel`` names the world model when training starts. It is no part of the replay's file.
+
+    Raises:
+        RuntimeError: when a batch is drawn before.
+    """
+
+    world: WorldModel | None = None
+
+    def sample(self, batch_size: int, env: VecNormalize | None = None) -> ReplayBufferSamples:
+        if self.world is None:
+            raise RuntimeError(
+                "this replay needs a world model to encode with: agent.learn(..., callback=OnlineWorldModel(world))"
+            )
+        rows = self.sample_pixels(batch_size, env)
+        both = _encode(self.world, torch.cat([rows.observations, rows.next_observations]))
+        now, then = both.chunk(2)
+        return rows._replace(observations=now, next_observations=then)
+
+    def sample_pixels(self, batch_size: int, env: VecNormalize | None = None) -> ReplayBufferSamples:
+        """Transitions as they are kept."""
+        return super().sample(batch_size, env)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"world": None}
 
 
 def latent_policy_kwargs(world: WorldModel, **more: Any) -> dict[str, Any]:
@@ -106,7 +147,7 @@ class OnlineWorldModel(BaseCallback):
 
     def _on_training_start(self) -> None:
         replay = getattr(self.model, "replay_buffer", None)
-        if type(replay) is not ReplayBuffer:
+        if type(replay) not in (ReplayBuffer, LatentReplayBuffer):
             raise TypeError(
                 f"the agent must keep single transitions of pixels in a ReplayBuffer, got {type(replay).__name__}; use "
                 "SAC, TD3 or DQN with n_steps=1"
@@ -116,6 +157,8 @@ class OnlineWorldModel(BaseCallback):
             raise ValueError(
                 "the agent does not see this world model: policy_kwargs=latent_policy_kwargs(world)"
             )
+        if isinstance(replay, LatentReplayBuffer):
+            replay.world = self.world
 
     def _on_step(self) -> bool:
         agent, replay = self.model, self.model.replay_buffer
@@ -130,7 +173,8 @@ class OnlineWorldModel(BaseCallback):
         return True
 
     def _update(self, replay: ReplayBuffer) -> dict[str, Tensor]:
-        rows = replay.sample(self.batch_size)
+        draw = replay.sample_pixels if isinstance(replay, LatentReplayBuffer) else replay.sample
+        rows = draw(self.batch_size)
         actions = _model_actions(self.world.spec.action, rows.actions)
         batch = Batch(
             torch.stack([rows.observations, rows.next_observations], dim=1).to(torch.uint8),

@@ -45,7 +45,7 @@ from jepa_rl.agents import JEPAMPC, ResumableRun
 from jepa_rl.agents.baselines import SHORT_DQN
 from jepa_rl.agents.evaluation import EvaluationCallback
 from jepa_rl.agents.jepa_mpc import jepa_mpc_preset
-from jepa_rl.agents.online_latents import OnlineWorldModel, latent_policy_kwargs
+from jepa_rl.agents.online_latents import LatentReplayBuffer, OnlineWorldModel, latent_policy_kwargs
 from jepa_rl.diagnostics import bootstrap_interval, interquartile_mean
 from jepa_rl.envs import ActionRepeat, LatentObservation, PixelObservation, collect, world_spec
 from jepa_rl.files import write_atomic
@@ -256,7 +256,7 @@ def run_sac(method: str, args: Args, task: Task, folder: Path, seed: int, decisi
         env = make()
         online = WorldModel(preset("laptop", world_spec(env)).model).to(_device(args))
         env.close()
-        settings["policy_kwargs"] = latent_policy_kwargs(online)
+        settings |= {"policy_kwargs": latent_policy_kwargs(online), "replay_buffer_class": LatentReplayBuffer}
         callbacks.append(OnlineWorldModel(online, seed=seed))
     settings["buffer_size"] = decisions
     train = partial(make, training=True)

@@ -8,12 +8,18 @@ import pytest
 import torch
 from gymnasium import spaces
 from stable_baselines3 import DQN, PPO, SAC
+from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import ConvertCallback
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from jepa_rl import Objective, WorldModel, WorldModelConfig
 from jepa_rl.agents.evaluation import EvaluationCallback, play_episodes
-from jepa_rl.agents.online_latents import LatentFeatures, OnlineWorldModel, latent_policy_kwargs
+from jepa_rl.agents.online_latents import (
+    LatentFeatures,
+    LatentReplayBuffer,
+    OnlineWorldModel,
+    latent_policy_kwargs,
+)
 from jepa_rl.envs import world_spec
 
 
@@ -151,6 +157,42 @@ def test_the_world_model_learns_beside_the_agent_and_only_from_its_own_loss(algo
     assert not torch.equal(before["encoder.project.weight"], world.encoder.project.weight)
     assert np.mean(errors[-20:]) < 0.7 * np.mean(errors[:5])
     torch.testing.assert_close(features(stack.float()), world.eval().encode(stack))  # the newest weights
+
+
+@pytest.mark.parametrize("algorithm", [SAC, DQN])
+def test_a_replay_that_encodes_once_teaches_the_agent_the_same(algorithm):
+    learned = []
+    for replay in (ReplayBuffer, LatentReplayBuffer):
+        env = Glow(discrete=algorithm is DQN)
+        torch.manual_seed(0)
+        world = WorldModel(WorldModelConfig(world_spec(env), 8, dynamics_options={"width": 16}))
+        agent = algorithm(
+            "CnnPolicy", env, learning_starts=20, batch_size=16, buffer_size=40, seed=0, replay_buffer_class=replay,
+            train_freq=1, policy_kwargs=latent_policy_kwargs(world, net_arch=[16]),
+        )  # fmt: skip
+        agent.learn(60, callback=OnlineWorldModel(world, batch_size=8))
+        learned.append([*agent.policy.state_dict().values(), *world.state_dict().values()])
+    for once, every_time in zip(*learned, strict=True):
+        torch.testing.assert_close(once, every_time, rtol=1e-3, atol=1e-4)
+
+
+def test_the_file_of_a_replay_that_encodes_holds_no_world_model(tmp_path):
+    env = Glow()
+    world = WorldModel(WorldModelConfig(world_spec(env), 8))
+    agent = SAC(
+        "CnnPolicy", env, learning_starts=5, batch_size=4, buffer_size=40, replay_buffer_class=LatentReplayBuffer,
+        policy_kwargs=latent_policy_kwargs(world),
+    )  # fmt: skip
+    with pytest.raises(RuntimeError, match=r"needs a world model .* callback=OnlineWorldModel"):
+        agent.learn(8)
+    agent.learn(8, callback=OnlineWorldModel(world, batch_size=4))
+    agent.save_replay_buffer(tmp_path / "replay.pkl")
+    size = agent.replay_buffer.size()
+    agent.load_replay_buffer(tmp_path / "replay.pkl")
+    assert agent.replay_buffer.world is None and agent.replay_buffer.size() == size
+    agent.learn(8, callback=OnlineWorldModel(world, batch_size=4), reset_num_timesteps=False)
+    assert agent.replay_buffer.sample(4).observations.shape == (4, world.latent_dim)
+    assert agent.replay_buffer.sample_pixels(4).observations.shape == (4, 3, 16, 16)
 
 
 def test_world_models_that_do_not_fit_are_refused():
