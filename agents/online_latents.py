@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from gymnasium import spaces
 from jaxtyping import Float
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
@@ -105,10 +106,28 @@ def latent_policy_kwargs(world: WorldModel, **more: Any) -> dict[str, Any]:
     } | more
 
 
+def world_of(agent: BaseAlgorithm) -> WorldModel:
+    """The world model whose latents an agent sees; it is part of the agent's file.
+
+    Raises:
+        ValueError: if the agent sees no latents.
+    """
+    for part in agent.policy.modules():
+        if isinstance(part, LatentFeatures):
+            return part.world
+    raise ValueError("the agent sees no world model: policy_kwargs=latent_policy_kwargs(world)")
+
+
 class OnlineWorldModel(BaseCallback):
     """Trains a world model on the replay of an off-policy agent, with its own loss, while the agent learns.
 
-    Stable-Baselines3's replay holds transitions, so the windows are one step long.
+    Stable-Baselines3's replay holds transitions, so the windows are one step long. An agent and what it has learned
+    are kept by ``agent.save``, ``agent.save_replay_buffer`` and ``torch.save(callback.state_dict(), path)``; to go on::
+
+        agent = SAC.load("agent.zip", env)
+        agent.load_replay_buffer("replay.pkl")
+        callback = OnlineWorldModel(world_of(agent))
+        callback.load_state_dict(torch.load(path, weights_only=True))
 
     Args:
         world: the model; its block must be 1.
@@ -145,6 +164,19 @@ class OnlineWorldModel(BaseCallback):
         self.generator = torch.Generator(next(world.parameters()).device).manual_seed(seed)
         self._owed = 0.0
 
+    def state_dict(self) -> dict[str, Any]:
+        """Of the optimiser and of what the loss draws; the weights are the world model's."""
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "generator": self.generator.get_state(),
+            "owed": self._owed,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.generator.set_state(state["generator"].cpu())
+        self._owed = state["owed"]
+
     def _on_training_start(self) -> None:
         replay = getattr(self.model, "replay_buffer", None)
         if type(replay) not in (ReplayBuffer, LatentReplayBuffer):
@@ -152,11 +184,8 @@ class OnlineWorldModel(BaseCallback):
                 f"the agent must keep single transitions of pixels in a ReplayBuffer, got {type(replay).__name__}; use "
                 "SAC, TD3 or DQN with n_steps=1"
             )
-        features = [part for part in self.model.policy.modules() if isinstance(part, LatentFeatures)]
-        if not any(part.world is self.world for part in features):
-            raise ValueError(
-                "the agent does not see this world model: policy_kwargs=latent_policy_kwargs(world)"
-            )
+        if world_of(self.model) is not self.world:
+            raise ValueError("the agent does not see this world model: OnlineWorldModel(world_of(agent))")
         if isinstance(replay, LatentReplayBuffer):
             replay.world = self.world
 

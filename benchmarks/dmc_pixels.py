@@ -45,7 +45,7 @@ from jepa_rl.agents import JEPAMPC, ResumableRun
 from jepa_rl.agents.baselines import SHORT_DQN
 from jepa_rl.agents.evaluation import EvaluationCallback
 from jepa_rl.agents.jepa_mpc import jepa_mpc_preset
-from jepa_rl.agents.online_latents import LatentReplayBuffer, OnlineWorldModel, latent_policy_kwargs
+from jepa_rl.agents.online_latents import LatentReplayBuffer, OnlineWorldModel, latent_policy_kwargs, world_of
 from jepa_rl.diagnostics import bootstrap_interval, interquartile_mean
 from jepa_rl.envs import ActionRepeat, LatentObservation, PixelObservation, collect, world_spec
 from jepa_rl.files import write_atomic
@@ -254,10 +254,12 @@ def run_sac(method: str, args: Args, task: Task, folder: Path, seed: int, decisi
     elif method == "sac_online_latents":
         torch.manual_seed(seed)
         env = make()
-        online = WorldModel(preset("laptop", world_spec(env)).model).to(_device(args))
+        world_model = WorldModel(preset("laptop", world_spec(env)).model).to(_device(args))
         env.close()
-        settings |= {"policy_kwargs": latent_policy_kwargs(online), "replay_buffer_class": LatentReplayBuffer}
-        callbacks.append(OnlineWorldModel(online, seed=seed))
+        settings |= {
+            "policy_kwargs": latent_policy_kwargs(world_model),
+            "replay_buffer_class": LatentReplayBuffer,
+        }
     settings["buffer_size"] = decisions
     train = partial(make, training=True)
     model: OffPolicyAlgorithm
@@ -265,14 +267,18 @@ def run_sac(method: str, args: Args, task: Task, folder: Path, seed: int, decisi
     if saved is not None:
         model = algorithm.load(saved, env=make_vec_env(train, 1, seed=seed), device=args.device)
         model.load_replay_buffer(saved.with_name("replay.pkl"))
-    else:  # the world model that learns beside SAC is part of neither file: such a run starts again
+    else:
         (folder / "curve.json").unlink(missing_ok=True)
         model = algorithm(policy, make_vec_env(train, 1, seed=seed), **settings)
     model.tensorboard_log = str(folder / "tensorboard")
     curve = evaluation(args, task, folder, make)
-    callbacks.append(curve)
-    if method != "sac_online_latents":
-        callbacks.append(SaveAtEvaluation(curve, folder / "saved"))
+    online = None
+    if method == "sac_online_latents":
+        online = OnlineWorldModel(world_of(model), seed=seed)
+        if saved is not None:
+            online.load_state_dict(torch.load(saved.with_name("online.pt"), weights_only=True))
+        callbacks.append(online)
+    callbacks += [curve, SaveAtEvaluation(curve, folder / "saved", online)]
     left = max(0, decisions - model.num_timesteps)
     model.learn(left, callback=callbacks, reset_num_timesteps=model.num_timesteps == 0)
     seen = "state" if method == "sac_state" else "pixels"
@@ -285,9 +291,11 @@ def run_sac(method: str, args: Args, task: Task, folder: Path, seed: int, decisi
 class SaveAtEvaluation(BaseCallback):
     """Agent and replay at each point of the curve. The replay is a pickle, Stable-Baselines3 has no other way."""
 
-    def __init__(self, curve: EvaluationCallback, folder: Path) -> None:
+    def __init__(
+        self, curve: EvaluationCallback, folder: Path, online: OnlineWorldModel | None = None
+    ) -> None:
         super().__init__()
-        self.curve, self.folder, self._step = curve, folder, 0
+        self.curve, self.folder, self.online, self._step = curve, folder, online, 0
 
     def _on_training_start(self) -> None:
         self._step = self.num_timesteps  # a run that goes on has saved this point already
@@ -301,6 +309,8 @@ class SaveAtEvaluation(BaseCallback):
             part.mkdir(parents=True)
             self.model.save(part / "agent.zip")
             self.model.save_replay_buffer(part / "replay.pkl")
+            if self.online is not None:
+                torch.save(self.online.state_dict(), part / "online.pt")
             part.rename(self.folder / str(step))
             for older in self.folder.iterdir():
                 if older.name != str(step):

@@ -10,6 +10,7 @@ from gymnasium import spaces
 from stable_baselines3 import DQN, PPO, SAC
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import ConvertCallback
+from stable_baselines3.common.utils import set_random_seed
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from jepa_rl import Objective, WorldModel, WorldModelConfig
@@ -19,6 +20,7 @@ from jepa_rl.agents.online_latents import (
     LatentReplayBuffer,
     OnlineWorldModel,
     latent_policy_kwargs,
+    world_of,
 )
 from jepa_rl.envs import world_spec
 
@@ -176,7 +178,7 @@ def test_a_replay_that_encodes_once_teaches_the_agent_the_same(algorithm):
         torch.testing.assert_close(once, every_time, rtol=1e-3, atol=1e-4)
 
 
-def test_the_file_of_a_replay_that_encodes_holds_no_world_model(tmp_path):
+def test_an_agent_and_the_world_model_beside_it_go_on_from_their_files(tmp_path):
     env = Glow()
     world = WorldModel(WorldModelConfig(world_spec(env), 8))
     agent = SAC(
@@ -185,14 +187,28 @@ def test_the_file_of_a_replay_that_encodes_holds_no_world_model(tmp_path):
     )  # fmt: skip
     with pytest.raises(RuntimeError, match=r"needs a world model .* callback=OnlineWorldModel"):
         agent.learn(8)
-    agent.learn(8, callback=OnlineWorldModel(world, batch_size=4))
+    online = OnlineWorldModel(world, batch_size=4, updates_per_step=0.75)
+    agent.learn(9, callback=online)
+    agent.save(tmp_path / "agent.zip")
     agent.save_replay_buffer(tmp_path / "replay.pkl")
-    size = agent.replay_buffer.size()
-    agent.load_replay_buffer(tmp_path / "replay.pkl")
-    assert agent.replay_buffer.world is None and agent.replay_buffer.size() == size
-    agent.learn(8, callback=OnlineWorldModel(world, batch_size=4), reset_num_timesteps=False)
-    assert agent.replay_buffer.sample(4).observations.shape == (4, world.latent_dim)
-    assert agent.replay_buffer.sample_pixels(4).observations.shape == (4, 3, 16, 16)
+    torch.save(online.state_dict(), tmp_path / "online.pt")
+
+    loaded = SAC.load(tmp_path / "agent.zip", env)
+    loaded.load_replay_buffer(tmp_path / "replay.pkl")
+    assert loaded.replay_buffer.world is None and loaded.replay_buffer.size() == agent.replay_buffer.size()
+    resumed = OnlineWorldModel(world_of(loaded), batch_size=4, updates_per_step=0.75)
+    resumed.load_state_dict(torch.load(tmp_path / "online.pt", weights_only=True))
+    learned = []
+    for a, callback in ((agent, online), (loaded, resumed)):
+        set_random_seed(0)
+        a.env.seed(0)
+        a._last_obs = a.env.reset()
+        a.learn(10, callback=callback, reset_num_timesteps=False)
+        learned.append([*world_of(a).state_dict().values(), *a.policy.state_dict().values()])
+    assert world_of(loaded) is not world and loaded.replay_buffer.world is world_of(loaded)
+    for kept, gone_on in zip(*learned, strict=True):
+        torch.testing.assert_close(kept, gone_on)
+    assert loaded.replay_buffer.sample(4).observations.shape == (4, world.latent_dim)
 
 
 def test_world_models_that_do_not_fit_are_refused():
