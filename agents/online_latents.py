@@ -107,7 +107,7 @@ def latent_policy_kwargs(world: WorldModel, **more: Any) -> dict[str, Any]:
 
 
 def world_of(agent: BaseAlgorithm) -> WorldModel:
-    """The world model whose latents an agent sees; it is part of the agent's file.
+    """The world model whose latents an agent sees; it is part of the agent's file, as a pickle.
 
     Raises:
         ValueError: if the agent sees no latents.
