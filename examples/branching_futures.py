@@ -3,7 +3,7 @@
     python examples/branching_futures.py
 
 On TableEdge a push near the edge may throw the object off. A world model is learned from pixels, then, on its frozen
-latents, a flow that draws futures; about a quarter of an hour on two cores. Writes to runs/branching_futures/, and to
+latents, a flow that draws futures; twenty minutes on one core. Writes to runs/branching_futures/, and to
 TensorBoard: futures.png (one real picture and decoded futures that fan out from it), fan.png (decoded positions
 beside true outcomes), probability.png (sampled against true probability of falling) and plans.gif (a plan by the mean
 beside a careful one). A run that was stopped goes on where it was; --no-resume starts anew.
