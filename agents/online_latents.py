@@ -31,6 +31,7 @@ from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from stable_baselines3.common.vec_env import VecNormalize
 from torch import Tensor
 
+from jepa_rl.memory import keep_freed_memory
 from jepa_rl.modes import evaluating
 from jepa_rl.training import descend
 from jepa_rl.types import ActionSpec, Batch
@@ -188,6 +189,7 @@ class OnlineWorldModel(BaseCallback):
             raise ValueError("the agent does not see this world model: OnlineWorldModel(world_of(agent))")
         if isinstance(replay, LatentReplayBuffer):
             replay.world = self.world
+        keep_freed_memory()
 
     def _on_step(self) -> bool:
         agent, replay = self.model, self.model.replay_buffer

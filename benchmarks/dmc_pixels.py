@@ -49,6 +49,7 @@ from jepa_rl.agents.online_latents import LatentReplayBuffer, OnlineWorldModel, 
 from jepa_rl.diagnostics import bootstrap_interval, interquartile_mean
 from jepa_rl.envs import ActionRepeat, LatentObservation, PixelObservation, collect, world_spec
 from jepa_rl.files import write_atomic
+from jepa_rl.memory import keep_freed_memory
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -114,6 +115,7 @@ class Args:
 
 
 def main(args: Args) -> None:
+    keep_freed_memory()  # for every method, as JEPAMPC does by itself
     if args.quick:
         shutil.rmtree(args.out / "quick", ignore_errors=True)
         args = replace(
