@@ -85,14 +85,10 @@ class LatentReplayBuffer(ReplayBuffer):
             raise RuntimeError(
                 "this replay needs a world model to encode with: agent.learn(..., callback=OnlineWorldModel(world))"
             )
-        rows = self.sample_pixels(batch_size, env)
+        rows = super().sample(batch_size, env)
         both = _encode(self.world, torch.cat([rows.observations, rows.next_observations]))
         now, then = both.chunk(2)
         return rows._replace(observations=now, next_observations=then)
-
-    def sample_pixels(self, batch_size: int, env: VecNormalize | None = None) -> ReplayBufferSamples:
-        """Transitions as they are kept."""
-        return super().sample(batch_size, env)
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"world": None}
@@ -204,8 +200,7 @@ class OnlineWorldModel(BaseCallback):
         return True
 
     def _update(self, replay: ReplayBuffer) -> dict[str, Tensor]:
-        draw = replay.sample_pixels if isinstance(replay, LatentReplayBuffer) else replay.sample
-        rows = draw(self.batch_size)
+        rows = ReplayBuffer.sample(replay, self.batch_size)  # pixels, also of a replay that hands out latents
         actions = _model_actions(self.world.spec.action, rows.actions)
         batch = Batch(
             torch.stack([rows.observations, rows.next_observations], dim=1).to(torch.uint8),
