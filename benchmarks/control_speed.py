@@ -85,7 +85,7 @@ def measure(name: str, repeats: int, device: str) -> dict[str, float]:
     control, replay, batch = model.policy.model, model.replay_buffer, model.batch_size
     pictures = next(iter(control.encoder.pictures.values()))
     assert isinstance(pictures, FramesEncoder)
-    windows = replay.sample(batch, model.steps, model.rng, model.n_step, model.gamma)
+    windows = replay.sample(batch, model.steps, model.rng, model.n_step_now, model.gamma)
     pixels = torch.from_numpy(windows.observations["observation"]).to(device)
     now = pixels[:, 0].contiguous()
     later = control.encoder.runs({"observation": pixels[:, 1:]})["observation"]
@@ -102,7 +102,7 @@ def measure(name: str, repeats: int, device: str) -> dict[str, float]:
     observation = model.env.reset()
     found = {
         "update": lambda: model.train(1, batch),
-        "sample": lambda: replay.sample(batch, model.steps, model.rng, model.n_step, model.gamma),
+        "sample": lambda: replay.sample(batch, model.steps, model.rng, model.n_step_now, model.gamma),
         "shift": lambda: random_shift(later, 3),
         "encode": lambda: encode(pictures),
         "encode_naive": lambda: encode(naive),

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from stable_baselines3.common.callbacks import CheckpointCallback, EvalCallback
+from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback, EvalCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.logger import configure
@@ -453,6 +453,27 @@ def test_a_world_model_of_another_size_is_refused(tmp_path):
     assert all(torch.equal(before[name], value) for name, value in agent.policy.state_dict().items())
     with pytest.raises(ValueError, match="SimplexDynamics"):
         tiny(OnlyPictures()).policy.warm_start(tmp_path / "world.safetensors")
+
+
+def test_value_targets_reach_less_far_in_the_second_half_of_the_training(tmp_path):
+    agent, reached = tiny(Goal1D(), n_step=(9, 3)), {}
+
+    class Note(BaseCallback):
+        def _on_step(self):
+            reached[self.num_timesteps] = self.model.n_step_now
+            return True
+
+    agent.learn(120, callback=Note())
+    assert reached[1] == 9 and all(reached[step] == 3 for step in range(60, 121))
+    assert list(reached.values()) == sorted(reached.values(), reverse=True) and 5 in reached.values()
+    agent.save(tmp_path / "agent")  # Stable-Baselines3 makes lists of tuples
+    assert JEPAMPC.load(tmp_path / "agent").n_step_now == 3
+
+
+@pytest.mark.parametrize("n_step", [2, (9, 2), (3, 9)])
+def test_value_targets_that_do_not_fit_the_windows_are_refused(n_step):
+    with pytest.raises(ValueError, match=r"n_step must be at least steps=3"):
+        tiny(Goal1D(), n_step=n_step)
 
 
 def test_the_log_says_how_latents_and_plans_fare(tmp_path):

@@ -15,6 +15,7 @@ from gymnasium import spaces
 from stable_baselines3 import SAC
 from stable_baselines3.common.callbacks import ConvertCallback
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNormalize
 
 from jepa_rl.agents import JEPAMPC, ResumableRun
@@ -59,6 +60,7 @@ class Spot(gym.Env):
 
 def agent(env=None, **options) -> JEPAMPC:
     settings = dict(model=TINY) | SEARCH | options.pop("policy_kwargs", {})
+    options = dict(n_step=(6, 3), learning_rate=LinearSchedule(1e-3, 1e-4, 1.0)) | options
     return JEPAMPC(
         "CnnPolicy", env or Spot(), seed=3, learning_starts=30, batch_size=8, buffer_size=120,
         policy_kwargs=settings, **options,

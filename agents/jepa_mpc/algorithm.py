@@ -49,7 +49,10 @@ class JEPAMPC(OffPolicyAlgorithm):
         gamma: discount of one step.
         train_freq, gradient_steps: as in Stable-Baselines3.
         steps: of the windows that the model is unrolled over.
-        n_step: rewards in a value target, counted from the start of the window; at least ``steps``.
+        n_step: rewards in a value target, counted from the start of the window; at least ``steps``. A pair ``(first,
+            last)`` falls from the one to the other, geometrically, over the first half of the training, as in BBF
+            (Schwarzer et al. 2023, arXiv:2305.19452): many carry values far while there are none yet, but they are
+            what earlier, worse agents were paid.
         encoder_rate: the encoder's learning rate, relative to the rest.
         max_grad_norm: largest gradient norm.
         policy_kwargs: of ``JEPAMPCPolicy``: the search, and ``model=ModelConfig(...)``.
@@ -80,7 +83,7 @@ class JEPAMPC(OffPolicyAlgorithm):
         train_freq: int | tuple[int, str] = 1,
         gradient_steps: int = 1,
         steps: int = 3,
-        n_step: int = 5,
+        n_step: int | tuple[int, int] = 5,
         encoder_rate: float = 0.3,
         max_grad_norm: float = 20.0,
         policy_kwargs: dict[str, Any] | None = None,
@@ -111,8 +114,11 @@ class JEPAMPC(OffPolicyAlgorithm):
             support_multi_env=True,
             supported_action_spaces=(spaces.Box, spaces.Discrete, spaces.MultiDiscrete),
         )
-        if not 1 <= steps <= n_step:
-            raise ValueError(f"steps must lie in [1, n_step={n_step}], got {steps}")
+        first, last = (n_step, n_step) if isinstance(n_step, int) else n_step
+        if not 1 <= steps <= last <= first:
+            raise ValueError(
+                f"n_step must be at least steps={steps}, which must be at least 1, and must not rise; got {n_step}"
+            )
         self.steps, self.n_step, self.frames = steps, n_step, 1
         self.encoder_rate, self.max_grad_norm = encoder_rate, max_grad_norm
         self._n_updates = 0
@@ -273,7 +279,7 @@ class JEPAMPC(OffPolicyAlgorithm):
         self.policy.set_training_mode(True)
         learning = [p for group in self.model_optimizer.param_groups for p in group["params"]]
         for _ in range(gradient_steps):
-            windows = self.replay_buffer.sample(batch_size, self.steps, self.rng, self.n_step, self.gamma)
+            windows = self.replay_buffer.sample(batch_size, self.steps, self.rng, self.n_step_now, self.gamma)
             batch = self._tensors(windows)
             losses = model.loss(batch, self.noise)
             norm = descend(losses.total, [self.model_optimizer], learning, self.max_grad_norm)
@@ -283,9 +289,17 @@ class JEPAMPC(OffPolicyAlgorithm):
             self.policy.after_update()
         self._n_updates += gradient_steps
         self.logger.record_mean("time/train_ms", 1e3 * (time.perf_counter() - began))
+        self.logger.record("train/n_step", self.n_step_now)
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         for name, value in (losses.terms | acting | {"gradient_norm": norm}).items():
             self.logger.record(f"train/{name}", value.item())
+
+    @property
+    def n_step_now(self) -> int:
+        """``n_step`` at this point of the training."""
+        first, last = (self.n_step, self.n_step) if isinstance(self.n_step, int) else self.n_step
+        fallen = min(1.0, 2 * (1 - self._current_progress_remaining))
+        return round(first * (last / first) ** fallen)
 
     def _updates_owed(self) -> int:
         """As many as there would have been, had the random steps been followed by updates, too."""
