@@ -234,7 +234,9 @@ def run_jepa_mpc(args: Args, task: Task, folder: Path, seed: int, decisions: int
     checkpoints = ResumableRun(folder / "run", every=max(50, decisions // 20))
     model.learn(decisions, callback=[checkpoints, evaluation(args, task, folder, partial(make_pixels, task))])
     seen = f"pixels, read by {task.keypoints} keypoints" if task.keypoints else "pixels"
-    return {"preset": args.preset, "device": str(model.device), "observations": seen}
+    return {
+        "preset": args.preset, "n_step": model.n_step, "device": str(model.device), "observations": seen,
+    }  # fmt: skip
 
 
 def run_sac(method: str, args: Args, task: Task, folder: Path, seed: int, decisions: int) -> dict[str, Any]:
@@ -380,7 +382,8 @@ def summary(paths: list[Path]) -> dict[str, Any]:
     last = [np.array(curve[-1]["returns"]) for curve in curves]
     points = min(len(curve) for curve in curves)
     same = ("frames", "preset", "action_repeat", "train_episode_frames", "render", "observations", "device")
-    unlike = [key for key in same if any(run[key] != runs[0][key] for run in runs)]
+    same += ("n_step",) if "n_step" in runs[0] else ()  # JEPAMPC's alone
+    unlike = [key for key in same if any(run.get(key) != runs[0][key] for run in runs)]
     if unlike:
         raise ValueError(f"runs under {paths[0].parent} differ in {unlike}; keep those of one kind")
     return {
