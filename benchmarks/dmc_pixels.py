@@ -218,14 +218,18 @@ def evaluation(args: Args, task: Task, folder: Path, make: Callable[[], gym.Env]
     return EvaluationCallback(make, every, args.episodes, EVALUATION_SEED, folder / "curve.json")
 
 
-def make_jepa_mpc(args: Args, task: Task, folder: Path, seed: int, decisions: int) -> JEPAMPC:
+def make_jepa_mpc(
+    args: Args, task: Task, folder: Path, seed: int, decisions: int, **changes: dict[str, Any]
+) -> JEPAMPC:
+    """The preset's agent; ``changes``: of the ``model`` and of the ``search``."""
     settings = jepa_mpc_preset(args.preset)
-    policy = settings["policy_kwargs"]
-    policy["model"] = replace(policy["model"], keypoints=task.keypoints)
+    policy = settings["policy_kwargs"] | changes.get("search", {})
+    policy["model"] = replace(policy["model"], keypoints=task.keypoints, **changes.get("model", {}))
     return JEPAMPC(
         "CnnPolicy", make_pixels(task, training=True), seed=seed, gamma=task.gamma, device=args.device,
         buffer_size=decisions + 1000, learning_starts=min(500, decisions // 4), train_freq=task.every,
-        gradient_steps=task.updates, tensorboard_log=str(folder / "tensorboard"), **settings,
+        gradient_steps=task.updates, tensorboard_log=str(folder / "tensorboard"),
+        **settings | {"policy_kwargs": policy},
     )  # fmt: skip
 
 

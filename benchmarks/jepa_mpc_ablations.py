@@ -1,0 +1,193 @@
+"""What each part of JEPAMPC is worth: the same short training with one of them taken away, or with a head start.
+
+    python benchmarks/jepa_mpc_ablations.py --seeds 0 1
+    python benchmarks/jepa_mpc_ablations.py --variants full warm_start --seeds 2
+    python benchmarks/jepa_mpc_ablations.py --quick
+
+A quarter of an hour for each variant and seed on one core, on ``dmc/cartpole-swingup-v0`` (OpenGL) as in
+``dmc_pixels.py``, whose evaluation this is; ``--quick`` takes CartPole-v1. The learning rate falls over these few
+frames, so returns are not those of the longer runs after as many. Runs go on after a kill; a finished one is kept in
+the results and not run again.
+
+Variants: ``full``; ``no_prior`` (the policy proposes no plans); ``no_value`` (cross-entropy search over a long horizon,
+without a value behind it and without proposals); ``no_prediction`` (reward and value alone shape the latents);
+``reconstruction`` (painting the observations instead of predicting the latents); ``warm_start`` (encoder and dynamics
+come from a world model that was trained without reward on random play, whose frames and seconds are given beside it);
+``frozen`` (that one, and neither learns any further).
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import dmc_pixels
+import gymnasium as gym
+import numpy as np
+import torch
+import tyro
+from _record import ROOT, write_results
+from dmc_pixels import EVALUATION_SEED, TASKS, Task, make_jepa_mpc, make_pixels
+
+import jepa_rl.envs
+from jepa_rl import Objective, TrainConfig, WindowSampler, WorldModel, WorldModelConfig, fit
+from jepa_rl.agents import JEPAMPC, ResumableRun
+from jepa_rl.agents.evaluation import EvaluationCallback
+from jepa_rl.envs import collect
+from jepa_rl.files import write_atomic
+from jepa_rl.memory import keep_freed_memory
+
+RESULTS = ROOT / "benchmarks/results/jepa_mpc_ablations.json"
+# Of ModelConfig and of the search, in place of the preset's.
+VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
+    "full": {},
+    "no_prior": {"search": {"proposals": 0}},
+    "no_value": {"search": {"proposals": 0, "terminal_value": False, "horizon": 20}},
+    "no_prediction": {"model": {"consistency": 0.0, "anti_collapse": 0.0}},
+    "reconstruction": {"model": {"objective": "reconstruction"}},
+    "warm_start": {},
+    "frozen": {"model": {"frozen": True}},
+}
+Variant = Literal["full", "no_prior", "no_value", "no_prediction", "reconstruction", "warm_start", "frozen"]
+
+
+@dataclass(frozen=True)
+class Args:
+    task: str = "cartpole-swingup"
+    variants: tuple[Variant, ...] = tuple(VARIANTS)  # type: ignore[assignment]
+    seeds: tuple[int, ...] = (0,)
+    frames: int = 24_000
+    """Of training."""
+    evaluate_every: int = 4_000
+    """Frames."""
+    episodes: int = 10
+    random_frames: int = 40_000
+    """Of random play behind ``warm_start`` and ``frozen``."""
+    pretraining: int = 2_000
+    """Updates of the world model on them."""
+    device: str = "cpu"
+    out: Path = Path("runs/jepa_mpc_ablations")
+    quick: bool = False
+
+
+def main(args: Args) -> None:
+    keep_freed_memory()
+    if args.quick:
+        args = replace(
+            args, task="CartPole-v1", seeds=(0,), frames=300, evaluate_every=150, episodes=2, random_frames=400,
+            pretraining=5, out=args.out / "quick",
+        )  # fmt: skip
+        shutil.rmtree(args.out, ignore_errors=True)
+    task = replace(TASKS[args.task], frames=args.frames)
+    for seed in args.seeds:  # all variants of one seed before the next seed
+        for variant in args.variants:
+            run(args, task, variant, seed)
+    payload = {
+        "task": args.task, "frames": args.frames, "random_frames": args.random_frames,
+        "pretraining_updates": args.pretraining, "results": collected(args),
+    }  # fmt: skip
+    print(write_results("jepa_mpc_ablations", payload, quick=args.quick))
+
+
+def run(args: Args, task: Task, variant: Variant, seed: int) -> None:
+    """One training, to its end; nothing if it is finished."""
+    folder = args.out / args.task / variant / f"seed_{seed}"
+    if (folder / "record.json").exists() or f"seed_{seed}" in kept(args).get(variant, {}):
+        return
+    print(f"{args.task}, {variant}, seed {seed}", flush=True)
+    decisions = task.frames // task.repeat
+    settings = dmc_pixels.Args(device=args.device)
+    model = make_jepa_mpc(settings, task, folder, seed, decisions, **VARIANTS[variant])
+    before = {"pretraining_seconds": 0.0}
+    if variant in ("warm_start", "frozen"):
+        world, before["pretraining_seconds"] = random_world_model(args, task, model, seed)
+        model.policy.warm_start(world)
+    every = max(1, args.evaluate_every // task.repeat)
+    curve = EvaluationCallback(
+        partial(make_pixels, task), every, args.episodes, EVALUATION_SEED, folder / "curve.json"
+    )
+    model.learn(decisions, callback=[ResumableRun(folder / "run", every=every), curve])
+    record = before | {
+        "curve": [
+            {"frames": entry["step"] * task.repeat, "return": float(np.mean(entry["returns"]))}
+            for entry in curve.results
+        ],
+        "last_returns": [round(value, 1) for value in curve.results[-1]["returns"]],
+        "train_seconds": curve.results[-1]["seconds"],
+    }
+    write_atomic(folder / "record.json", json.dumps(record).encode())
+    shutil.rmtree(folder / "run")
+
+
+def random_world_model(args: Args, task: Task, agent: JEPAMPC, seed: int) -> tuple[Path, float]:
+    """A world model of the agent's own parts that learned from random play alone; and the seconds that took."""
+    folder = args.out / args.task / "random_play" / f"seed_{seed}"
+    weights, spent = folder / "world/model.safetensors", folder / "seconds.json"
+    if not spent.exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        began, decisions = time.perf_counter(), args.random_frames // task.repeat
+        venv = gym.vector.SyncVectorEnv([partial(make_pixels, task, training=True)] * 4)
+        store = collect(venv, folder / "episodes", steps=decisions, seed=seed)
+        venv.close()
+        sampler = WindowSampler(store, steps=agent.steps)
+        config = agent.policy.model.config
+        # What JEPAMPC's own loss is without reward and value.
+        objective = Objective(
+            prediction=config.consistency,
+            variance=config.anti_collapse,
+            covariance=0.04 * config.anti_collapse,
+            target="stop_gradient",
+        )
+        options = {"frames": agent.frames, "frame_dim": config.frame_dim, "keypoints": config.keypoints}
+        torch.manual_seed(seed)
+        world = WorldModel(
+            WorldModelConfig(
+                sampler.spec, config.latent_dim, "frames", "mlp", options,
+                {"width": config.width, "depth": config.depth}, objective,
+            )
+        )  # fmt: skip
+        train = TrainConfig(steps=args.pretraining, seed=seed)
+        fit(world.to(args.device), sampler, train, folder / "world", progress=False)
+        write_atomic(spent, json.dumps(time.perf_counter() - began).encode())
+        shutil.rmtree(folder / "episodes")
+    return weights, json.loads(spent.read_text())
+
+
+def kept(args: Args) -> dict[str, dict[str, Any]]:
+    """Runs of the same budget that are in the results already: variant -> seed -> record."""
+    if args.quick or not RESULTS.exists():
+        return {}
+    old = json.loads(RESULTS.read_text())
+    same = (args.task, args.frames, args.random_frames, args.pretraining)
+    if same != tuple(old[key] for key in ("task", "frames", "random_frames", "pretraining_updates")):
+        return {}
+    return {variant: found["runs"] for variant, found in old["results"].items()}
+
+
+def collected(args: Args) -> dict[str, Any]:
+    """Finished runs and their mean, per variant."""
+    results: dict[str, Any] = {}
+    for variant in VARIANTS:
+        runs = dict(kept(args).get(variant, {}))
+        for path in sorted((args.out / args.task / variant).glob("seed_*/record.json")):
+            runs[path.parent.name] = json.loads(path.read_text())
+        if runs:
+            curves = np.array([[point["return"] for point in found["curve"]] for found in runs.values()])
+            frames = [point["frames"] for point in next(iter(runs.values()))["curve"]]
+            results[variant] = {
+                "return": float(curves[:, -1].mean()),
+                "curve": dict(zip(map(str, frames), curves.mean(0).tolist(), strict=True)),
+                "runs": runs,
+            }
+            print(f"{variant:<15}", *(f"{value:6.0f}" for value in curves.mean(0)), f"  {len(runs)} seeds")
+    return results
+
+
+if __name__ == "__main__":
+    jepa_rl.envs.register_envs()
+    main(tyro.cli(Args))
