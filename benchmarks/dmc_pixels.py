@@ -40,7 +40,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 import jepa_rl.envs
-from jepa_rl import WindowSampler, WorldModel, fit, preset
+from jepa_rl import EpisodeStore, WindowSampler, WorldModel, fit, preset
 from jepa_rl.agents import JEPAMPC, ResumableRun
 from jepa_rl.agents.baselines import SHORT_DQN
 from jepa_rl.agents.evaluation import EvaluationCallback
@@ -332,10 +332,7 @@ def frozen_world_model(args: Args, task: Task, folder: Path, seed: int) -> tuple
     path, started = folder / "world_model", time.perf_counter()
     if not (path / "model.safetensors").exists():
         shutil.rmtree(folder / "episodes", ignore_errors=True)
-        venv = gym.vector.SyncVectorEnv([partial(make_pixels, task, training=True)] * 4)
-        store = collect(venv, folder / "episodes", steps=4 * used, seed=seed)
-        venv.close()
-        sampler = WindowSampler(store, steps=3)
+        sampler = WindowSampler(random_play(task, folder / "episodes", 4 * used, seed), steps=3)
         torch.manual_seed(seed)
         settings = preset("laptop", sampler.spec)
         train = replace(settings.train, seed=seed, steps=20 if args.quick else settings.train.steps)
@@ -343,6 +340,14 @@ def frozen_world_model(args: Args, task: Task, folder: Path, seed: int) -> tuple
         spent = {"frames": 4 * used * task.repeat, "seconds": time.perf_counter() - started}
         write_atomic(folder / "before.json", json.dumps(spent).encode())
     return path / "model.safetensors", 4 * used
+
+
+def random_play(task: Task, folder: Path, decisions: int, seed: int) -> EpisodeStore:
+    """Random play in four environments, for a world model that learns without reward."""
+    venv = gym.vector.SyncVectorEnv([partial(make_pixels, task, training=True)] * 4)
+    store = collect(venv, folder, steps=decisions, seed=seed)
+    venv.close()
+    return store
 
 
 def run_random(args: Args, task: Task, folder: Path, seed: int, decisions: int) -> dict[str, Any]:

@@ -27,18 +27,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import dmc_pixels
-import gymnasium as gym
 import numpy as np
 import torch
 import tyro
 from _record import ROOT, write_results
-from dmc_pixels import EVALUATION_SEED, TASKS, Task, make_jepa_mpc, make_pixels
+from dmc_pixels import TASKS, Task, evaluation, make_jepa_mpc, make_pixels, random_play
 
 import jepa_rl.envs
 from jepa_rl import Objective, TrainConfig, WindowSampler, WorldModel, WorldModelConfig, fit
 from jepa_rl.agents import JEPAMPC, ResumableRun
-from jepa_rl.agents.evaluation import EvaluationCallback
-from jepa_rl.envs import collect
 from jepa_rl.files import write_atomic
 from jepa_rl.memory import keep_freed_memory
 
@@ -101,17 +98,14 @@ def run(args: Args, task: Task, variant: Variant, seed: int) -> None:
         return
     print(f"{args.task}, {variant}, seed {seed}", flush=True)
     decisions = task.frames // task.repeat
-    settings = dmc_pixels.Args(device=args.device)
+    settings = dmc_pixels.Args(device=args.device, evaluate_every=args.evaluate_every, episodes=args.episodes)
     model = make_jepa_mpc(settings, task, folder, seed, decisions, **VARIANTS[variant])
     before = {"pretraining_seconds": 0.0}
     if variant in ("warm_start", "frozen"):
         world, before["pretraining_seconds"] = random_world_model(args, task, model, seed)
         model.policy.warm_start(world)
-    every = max(1, args.evaluate_every // task.repeat)
-    curve = EvaluationCallback(
-        partial(make_pixels, task), every, args.episodes, EVALUATION_SEED, folder / "curve.json"
-    )
-    model.learn(decisions, callback=[ResumableRun(folder / "run", every=every), curve])
+    curve = evaluation(settings, task, folder, partial(make_pixels, task))
+    model.learn(decisions, callback=[ResumableRun(folder / "run", every=curve.every), curve])
     record = before | {
         "curve": [
             {"frames": entry["step"] * task.repeat, "return": float(np.mean(entry["returns"]))}
@@ -131,10 +125,7 @@ def random_world_model(args: Args, task: Task, agent: JEPAMPC, seed: int) -> tup
     if not spent.exists():
         shutil.rmtree(folder, ignore_errors=True)
         began, decisions = time.perf_counter(), args.random_frames // task.repeat
-        venv = gym.vector.SyncVectorEnv([partial(make_pixels, task, training=True)] * 4)
-        store = collect(venv, folder / "episodes", steps=decisions, seed=seed)
-        venv.close()
-        sampler = WindowSampler(store, steps=agent.steps)
+        sampler = WindowSampler(random_play(task, folder / "episodes", decisions, seed), steps=agent.steps)
         config = agent.policy.model.config
         # What JEPAMPC's own loss is without reward and value.
         objective = Objective(
