@@ -38,6 +38,7 @@ from jepa_rl import Objective, TrainConfig, WindowSampler, WorldModel, WorldMode
 from jepa_rl.agents import JEPAMPC, ResumableRun
 from jepa_rl.files import write_atomic
 from jepa_rl.memory import keep_freed_memory
+from jepa_rl.objectives.terms import VICREG_COVARIANCE
 
 RESULTS = ROOT / "benchmarks/results/jepa_mpc_ablations.json"
 # Of ModelConfig and of the search, in place of the preset's.
@@ -131,7 +132,7 @@ def random_world_model(args: Args, task: Task, agent: JEPAMPC, seed: int) -> tup
         objective = Objective(
             prediction=config.consistency,
             variance=config.anti_collapse,
-            covariance=0.04 * config.anti_collapse,
+            covariance=VICREG_COVARIANCE * config.anti_collapse,
             target="stop_gradient",
         )
         options = {"frames": agent.frames, "frame_dim": config.frame_dim, "keypoints": config.keypoints}

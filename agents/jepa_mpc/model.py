@@ -159,7 +159,7 @@ class ControlModel(nn.Module):
                 found["anti_collapse"] = terms.sigreg(z.unsqueeze(0), generator)
             elif c.latent == "vicreg":
                 variance, covariance = terms.variance(z.unsqueeze(1)), terms.covariance(z.unsqueeze(1))
-                found["anti_collapse"] = variance + 0.04 * covariance
+                found["anti_collapse"] = variance + terms.VICREG_COVARIANCE * covariance
         total = torch.stack([getattr(c, name) * value for name, value in found.items()]).sum()
         return Losses(total, found, path.detach(), weight)
 

@@ -7,6 +7,9 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
+VICREG_COVARIANCE = 1 / 25
+"""Weight of ``covariance`` beside one of ``variance`` (VICReg, arXiv:2105.04906, section 4.2)."""
+
 
 def prediction(predicted: Float[Tensor, "b h d"], target: Float[Tensor, "b h d"]) -> Float[Tensor, ""]:
     """Mean squared error between predicted and encoded latents (LeWorldModel, arXiv:2603.19312, eq. 1)."""
