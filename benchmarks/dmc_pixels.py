@@ -179,6 +179,8 @@ def run(args: Args, name: str, method: str, seed: int) -> None:
     if args.frames is not None:
         task = replace(task, frames=args.frames)
     if record.exists():
+        if method == "jepa_mpc":
+            refuse_unlike(args, folder, {"preset": args.preset})
         return
     print(f"{name}, {method}, seed {seed}", flush=True)
     folder.mkdir(parents=True, exist_ok=True)
@@ -209,8 +211,22 @@ def records(args: Args) -> Path:
 
 
 def not_counted(args: Args) -> bool:
-    """Whether this is a try with another budget than the task's own."""
-    return args.quick or args.frames is not None
+    """Whether this is a try with another budget or evaluation than the task's own."""
+    own = Args()
+    return args.quick or (args.frames, args.evaluate_every, args.episodes) != (
+        own.frames, own.evaluate_every, own.episodes
+    )  # fmt: skip
+
+
+def refuse_unlike(args: Args, folder: Path, facts: dict[str, Any]) -> None:
+    """Before hours are spent: runs of one task and method are reported together, so they must be of one kind."""
+    for path in (records(args) / folder.parent.relative_to(args.out)).glob("seed_*.json"):
+        there = json.loads(path.read_text())
+        unlike = {name: (there.get(name), value) for name, value in facts.items() if there.get(name) != value}
+        if unlike:
+            raise SystemExit(
+                f"{path} is another kind of run (there, here): {unlike}; move the old records away first"
+            )
 
 
 def evaluation(args: Args, task: Task, folder: Path, make: Callable[[], gym.Env]) -> EvaluationCallback:
@@ -235,12 +251,13 @@ def make_jepa_mpc(
 
 def run_jepa_mpc(args: Args, task: Task, folder: Path, seed: int, decisions: int) -> dict[str, Any]:
     model = make_jepa_mpc(args, task, folder, seed, decisions)
+    seen = f"pixels, read by {task.keypoints} keypoints" if task.keypoints else "pixels"
+    n_step = list(model.n_step) if isinstance(model.n_step, tuple) else model.n_step  # as JSON has it
+    facts = {"preset": args.preset, "n_step": n_step, "device": str(model.device), "observations": seen}
+    refuse_unlike(args, folder, facts)
     checkpoints = ResumableRun(folder / "run", every=max(50, decisions // 20))
     model.learn(decisions, callback=[checkpoints, evaluation(args, task, folder, partial(make_pixels, task))])
-    seen = f"pixels, read by {task.keypoints} keypoints" if task.keypoints else "pixels"
-    return {
-        "preset": args.preset, "n_step": model.n_step, "device": str(model.device), "observations": seen,
-    }  # fmt: skip
+    return facts
 
 
 def run_sac(method: str, args: Args, task: Task, folder: Path, seed: int, decisions: int) -> dict[str, Any]:
@@ -271,13 +288,17 @@ def run_sac(method: str, args: Args, task: Task, folder: Path, seed: int, decisi
     settings["buffer_size"] = decisions
     train = partial(make, training=True)
     model: OffPolicyAlgorithm
-    saved = max((folder / "saved").glob("*/agent.zip"), key=lambda path: int(path.parent.name), default=None)
+    whole = (folder / "saved").glob("[0-9]*/agent.zip")  # not "part", which a kill may have left
+    saved = max(whole, key=lambda path: int(path.parent.name), default=None)
     if saved is not None:
         model = algorithm.load(saved, env=make_vec_env(train, 1, seed=seed), device=args.device)
         model.load_replay_buffer(saved.with_name("replay.pkl"))
     else:
         (folder / "curve.json").unlink(missing_ok=True)
         model = algorithm(policy, make_vec_env(train, 1, seed=seed), **settings)
+    seen = "state" if method == "sac_state" else "pixels"
+    facts = {"preset": algorithm.__name__, "device": str(model.device), "observations": seen}
+    refuse_unlike(args, folder, facts)
     model.tensorboard_log = str(folder / "tensorboard")
     curve = evaluation(args, task, folder, make)
     online = None
@@ -289,8 +310,6 @@ def run_sac(method: str, args: Args, task: Task, folder: Path, seed: int, decisi
     callbacks += [curve, SaveAtEvaluation(curve, folder / "saved", online)]
     left = max(0, decisions - model.num_timesteps)
     model.learn(left, callback=callbacks, reset_num_timesteps=model.num_timesteps == 0)
-    seen = "state" if method == "sac_state" else "pixels"
-    facts = {"preset": algorithm.__name__, "device": str(model.device), "observations": seen}
     if method == "sac_latents":
         facts["before"] = json.loads((folder / "before.json").read_text())
     return facts

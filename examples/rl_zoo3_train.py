@@ -22,7 +22,6 @@ hyperparams = {
         "n_timesteps": 5_000,
         "gamma": 0.98,
         "learning_starts": 500,
-        "policy_kwargs": {"samples": 64, "elites": 8, "iterations": 3, "proposals": 8},
     },
     "default": {
         "policy": "CnnPolicy",
@@ -31,7 +30,6 @@ hyperparams = {
         "learning_starts": 500,
         "env_kwargs": {"render_mode": "rgb_array"},
         "env_wrapper": [{"jepa_rl.envs.PixelObservation": {"size": 64, "frames": 3}}],
-        "policy_kwargs": {"samples": 64, "elites": 8, "iterations": 3, "proposals": 8},
     },
 }
 

@@ -27,6 +27,7 @@ from jepa_rl.agents import JEPAMPC, ResumableRun
 from jepa_rl.agents.evaluation import EvaluationCallback
 from jepa_rl.agents.jepa_mpc import jepa_mpc_preset
 from jepa_rl.envs import ActionRepeat, PixelObservation
+from jepa_rl.files import write_atomic
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -72,7 +73,14 @@ def main(args: Args) -> None:
     started = time.perf_counter()
     if not args.resume:
         shutil.rmtree(args.out, ignore_errors=True)
-    args.out.mkdir(parents=True, exist_ok=True)
+    free = ("decisions", "evaluations", "episodes", "resume", "out")  # may change while a run goes on
+    settings = {name: value for name, value in asdict(args).items() if name not in free}
+    file = args.out / "settings.json"
+    if file.exists() and (there := json.loads(file.read_text())) != settings:
+        raise SystemExit(
+            f"{args.out} holds a run of {there}; pass --no-resume to replace it, or another --out"
+        )
+    write_atomic(file, json.dumps(settings, indent=2).encode())
     decisions = 150 if args.quick else args.decisions
 
     env = make_env(args)
@@ -81,14 +89,14 @@ def main(args: Args) -> None:
         env,
         gamma=args.gamma,
         gradient_steps=args.updates,
-        learning_starts=min(500, decisions // 3),
-        buffer_size=min(100_000, 2 * decisions + 1000),
+        learning_starts=50 if args.quick else 500,
+        buffer_size=50_000,  # pictures, each stored once: 0.6 GB when it is full
         seed=args.seed,
         device=args.device,
         tensorboard_log=str(args.out),
         **jepa_mpc_preset(args.preset),
     )
-    # The run is kept in args.out/run; another run there, with other settings, is refused.
+    # Started again with more decisions, it goes on to them.
     kept = ResumableRun(args.out / "run", every=50 if args.quick else 1000)
     evaluate = EvaluationCallback(
         lambda: make_env(args),

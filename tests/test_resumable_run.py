@@ -186,6 +186,41 @@ def test_a_finished_run_is_not_run_again_and_can_be_prolonged(tmp_path):
     assert agent().learn(140, callback=ResumableRun(tmp_path, every=40)).num_timesteps == 140
 
 
+@pytest.mark.parametrize("first", [100, 107])
+def test_learning_twice_in_one_process_is_going_on_in_another(tmp_path, first):
+    one = agent().learn(first, callback=ResumableRun(tmp_path / "one", every=40))
+    one.learn(180 - first, callback=ResumableRun(tmp_path / "one", every=40), reset_num_timesteps=False)
+    agent().learn(first, callback=ResumableRun(tmp_path / "two", every=40))
+    other = agent().learn(180, callback=ResumableRun(tmp_path / "two", every=40))
+    assert one.num_timesteps == other.num_timesteps == 180
+    same(one, other)
+
+
+def test_a_data_set_that_was_there_is_not_deleted(tmp_path):
+    (tmp_path / "episodes").mkdir()
+    (tmp_path / "episodes/store.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"episodes holds \['store.json'\], which no run of JEPAMPC wrote"):
+        agent().learn(40, callback=ResumableRun(tmp_path))
+    assert (tmp_path / "episodes/store.json").exists()
+
+
+class OtherSpot(Spot):
+    pass
+
+
+@pytest.mark.parametrize("processes", [False, True])
+def test_another_environment_of_equal_spaces_is_refused(tmp_path, processes):
+    def venv(kind):
+        return SubprocVecEnv([kind], start_method="fork") if processes else DummyVecEnv([kind])
+
+    there, here = venv(Spot), venv(OtherSpot)
+    agent(there).learn(40, callback=ResumableRun(tmp_path, every=30))
+    with pytest.raises(ValueError, match=r"environment.*Spot.*OtherSpot"):
+        agent(here).learn(60, callback=ResumableRun(tmp_path, every=30))
+    there.close()
+    here.close()
+
+
 def test_another_environment_space_or_preset_is_refused_before_anything_changes(tmp_path):
     agent().learn(60, callback=ResumableRun(tmp_path, every=30))
     before = {path: path.read_bytes() for path in tmp_path.rglob("*.safetensors")}
@@ -233,9 +268,11 @@ def test_a_crash_of_the_environment_is_passed_on_and_the_run_goes_on(tmp_path):
     crashing = Spot(crash_at=90)
     with pytest.raises(ArithmeticError, match="blew up"):
         agent(crashing).learn(120, callback=ResumableRun(tmp_path, every=30))
-    resumed = agent().learn(120, callback=ResumableRun(tmp_path, every=30))
-    assert resumed.num_timesteps == 120
-    assert len(resumed.replay_buffer) > 0
+    steps: list[int] = []
+    note = ConvertCallback(lambda locals_, globals_: steps.append(locals_["self"].num_timesteps) or True)
+    resumed = agent().learn(120, callback=[ResumableRun(tmp_path, every=30), note])
+    assert 30 < steps[0] < 90 and steps[-1] == resumed.num_timesteps == 120
+    assert len(resumed.replay_buffer) > 90
 
 
 def test_a_dead_worker_is_named(tmp_path):

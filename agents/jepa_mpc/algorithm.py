@@ -14,6 +14,7 @@ from stable_baselines3.common.callbacks import BaseCallback, ConvertCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule, TrainFreq
+from stable_baselines3.common.utils import LinearSchedule
 
 from jepa_rl.agents.jepa_mpc.model import ControlBatch
 from jepa_rl.agents.jepa_mpc.monitor import EnvClock, PlanRecord, model_metrics, search_metrics
@@ -27,22 +28,27 @@ from jepa_rl.training import descend
 class JEPAMPC(OffPolicyAlgorithm):
     """Learns a JEPA world model, reward, value and termination online, and plans with them.
 
-    ``JEPAMPC("CnnPolicy", env).learn(100_000)``; what Stable-Baselines3 does with an off-policy algorithm works, but
-    for two things: ``VecNormalize`` is of no use, since observations and rewards are scaled inside, and the replay is
-    saved in a format of its own, under a path. Observations are pixels, vectors or a Dict of both; actions a flat Box,
-    Discrete or MultiDiscrete. With ``ResumableRun`` as a callback a run that was killed goes on where it was.
+    ``JEPAMPC("CnnPolicy", env).learn(100_000)``: the defaults are those of the preset ``laptop``, which was measured
+    (benchmarks/dmc_pixels.py); ``jepa_mpc_preset`` names larger ones. What Stable-Baselines3 does with an off-policy
+    algorithm works, but for two things: ``VecNormalize`` is of no use, since observations and rewards are scaled
+    inside, and the replay is saved in a format of its own, under a path. Observations are pixels, vectors or a Dict of
+    both; actions a flat Box, Discrete or MultiDiscrete. With ``ResumableRun`` as a callback a run that was killed goes
+    on where it was.
 
     The reference is TD-MPC2 (Hansen, Su and Wang 2024, arXiv:2310.16828). Departures: a patch-convolution encoder;
-    gated dynamics; fewer value heads; a termination head; a moving average of the model that acts, and follows the
-    mean of many elite plans; exploration by following one of the best plans; windows that run over an episode's end
-    (masked), so that short episodes count in full; one common discount, none guessed from the episode's length.
+    latents kept apart by VICReg and not by a simplex, and weights of the losses to go with it; gated dynamics; fewer
+    value heads, all of whose mean prices the policy's mode at the end of a plan; targets of several rewards, whose
+    steps share one state behind them; a termination head; a moving average of the model that acts, and follows the
+    mean of many elite plans, weighted by costs in units of their spread; exploration by following one of the best
+    plans; rates that fall; windows that run over an episode's end (masked), so that short episodes count in full; one
+    common discount, none guessed from the episode's length.
 
     ``save`` writes Stable-Baselines3's zip file, which holds pickled settings: load only files that you trust.
 
     Args:
         policy: ``"CnnPolicy"``, ``"MlpPolicy"`` or ``"MultiInputPolicy"``; all three plan.
         env: environment, vectorised environment or id.
-        learning_rate: of everything but the encoder.
+        learning_rate: of everything but the encoder. A high one, since few updates have to do, that falls to a tenth.
         buffer_size: rows of the replay, one for each state of an episode.
         learning_starts: random steps before the first update, which then makes up for them.
         batch_size: windows in a batch.
@@ -56,7 +62,9 @@ class JEPAMPC(OffPolicyAlgorithm):
         encoder_rate: the encoder's learning rate, relative to the rest.
         max_grad_norm: largest gradient norm.
         policy_kwargs: of ``JEPAMPCPolicy``: the search, and ``model=ModelConfig(...)``.
-        stats_window_size, tensorboard_log, verbose, seed, device: as in Stable-Baselines3.
+        seed: without one the first weights and the environments differ from run to run; what draws batches, searches
+            and exploration starts from 0 all the same, so that a run can be resumed.
+        stats_window_size, tensorboard_log, verbose, device: as in Stable-Baselines3.
 
     Raises:
         ValueError: for observations of another kind, actions that are not flat, a replay larger than memory, or NaN or
@@ -75,7 +83,7 @@ class JEPAMPC(OffPolicyAlgorithm):
         self,
         policy: str | type[JEPAMPCPolicy],
         env: GymEnv | str,
-        learning_rate: float | Schedule = 3e-4,
+        learning_rate: float | Schedule = LinearSchedule(1e-3, 1e-4, 1.0),  # noqa: B008  (it holds no state)
         buffer_size: int = 100_000,
         learning_starts: int = 1000,
         batch_size: int = 128,
@@ -83,8 +91,8 @@ class JEPAMPC(OffPolicyAlgorithm):
         train_freq: int | tuple[int, str] = 1,
         gradient_steps: int = 1,
         steps: int = 3,
-        n_step: int | tuple[int, int] = 5,
-        encoder_rate: float = 0.3,
+        n_step: int | tuple[int, int] = (10, 3),
+        encoder_rate: float = 1.0,
         max_grad_norm: float = 20.0,
         policy_kwargs: dict[str, Any] | None = None,
         stats_window_size: int = 100,
@@ -122,6 +130,7 @@ class JEPAMPC(OffPolicyAlgorithm):
         self.steps, self.n_step, self.frames = steps, n_step, 1
         self.encoder_rate, self.max_grad_norm = encoder_rate, max_grad_norm
         self._n_updates = 0
+        self._unstored = False  # whether a step was begun that is not in the replay
         if _init_setup_model:
             self._setup_model()
 
@@ -214,11 +223,13 @@ class JEPAMPC(OffPolicyAlgorithm):
     ) -> tuple[int, BaseCallback]:
         if self.replay_buffer is None:
             self._make_replay()
-        if reset_num_timesteps or self._last_obs is None:
-            # The environments start anew: no episode goes on from here.
+        if reset_num_timesteps or self._last_obs is None or self._unstored:
+            # The environments start anew: no episode goes on from here. Of one that was stepped without its step being
+            # stored (a callback ended the training, or an exception) nobody knows where it is.
             if self._last_obs is not None:
                 self.replay_buffer.cut(by_name(self._last_obs))
             self.replay_buffer.forget_running()
+            self._last_obs, self._unstored = None, False
         return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, *args, **kw)
 
     # -- acting -------------------------------------------------------------------------------------
@@ -227,6 +238,7 @@ class JEPAMPC(OffPolicyAlgorithm):
         self, learning_starts: int, action_noise: Any = None, n_envs: int = 1
     ) -> tuple[np.ndarray, np.ndarray]:
         """Actions for the environments and for the replay."""
+        self._unstored = True
         if self.num_timesteps < learning_starts:
             actions = np.array([self.action_space.sample() for _ in range(n_envs)])
             self._clock.began = time.perf_counter()
@@ -263,6 +275,7 @@ class JEPAMPC(OffPolicyAlgorithm):
         for name, number in self._record.paid(reward, ended, dones).items():
             self.logger.record_mean(name, number)
         self._last_obs, self._last_episode_starts = new_obs, dones
+        self._unstored = False
 
     # -- learning -----------------------------------------------------------------------------------
 

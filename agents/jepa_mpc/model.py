@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -87,7 +89,7 @@ class ControlModel(nn.Module):
             raise ValueError(
                 f"{path} does not fit: {'; '.join(unlike[:4]) or 'the observation must be one picture'}. Both models "
                 "need the same pixels, latent_dim, encoder and its widths, dynamics width and depth, blocks of one "
-                "step, and latents that are not a simplex: policy_kwargs=dict(model=ModelConfig(latent='sigreg', ...))"
+                "step, and latents that are not a simplex: policy_kwargs=dict(model=ModelConfig(...))"
             )
         for old, new in there:
             assert new is not None
@@ -126,11 +128,18 @@ class ControlModel(nn.Module):
     def loss(self, batch: ControlBatch, generator: torch.Generator | None = None) -> Losses:
         """World model and values on windows; the latents come back for the policy's loss."""
         c, h = self.config, batch.actions.shape[1]
-        now = {name: x[:, 0] for name, x in batch.observations.items()}
-        later = {name: x[:, 1:] for name, x in batch.observations.items()}
-        z = self.encode(self._shifted(now, generator))
-        with torch.no_grad():
-            targets = self.encoder.windows(self._shifted(self.encoder.runs(later), generator), h)
+        seen = batch.observations
+        if self.decoder is not None:  # what is painted moves with what is seen
+            seen = self._shifted_windows(seen, generator)
+        now = {name: x[:, 0] for name, x in seen.items()}
+        later = self.encoder.runs({name: x[:, 1:] for name, x in seen.items()})
+        if self.decoder is None:
+            now, later = self._shifted(now, generator), self._shifted(later, generator)
+        z = self.encode(now)
+        # Acting meets all states alike, and so do first states of windows. Later ones lie more often at episodes' ends:
+        # where episodes are short, their statistics would shrink the latents that are acted upon.
+        with torch.no_grad(), statistics_kept(self.encoder):
+            targets = self.encoder.windows(later, h)
             returns = self._targets(self.encode(self._shifted(batch.future, generator)), batch, generator)
         path = self.rollout(z, batch.actions)[:, 0]
         decay = c.decay ** torch.arange(h, device=z.device)
@@ -152,7 +161,7 @@ class ControlModel(nn.Module):
                 F.binary_cross_entropy_with_logits(ends, batch.terminated.float(), reduction="none")
             )
         if self.decoder is not None:
-            found["reconstruction"] = self.decoder.loss(path.flatten(0, 1), batch.observations)
+            found["reconstruction"] = self.decoder.loss(path.flatten(0, 1), seen)
         elif not c.frozen:
             found["consistency"] = mean((path[:, 1:] - targets).square().mean(-1))
             if c.latent == "sigreg":
@@ -201,11 +210,24 @@ class ControlModel(nn.Module):
     def _shifted(
         self, observations: dict[str, Tensor], generator: torch.Generator | None
     ) -> dict[str, Tensor]:
-        if not self.config.shift or self.decoder is not None:  # what is painted must be what was seen
+        if not self.config.shift:
             return observations
         return {
             name: random_shift(x, self.config.shift, generator) if x.ndim == 4 else x
             for name, x in observations.items()
+        }
+
+    def _shifted_windows(
+        self, windows: dict[str, Tensor], generator: torch.Generator | None
+    ) -> dict[str, Tensor]:
+        """All pictures "b t c y x" of a window moved alike."""
+        if not self.config.shift:
+            return windows
+        return {
+            name: random_shift(x.flatten(1, 2), self.config.shift, generator).view(x.shape)
+            if x.ndim == 5
+            else x
+            for name, x in windows.items()
         }
 
 
@@ -244,6 +266,20 @@ def frozen(module: nn.Module, x: Tensor) -> Tensor:
     """``module(x)`` with a gradient to ``x`` alone."""
     weights = {name: value.detach() for name, value in module.named_parameters()}
     return torch.func.functional_call(module, weights, (x,))
+
+
+@contextmanager
+def statistics_kept(module: nn.Module) -> Iterator[None]:
+    """Batch norms inside normalise as they would, and remember nothing of it."""
+    norms = [part for part in module.modules() if isinstance(part, nn.BatchNorm1d)]
+    before = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, momentum in zip(norms, before, strict=True):
+            norm.momentum = momentum
 
 
 @torch.no_grad()

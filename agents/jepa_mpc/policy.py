@@ -39,7 +39,8 @@ class JEPAMPCPolicy(BasePolicy):
         horizon: steps that are looked ahead.
         samples, elites, iterations: of the search (``MPPI`` that returns its mean, or ``CategoricalCEM`` for choices).
         init_std, temperature: of ``MPPI``.
-        proposals: plans of the policy prior that compete in every search; 0 leaves the prior out.
+        proposals: plans of the policy prior that compete in every search; 0 leaves it out of the search. The value of
+            a plan's last state, and targets of the values, are those of the prior's action all the same.
         terminal_value: whether the value of the last state counts.
         average_rate: how far the average moves towards the model after an update; 1 acts with the model itself.
         compile: whether rollouts and prices of plans go through ``torch.compile``, as CUDA graphs on a GPU. The first
@@ -60,12 +61,12 @@ class JEPAMPCPolicy(BasePolicy):
         *,
         model: ModelConfig | None = None,
         horizon: int = 5,
-        samples: int = 128,
-        elites: int = 64,
-        iterations: int = 4,
+        samples: int = 64,
+        elites: int = 32,
+        iterations: int = 3,
         init_std: float = 0.5,
         temperature: float = 1.0,
-        proposals: int = 16,
+        proposals: int = 8,
         terminal_value: bool = True,
         average_rate: float = 0.003,
         compile: bool = False,
@@ -76,6 +77,7 @@ class JEPAMPCPolicy(BasePolicy):
         if not 0 < average_rate <= 1:
             raise ValueError(f"average_rate must lie in (0, 1], got {average_rate}")
         super().__init__(observation_space, action_space)
+        model = model or ModelConfig()
         self.settings: dict[str, Any] = dict(
             model=model, horizon=horizon, samples=samples, elites=elites, iterations=iterations,
             init_std=init_std, temperature=temperature, proposals=proposals, terminal_value=terminal_value,
@@ -83,9 +85,7 @@ class JEPAMPCPolicy(BasePolicy):
         )  # fmt: skip
         self.codec = ActionCodec(action_space)
         boxes = observation_boxes(observation_space)
-        self.model = ControlModel(
-            boxes, self.codec.size, self.codec.groups, model or ModelConfig(), discount, frames
-        )
+        self.model = ControlModel(boxes, self.codec.size, self.codec.groups, model, discount, frames)
         self.average = copy.deepcopy(self.model).requires_grad_(False)
         self.average_rate = average_rate
         self.updates: Tensor
@@ -117,7 +117,9 @@ class JEPAMPCPolicy(BasePolicy):
         move_towards(self.average, self.model, rate)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
-        return super()._get_constructor_parameters() | self.settings
+        return {
+            "observation_space": self.observation_space, "action_space": self.action_space, **self.settings
+        }  # fmt: skip
 
     def predict(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import shutil
+import re
 from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -45,7 +45,8 @@ class ResumableRun(BaseCallback):
     Raises:
         TypeError: if the model is not a ``JEPAMPC``, or its environment is a ``VecNormalize``.
         ValueError: if ``every`` is below 1; at the start of training, if the folder holds a run with another
-            environment, other spaces or other settings, or is damaged. Nothing has changed then.
+            environment, other spaces or other settings, or is damaged, or its ``episodes`` were not written by a run.
+            Nothing has changed then.
     """
 
     model: JEPAMPC
@@ -83,10 +84,10 @@ class ResumableRun(BaseCallback):
             check_same(self.checkpoint, "run", header["settings"], settings_of(model))
             model.replay_buffer.restore(self.episodes, header["episodes"])
             restore_run(model, tensors, header)
+            # What the environments are playing is no part of that run.
+            model._last_episode_starts = np.ones(model.n_envs, bool)
         else:
-            shutil.rmtree(
-                self.episodes, ignore_errors=True
-            )  # of a run that had no checkpoint yet: it starts again
+            forget_episodes(self.episodes)
             model.replay_buffer.keep_in(self.episodes)
         self._due = self._next_due()
 
@@ -120,6 +121,23 @@ class ResumableRun(BaseCallback):
         save_tensors(self.checkpoint, "jepa_mpc run", tensors, header)
         replay.drop_files(before=min(replay.numbers(), default=0))  # no checkpoint names them any more
         self._due = self._next_due()
+
+
+def forget_episodes(folder: Path) -> None:
+    """Deletes the episodes of a run that was killed before its first checkpoint, and so starts again.
+
+    Raises:
+        ValueError: something else is there; nothing is deleted then.
+    """
+    files = list(folder.iterdir()) if folder.exists() else []
+    written = re.compile(r"\.?\d{8}\.safetensors(\.[0-9a-f]{8})?")  # whole, or the start of one
+    foreign = sorted(path.name for path in files if not written.fullmatch(path.name))
+    if foreign:
+        raise ValueError(
+            f"{folder} holds {foreign[:3]}, which no run of JEPAMPC wrote; give ResumableRun a folder of its own"
+        )
+    for path in files:
+        path.unlink()
 
 
 def begin_episodes(model: JEPAMPC) -> None:
@@ -197,11 +215,13 @@ def settings_of(model: JEPAMPC) -> dict[str, Any]:
 
 
 def environment_of(env: VecEnv | None) -> str | None:
-    """Id, arguments and wrappers of the first environment, where they are at hand; None for worker processes."""
+    """Id, arguments and wrappers of the first environment; without arguments where it is in a process of its own."""
     base = None if env is None else env.unwrapped
-    spec = base.envs[0].spec if isinstance(base, DummyVecEnv) else None
-    if spec is None:
+    if base is None:
         return None
+    spec = base.envs[0].spec if isinstance(base, DummyVecEnv) else None
+    if spec is None:  # Gymnasium prints an environment by the names of its classes, and its id if it has one
+        return str(base.env_method("__str__", indices=[0])[0])
     parts = [
         (spec.id, spec.kwargs),
         *((wrapper.name, wrapper.kwargs or {}) for wrapper in spec.additional_wrappers),
