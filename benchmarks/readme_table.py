@@ -96,6 +96,24 @@ def dmc_pixels(r: dict[str, Any]) -> list[tuple[str, str]]:
     return rows
 
 
+def jepa_mpc_ablations(r: dict[str, Any]) -> list[tuple[str, str]]:
+    labels = {
+        "full": "in full",
+        "warm_start": "warm start from a world model of random play",
+        "frozen": "that one, frozen",
+        "no_prior": "no policy prior",
+        "no_value": "no value",
+        "no_prediction": "no prediction",
+        "reconstruction": "reconstruction instead",
+    }
+    found = {label: r["results"][name] for name, label in labels.items() if name in r["results"]}
+    seeds = max(len(variant["runs"]) for variant in found.values())
+    what = (
+        f"JEPAMPC, {r['task']}, {r['frames']:,} frames, {seeds} seed{'s' * (seeds > 1)}: {' / '.join(found)}"
+    )
+    return [(what, " / ".join(f"{variant['return']:.0f}" for variant in found.values()))]
+
+
 def branching(r: dict[str, Any]) -> list[tuple[str, str]]:
     energy, kept = r["energy_score_ratio_to_oracle"], r["return_ratio_to_oracle"]
     return [
@@ -166,6 +184,7 @@ ROWS = {
     "planning_speed": planning_speed,
     "wrapper_speed": wrapper_speed,
     "dmc_pixels": dmc_pixels,
+    "jepa_mpc_ablations": jepa_mpc_ablations,
     "branching": branching,
     "flow_proposals": flow_proposals,
     "rendering": rendering,
