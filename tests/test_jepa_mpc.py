@@ -421,11 +421,9 @@ def test_acting_reads_the_statistics_of_states_that_windows_start_with():
 def test_what_is_painted_is_shifted_as_what_is_seen():
     agent = tiny(OnlyPictures(), policy_kwargs={"model": replace(TINY, objective="reconstruction")})
     windows = torch.randint(0, 256, (8, 4, 3, 16, 16), dtype=torch.uint8)
-    moved = agent.policy.model._shifted_windows({"pixels": windows}, torch.Generator().manual_seed(0))[
-        "pixels"
-    ]
+    moved = agent.policy.model._shifted({"pixels": windows}, torch.Generator().manual_seed(0))["pixels"]
     assert not torch.equal(moved, windows)
-    each = agent.policy.model._shifted_windows(
+    each = agent.policy.model._shifted(
         {"pixels": windows[:, :1].expand_as(windows)}, torch.Generator().manual_seed(0)
     )["pixels"]
     assert torch.equal(each[:, :1].expand_as(each), each)

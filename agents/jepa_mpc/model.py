@@ -130,7 +130,7 @@ class ControlModel(nn.Module):
         c, h = self.config, batch.actions.shape[1]
         seen = batch.observations
         if self.decoder is not None:  # what is painted moves with what is seen
-            seen = self._shifted_windows(seen, generator)
+            seen = self._shifted(seen, generator)
         now = {name: x[:, 0] for name, x in seen.items()}
         later = self.encoder.runs({name: x[:, 1:] for name, x in seen.items()})
         if self.decoder is None:
@@ -210,24 +210,14 @@ class ControlModel(nn.Module):
     def _shifted(
         self, observations: dict[str, Tensor], generator: torch.Generator | None
     ) -> dict[str, Tensor]:
+        """Pictures "b c y x", or all pictures "b t c y x" of a window alike, moved at random."""
         if not self.config.shift:
             return observations
         return {
-            name: random_shift(x, self.config.shift, generator) if x.ndim == 4 else x
-            for name, x in observations.items()
-        }
-
-    def _shifted_windows(
-        self, windows: dict[str, Tensor], generator: torch.Generator | None
-    ) -> dict[str, Tensor]:
-        """All pictures "b t c y x" of a window moved alike."""
-        if not self.config.shift:
-            return windows
-        return {
-            name: random_shift(x.flatten(1, 2), self.config.shift, generator).view(x.shape)
-            if x.ndim == 5
+            name: random_shift(x.flatten(1, -3), self.config.shift, generator).view(x.shape)
+            if x.ndim >= 4
             else x
-            for name, x in windows.items()
+            for name, x in observations.items()
         }
 
 
