@@ -418,6 +418,21 @@ def test_acting_reads_the_statistics_of_states_that_windows_start_with():
     assert not torch.equal(found[0], torch.cat([before["running_mean"], before["running_var"]]))
 
 
+def test_the_last_state_of_a_window_is_not_encoded_twice_for_the_value_target():
+    agent = tiny(Goal1D())
+    agent.learn(60)
+    batch = agent._tensors(agent.replay_buffer.sample(32, 3, np.random.default_rng(0), 3, 0.9))
+    assert batch.future is None
+    last = {name: x[:, -1] for name, x in batch.observations.items()}
+    model = agent.policy.model.train()
+    once = model.loss(batch, torch.Generator().manual_seed(0))
+    twice = model.loss(batch._replace(future=last), torch.Generator().manual_seed(0))
+    torch.testing.assert_close(once.terms, twice.terms)
+    other = {name: x + 1 for name, x in last.items()}
+    unlike = model.loss(batch._replace(future=other), torch.Generator().manual_seed(0))
+    assert unlike.terms["value"] != once.terms["value"]
+
+
 def test_what_is_painted_is_shifted_as_what_is_seen():
     agent = tiny(OnlyPictures(), policy_kwargs={"model": replace(TINY, objective="reconstruction")})
     windows = torch.randint(0, 256, (8, 4, 3, 16, 16), dtype=torch.uint8)

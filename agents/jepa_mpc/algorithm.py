@@ -329,14 +329,14 @@ class JEPAMPC(OffPolicyAlgorithm):
         return self.gradient_steps * rollouts
 
     def _tensors(self, windows: Windows) -> ControlBatch:
-        def put(x: np.ndarray) -> torch.Tensor:
+        def put(x: Any) -> Any:
+            if x is None:
+                return None
+            if isinstance(x, dict):
+                return {name: put(part) for name, part in x.items()}
             return torch.from_numpy(np.ascontiguousarray(x)).to(self.device)
 
-        parts: dict[str, Any] = {
-            field: {name: put(x) for name, x in value.items()} if isinstance(value, dict) else put(value)
-            for field, value in windows._asdict().items()
-        }
-        return ControlBatch(**parts)
+        return ControlBatch(*map(put, windows))
 
     def dump_logs(self) -> None:
         """Stable-Baselines3's, with ``jepa/*`` measured on windows from the replay."""

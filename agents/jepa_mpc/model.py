@@ -140,7 +140,10 @@ class ControlModel(nn.Module):
         # where episodes are short, their statistics would shrink the latents that are acted upon.
         with torch.no_grad(), statistics_kept(self.encoder):
             targets = self.encoder.windows(later, h)
-            returns = self._targets(self.encode(self._shifted(batch.future, generator)), batch, generator)
+            last = targets[:, -1]
+            if batch.future is not None:
+                last = self.encode(self._shifted(batch.future, generator))
+            returns = self._targets(last, batch, generator)
         path = self.rollout(z, batch.actions)[:, 0]
         decay = c.decay ** torch.arange(h, device=z.device)
         weight = decay * batch.valid / decay.sum() / len(z)  # b h
@@ -240,7 +243,7 @@ class ControlBatch(NamedTuple):
     returns: Float[Tensor, "b h"]
     discounts: Float[Tensor, "b h"]
     ended: Bool[Tensor, " b"]
-    future: dict[str, Tensor]
+    future: dict[str, Tensor] | None
 
 
 class Losses(NamedTuple):

@@ -29,7 +29,8 @@ class Windows(NamedTuple):
         returns: discounted rewards from each step up to ``future``.
         discounts: of what follows ``future``, seen from each step.
         ended: whether the episode had terminated by then, so that nothing follows.
-        future: observations, "b ...", ``n_step`` steps behind the start of the window, or where the episode ends.
+        future: observations, "b ...", ``n_step`` steps behind the start of the window, or where the episode ends; None
+            where these are the last of ``observations``.
     """
 
     observations: Observations
@@ -40,7 +41,7 @@ class Windows(NamedTuple):
     returns: Float[np.ndarray, "b h"]
     discounts: Float[np.ndarray, "b h"]
     ended: Bool[np.ndarray, " b"]
-    future: Observations
+    future: Observations | None
 
 
 class EpisodeReplay:
@@ -182,6 +183,9 @@ class EpisodeReplay:
         distance = np.maximum(within.sum(1, keepdims=True) - np.arange(steps), 0)
 
         states, last = offset[:, : steps + 1], offset[:, -1:]
+        future = None
+        if reach > steps:
+            future = {name: value[:, 0] for name, value in self._observations(first, last).items()}
         now = at[:, :steps]
         return Windows(
             self._observations(first, states),
@@ -192,7 +196,7 @@ class EpisodeReplay:
             discounted(rewards, discount)[:, :steps].astype(np.float32),
             (discount**distance).astype(np.float32),
             terminated.any(1),
-            {name: value[:, 0] for name, value in self._observations(first, last).items()},
+            future,
         )
 
     def _observations(self, first: Int64[np.ndarray, " b"], offset: Int64[np.ndarray, "b t"]) -> Observations:
