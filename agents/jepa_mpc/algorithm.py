@@ -336,7 +336,7 @@ class JEPAMPC(OffPolicyAlgorithm):
                 return {name: put(part) for name, part in x.items()}
             return torch.from_numpy(np.ascontiguousarray(x)).to(self.device)
 
-        return ControlBatch(*map(put, windows))
+        return ControlBatch(**{field: put(x) for field, x in windows._asdict().items()})
 
     def dump_logs(self) -> None:
         """Stable-Baselines3's, with ``jepa/*`` measured on windows from the replay."""
