@@ -13,7 +13,8 @@ of its last evaluation. Curves of published agents stand beside ours in the pict
 
 Methods: ``jepa_mpc``; ``sac_latents`` (SAC on latents of a world model that was trained on 10,000 frames of random
 play, which count, and then frozen); ``sac_online_latents`` (the world model goes on learning from SAC's replay);
-``sac_pixels`` (CnnPolicy); ``sac_state``; ``random``. Discrete tasks have DQN in place of SAC.
+``sac_pixels`` (CnnPolicy; SAC's as ``LeanCnnPolicy``, which learns the same sooner); ``sac_state``; ``random``.
+Discrete tasks have DQN in place of SAC.
 """
 
 import csv
@@ -42,7 +43,7 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 import jepa_rl.envs
 from jepa_rl import EpisodeStore, WindowSampler, WorldModel, fit, preset
 from jepa_rl.agents import JEPAMPC, ResumableRun
-from jepa_rl.agents.baselines import SHORT_DQN
+from jepa_rl.agents.baselines import SHORT_DQN, LeanCnnPolicy
 from jepa_rl.agents.evaluation import EvaluationCallback
 from jepa_rl.agents.jepa_mpc import jepa_mpc_preset
 from jepa_rl.agents.online_latents import LatentReplayBuffer, OnlineWorldModel, latent_policy_kwargs, world_of
@@ -269,8 +270,10 @@ def run_sac(method: str, args: Args, task: Task, folder: Path, seed: int, decisi
         settings |= SHORT_DQN
     callbacks: list[BaseCallback] = []
     make: Callable[..., gym.Env] = partial(make_pixels, task)
-    policy = "CnnPolicy"
-    if method == "sac_state":
+    policy: str | type[LeanCnnPolicy] = "CnnPolicy"
+    if method == "sac_pixels" and algorithm is SAC:
+        policy = LeanCnnPolicy
+    elif method == "sac_state":
         make, policy = partial(make_state, task), "MlpPolicy"
     elif method == "sac_latents":
         world, used = frozen_world_model(args, task, folder, seed)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch
 from gymnasium import spaces
+from stable_baselines3 import SAC
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from jepa_rl.agents.baselines import policy_for, train_baseline
+from jepa_rl.agents.baselines import LeanCnnPolicy, policy_for, train_baseline
 
 SMALL = {"policy_kwargs": {"net_arch": [16]}, "device": "cpu"}
 # Enough to learn a bandit, in a second or two each.
@@ -81,6 +83,30 @@ def test_pictures_are_learned_from_by_a_cnn_and_files_are_left(tmp_path):
     board.Reload()
     assert {"eval/mean_reward", "rollout/ep_rew_mean", "time/fps"} <= set(board.Tags()["scalars"])
     assert [event.step for event in board.Scalars("eval/mean_reward")] == [32, 64]
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_the_lean_policy_learns_what_the_cnn_policy_does_bit_for_bit(shared):
+    options = {"learning_starts": 16, "buffer_size": 100, "batch_size": 16, "device": "cpu", "seed": 0}
+    kwargs = {"net_arch": [16], "share_features_extractor": shared}
+
+    def trained(policy):
+        env = DummyVecEnv([lambda: Bandit(discrete=False, picture=True)])
+        return SAC(policy, env, policy_kwargs=dict(kwargs), **options).learn(24).get_parameters()
+
+    plain, lean = trained("CnnPolicy"), trained(LeanCnnPolicy)
+    for name, weights in plain["policy"].items():
+        assert torch.equal(weights, lean["policy"][name]), name
+
+
+def test_the_lean_critic_gives_its_encoder_no_gradient_of_the_actors_loss():
+    model = SAC(LeanCnnPolicy, bandits(discrete=False, picture=True)(1), buffer_size=10, device="cpu")
+    pictures, actions = torch.zeros(2, 3, 36, 36, dtype=torch.uint8), torch.zeros(2, 1)
+    encoder = list(model.critic.features_extractor.parameters())
+    sum(model.critic(pictures, actions.requires_grad_())).sum().backward()
+    assert actions.grad is not None and all(weights.grad is None for weights in encoder)
+    sum(model.critic(pictures, actions.detach())).sum().backward()
+    assert all(weights.grad is not None for weights in encoder)
 
 
 def test_equal_seeds_give_equal_runs_and_evaluation_episodes_are_new(tmp_path):
