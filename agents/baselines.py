@@ -11,11 +11,12 @@ What they see is decided by the environments alone, so a comparison is three fac
 from __future__ import annotations
 
 import copy
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -23,14 +24,17 @@ from gymnasium import spaces
 from jaxtyping import Float, Int
 from stable_baselines3 import DQN, PPO, SAC
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.callbacks import EvalCallback
+from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import ContinuousCritic
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.vec_env import VecEnv, VecMonitor, is_vecenv_wrapped
 from stable_baselines3.sac.policies import CnnPolicy
+
+from jepa_rl.agents.evaluation import EvaluationCallback
 
 ALGORITHMS: dict[str, type[BaseAlgorithm]] = {"ppo": PPO, "sac": SAC, "dqn": DQN}
 # DQN's defaults are Atari's, for millions of steps; these suit runs of ten thousands.
@@ -78,6 +82,62 @@ class _LeanCritic(ContinuousCritic):
             features = self.extract_features(obs, self.features_extractor)
         both = torch.cat([features, actions], dim=1)
         return tuple(q_net(both) for q_net in self.q_networks)
+
+
+class SaveAtEvaluation(BaseCallback):
+    """Keeps agent and replay as they are at the newest point of the curve, for ``load_saved``.
+
+    A kill at any moment leaves a whole one. The replay is a pickle, Stable-Baselines3 has no other way: load only what
+    you saved yourself.
+
+    Args:
+        curve: stands before this among the callbacks.
+        folder: of this run alone.
+        more: writes whatever else belongs to it into the folder that it is given.
+    """
+
+    def __init__(
+        self, curve: EvaluationCallback, folder: Path, more: Callable[[Path], None] | None = None
+    ) -> None:
+        super().__init__()
+        self.curve, self.folder, self.more, self._step = curve, folder, more, 0
+
+    @staticmethod
+    def newest(folder: Path) -> Path | None:
+        """The folder of what was saved last; None if nothing was."""
+        whole = folder.glob("[0-9]*/agent.zip")  # not "part", which a kill may have left
+        return max((path.parent for path in whole), key=lambda path: int(path.name), default=None)
+
+    def _on_training_start(self) -> None:
+        self._step = self.num_timesteps  # a run that goes on has saved this point already
+
+    def _on_step(self) -> bool:
+        step = self.curve.results[-1]["step"]
+        if step > self._step:
+            self._step, part = step, self.folder / "part"
+            shutil.rmtree(part, ignore_errors=True)
+            part.mkdir(parents=True)
+            self.model.save(part / "agent.zip")
+            if isinstance(self.model, OffPolicyAlgorithm):
+                self.model.save_replay_buffer(part / "replay.pkl")
+            if self.more is not None:
+                self.more(part)
+            part.rename(self.folder / str(step))
+            for older in self.folder.iterdir():
+                if older.name != str(step):
+                    shutil.rmtree(older)
+        return True
+
+
+Algorithm = TypeVar("Algorithm", bound=BaseAlgorithm)
+
+
+def load_saved(algorithm: type[Algorithm], saved: Path, env: VecEnv, device: str = "auto") -> Algorithm:
+    """The agent in ``saved``, which is ``SaveAtEvaluation.newest``, with its replay; learning goes on from there."""
+    model = algorithm.load(saved / "agent.zip", env=env, device=device)
+    if isinstance(model, OffPolicyAlgorithm):
+        model.load_replay_buffer(saved / "replay.pkl")
+    return model
 
 
 def train_baseline(

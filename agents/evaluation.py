@@ -73,7 +73,7 @@ class EvaluationCallback(BaseCallback):
     """Plays the same episodes every so often: ``eval/*`` in TensorBoard, returns in a JSON file, and a video.
 
     The first evaluation shows the agent before it learned. The file is rewritten after each evaluation; entries of
-    an interrupted run that goes on stay, up to the step from which it goes on.
+    an interrupted run that goes on stay, up to the step from which it goes on. A run that starts anew replaces it.
 
     Args:
         make_env: a new environment, the same as for training; with ``render()`` for videos.
@@ -124,6 +124,8 @@ class EvaluationCallback(BaseCallback):
         self._read, done = True, self.results if self.path is None else []
         if self.path is not None and self.path.exists():
             done = json.loads(self.path.read_text())
+        if self.model.num_timesteps == 0:
+            done = []  # of another run
         self.results = [entry for entry in done if entry["step"] <= self.model.num_timesteps]
         self._spent = self.results[-1]["seconds"] if self.results else 0.0
         self._next = self._after(self.results[-1]["step"]) if self.results else 0

@@ -43,7 +43,7 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 import jepa_rl.envs
 from jepa_rl import EpisodeStore, WindowSampler, WorldModel, fit, preset
 from jepa_rl.agents import JEPAMPC, ResumableRun
-from jepa_rl.agents.baselines import SHORT_DQN, LeanCnnPolicy
+from jepa_rl.agents.baselines import SHORT_DQN, LeanCnnPolicy, SaveAtEvaluation, load_saved
 from jepa_rl.agents.evaluation import EvaluationCallback
 from jepa_rl.agents.jepa_mpc import jepa_mpc_preset
 from jepa_rl.agents.online_latents import LatentReplayBuffer, OnlineWorldModel, latent_policy_kwargs, world_of
@@ -180,8 +180,8 @@ def run(args: Args, name: str, method: str, seed: int) -> None:
     if args.frames is not None:
         task = replace(task, frames=args.frames)
     if record.exists():
-        if method == "jepa_mpc":
-            refuse_unlike(args, folder, {"preset": args.preset})
+        asked: dict[str, Any] = {"preset": args.preset} if method == "jepa_mpc" else {}
+        refuse_unlike(args, folder, asked | {"frames": task.frames})
         return
     print(f"{name}, {method}, seed {seed}", flush=True)
     folder.mkdir(parents=True, exist_ok=True)
@@ -290,15 +290,10 @@ def run_sac(method: str, args: Args, task: Task, folder: Path, seed: int, decisi
         }
     settings["buffer_size"] = decisions
     train = partial(make, training=True)
-    model: OffPolicyAlgorithm
-    whole = (folder / "saved").glob("[0-9]*/agent.zip")  # not "part", which a kill may have left
-    saved = max(whole, key=lambda path: int(path.parent.name), default=None)
-    if saved is not None:
-        model = algorithm.load(saved, env=make_vec_env(train, 1, seed=seed), device=args.device)
-        model.load_replay_buffer(saved.with_name("replay.pkl"))
-    else:
-        (folder / "curve.json").unlink(missing_ok=True)
-        model = algorithm(policy, make_vec_env(train, 1, seed=seed), **settings)
+    saved, env = SaveAtEvaluation.newest(folder / "saved"), make_vec_env(train, 1, seed=seed)
+    model: OffPolicyAlgorithm = (
+        load_saved(algorithm, saved, env, args.device) if saved else algorithm(policy, env, **settings)
+    )
     seen = "state" if method == "sac_state" else "pixels"
     facts = {"preset": algorithm.__name__, "device": str(model.device), "observations": seen}
     refuse_unlike(args, folder, facts)
@@ -308,44 +303,19 @@ def run_sac(method: str, args: Args, task: Task, folder: Path, seed: int, decisi
     if method == "sac_online_latents":
         online = OnlineWorldModel(world_of(model), seed=seed)
         if saved is not None:
-            online.load_state_dict(torch.load(saved.with_name("online.pt"), weights_only=True))
+            online.load_state_dict(torch.load(saved / "online.pt", weights_only=True))
         callbacks.append(online)
-    callbacks += [curve, SaveAtEvaluation(curve, folder / "saved", online)]
+
+    def save_online(into: Path) -> None:
+        if online is not None:
+            torch.save(online.state_dict(), into / "online.pt")
+
+    callbacks += [curve, SaveAtEvaluation(curve, folder / "saved", save_online)]
     left = max(0, decisions - model.num_timesteps)
     model.learn(left, callback=callbacks, reset_num_timesteps=model.num_timesteps == 0)
     if method == "sac_latents":
         facts["before"] = json.loads((folder / "before.json").read_text())
     return facts
-
-
-class SaveAtEvaluation(BaseCallback):
-    """Agent and replay at each point of the curve. The replay is a pickle, Stable-Baselines3 has no other way."""
-
-    def __init__(
-        self, curve: EvaluationCallback, folder: Path, online: OnlineWorldModel | None = None
-    ) -> None:
-        super().__init__()
-        self.curve, self.folder, self.online, self._step = curve, folder, online, 0
-
-    def _on_training_start(self) -> None:
-        self._step = self.num_timesteps  # a run that goes on has saved this point already
-
-    def _on_step(self) -> bool:
-        step = self.curve.results[-1]["step"]
-        if step > self._step:
-            assert isinstance(self.model, OffPolicyAlgorithm)
-            self._step, part = step, self.folder / "part"
-            shutil.rmtree(part, ignore_errors=True)
-            part.mkdir(parents=True)
-            self.model.save(part / "agent.zip")
-            self.model.save_replay_buffer(part / "replay.pkl")
-            if self.online is not None:
-                torch.save(self.online.state_dict(), part / "online.pt")
-            part.rename(self.folder / str(step))
-            for older in self.folder.iterdir():
-                if older.name != str(step):
-                    shutil.rmtree(older)
-        return True
 
 
 def frozen_world_model(args: Args, task: Task, folder: Path, seed: int) -> tuple[Path, int]:
@@ -441,7 +411,7 @@ def summary(paths: list[Path]) -> dict[str, Any]:
 
 
 def published(name: str) -> dict[str, list[tuple[float, float]]]:
-    """Curves of published agents up to 500,000 frames: "DrQ-v2 (pixels)" -> [(frames, mean return)]."""
+    """Curves of published agents up to 200,000 frames: "DrQ-v2 (pixels)" -> [(frames, mean return)]."""
     curves: dict[str, list[tuple[float, float]]] = {}
     with (ROOT / "benchmarks/data/dmc_curves.csv").open() as file:
         for row in csv.DictReader(file):

@@ -81,15 +81,30 @@ def main(args: Args) -> None:
             pretraining=5, out=args.out / "quick",
         )  # fmt: skip
         shutil.rmtree(args.out, ignore_errors=True)
+    check_budget(args)
     task = replace(TASKS[args.task], frames=args.frames)
     for seed in args.seeds:  # all variants of one seed before the next seed
         for variant in args.variants:
             run(args, task, variant, seed)
-    payload = {
-        "task": args.task, "frames": args.frames, "random_frames": args.random_frames,
-        "pretraining_updates": args.pretraining, "results": collected(args),
-    }  # fmt: skip
+    payload = budget(args) | {"results": collected(args)}
     print(write_results("jepa_mpc_ablations", payload, quick=args.quick))
+
+
+def budget(args: Args) -> dict[str, Any]:
+    """What must be the same of all runs that are reported together."""
+    return {
+        "task": args.task, "frames": args.frames, "evaluate_every": args.evaluate_every, "episodes": args.episodes,
+        "random_frames": args.random_frames, "pretraining_updates": args.pretraining,
+    }  # fmt: skip
+
+
+def check_budget(args: Args) -> None:
+    """A folder holds runs of one budget."""
+    file = args.out / args.task / "budget.json"
+    if file.exists() and (there := json.loads(file.read_text())) != budget(args):
+        raise SystemExit(f"{file.parent} holds runs of {there}, not {budget(args)}; pass another --out")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(file, json.dumps(budget(args)).encode())
 
 
 def run(args: Args, task: Task, variant: Variant, seed: int) -> None:
@@ -155,8 +170,7 @@ def kept(args: Args) -> dict[str, dict[str, Any]]:
     if args.quick or not RESULTS.exists():
         return {}
     old = json.loads(RESULTS.read_text())
-    same = (args.task, args.frames, args.random_frames, args.pretraining)
-    if same != tuple(old[key] for key in ("task", "frames", "random_frames", "pretraining_updates")):
+    if any(old[name] != value for name, value in budget(args).items()):
         return {}
     return {variant: found["runs"] for variant, found in old["results"].items()}
 

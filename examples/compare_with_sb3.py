@@ -5,8 +5,8 @@
 
 All see the same environment, play as many steps and are evaluated on the same episodes. Writes
 runs/compare_with_sb3/: results.json, curves.png and TensorBoard events. A run that was stopped goes on with the agent
-that was learning; JEPAMPC goes on where it was, the others start again. ``benchmarks/dmc_pixels.py`` is the large
-version of this.
+that was learning; JEPAMPC goes on where it was, the others from their last evaluation.
+``benchmarks/dmc_pixels.py`` is the large version of this.
 """
 
 import json
@@ -24,20 +24,22 @@ from stable_baselines3 import DQN, PPO, SAC
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import DummyVecEnv
 from tqdm import tqdm
 
 from jepa_rl.agents import JEPAMPC, ResumableRun
-from jepa_rl.agents.baselines import SHORT_DQN
+from jepa_rl.agents.baselines import SHORT_DQN, SaveAtEvaluation, load_saved
 from jepa_rl.agents.evaluation import EvaluationCallback
 from jepa_rl.agents.jepa_mpc import jepa_mpc_preset
 from jepa_rl.envs import ActionRepeat, PixelObservation
-from jepa_rl.files import write_atomic
+from jepa_rl.files import remove_run, write_atomic
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # CartPole and its kin draw with SDL; no window is needed
 
+EVALUATION_SEED = 1_000_000  # of the first episode
 RIVALS: dict[str, tuple[type[BaseAlgorithm], dict[str, Any]]] = {
     "sac": (SAC, {"learning_starts": 500}),
     "ppo": (PPO, {"n_steps": 256}),
@@ -75,8 +77,8 @@ def make_env(args: Args, pixels: bool) -> gym.Env:
     return PixelObservation(env, size=64, frames=3) if pixels else env
 
 
-def make_agent(args: Args, name: str, decisions: int) -> BaseAlgorithm:
-    """``jepa_mpc``, or the rival on ``pixels`` or ``state``."""
+def make_agent(args: Args, name: str, decisions: int, saved: Path | None) -> BaseAlgorithm:
+    """``jepa_mpc``, or the rival on ``pixels`` or ``state``, as it was saved if it was."""
     env = Monitor(make_env(args, pixels=not name.endswith("state")))
     common: dict[str, Any] = {"gamma": args.gamma, "seed": args.seed, "tensorboard_log": str(args.out / name)}
     if name == "jepa_mpc":
@@ -86,6 +88,8 @@ def make_agent(args: Args, name: str, decisions: int) -> BaseAlgorithm:
             **common, **jepa_mpc_preset("laptop"),
         )  # fmt: skip
     algorithm, settings = RIVALS[args.rival]
+    if saved is not None:
+        return load_saved(algorithm, saved, DummyVecEnv([lambda: env]))
     if algorithm is not PPO:
         settings = settings | {"buffer_size": decisions}
     return algorithm("MlpPolicy" if name.endswith("state") else "CnnPolicy", env, **common, **settings)
@@ -100,10 +104,10 @@ def main(args: Args) -> None:
         done = args.out / f"{name}.json"
         if not done.exists():
             write_atomic(done, json.dumps(train(args, name, decisions)).encode())
+            shutil.rmtree(args.out / name / "saved", ignore_errors=True)  # large, and needed only to go on
         found[name] = json.loads(done.read_text())
 
-    rng = np.random.default_rng(args.seed)
-    random = [random_return(args, int(seed)) for seed in rng.integers(2**31, size=args.episodes)]
+    random = [random_return(args, EVALUATION_SEED + i) for i in range(args.episodes)]
     results = {**settings, "random": float(np.mean(random)), "agents": found}
     (args.out / "results.json").write_text(json.dumps(results, indent=2))
     draw(args, found, float(np.mean(random))).savefig(args.out / "curves.png", dpi=100)
@@ -117,9 +121,9 @@ def main(args: Args) -> None:
 
 def prepare(out: Path, settings: dict[str, Any], resume: bool) -> None:
     """The folder of the run; a run with other settings in it is neither continued nor overwritten."""
-    if not resume:
-        shutil.rmtree(out, ignore_errors=True)
     file = out / "args.json"
+    if not resume:
+        remove_run(out, file.name)
     if file.exists() and (there := json.loads(file.read_text())) != settings:
         other = {name: there.get(name) for name, value in settings.items() if there.get(name) != value}
         raise SystemExit(f"{out} holds a run with {other}; pass --no-resume to replace it, or another --out")
@@ -127,20 +131,22 @@ def prepare(out: Path, settings: dict[str, Any], resume: bool) -> None:
 
 
 def train(args: Args, name: str, decisions: int) -> dict[str, Any]:
-    model = make_agent(args, name, decisions)
     folder = args.out / name
+    model = make_agent(args, name, decisions, SaveAtEvaluation.newest(folder / "saved"))
     evaluate = EvaluationCallback(
         lambda: make_env(args, pixels=not name.endswith("state")),
         every=max(1, decisions // args.evaluations),
         episodes=1 if args.quick else args.episodes,
+        seed=EVALUATION_SEED,
         path=folder / "evaluations.json",
     )
     callbacks: list[BaseCallback] = [evaluate, Bar(name, decisions)]
     if name == "jepa_mpc":
         callbacks.insert(0, ResumableRun(folder / "run", every=50 if args.quick else 1000))
     else:
-        (folder / "evaluations.json").unlink(missing_ok=True)
-    model.learn(decisions, callback=callbacks)
+        callbacks.insert(1, SaveAtEvaluation(evaluate, folder / "saved"))
+    left = max(0, decisions - model.num_timesteps)
+    model.learn(left, callback=callbacks, reset_num_timesteps=model.num_timesteps == 0)
     # Not of this process alone: a run may have been stopped.
     return {"evaluations": evaluate.results, "seconds": evaluate.results[-1]["seconds"]}
 

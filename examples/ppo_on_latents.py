@@ -9,7 +9,6 @@ A run starts afresh and replaces what an earlier one left there.
 
 import json
 import os
-import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from jepa_rl.agents.baselines import BaselineRun, train_baseline
 from jepa_rl.data import WindowSampler
 from jepa_rl.envs import PixelObservation, VecLatentObservation, collect
+from jepa_rl.files import remove_run
 from jepa_rl.training import TrainConfig, fit
 from jepa_rl.world_model import WorldModel, WorldModelConfig
 
@@ -61,7 +61,7 @@ def main(args: Args) -> None:
     random_steps, updates, ppo_steps = args.random_steps, args.updates, args.ppo_steps
     if args.quick:
         random_steps, updates, ppo_steps = 300, 20, 512
-    shutil.rmtree(args.out, ignore_errors=True)
+    remove_run(args.out, "episodes")
 
     # Random play.
     venv = gym.vector.SyncVectorEnv([lambda: make_pixels(args.env_id)] * 8)

@@ -8,7 +8,6 @@ TensorBoard events. A run that was stopped goes on where it was; --no-resume sta
 """
 
 import json
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -33,6 +32,7 @@ from jepa_rl.dynamics import HeldActions
 from jepa_rl.envs import GoalObservation, SmoothRandomPolicy, collect, world_spec
 from jepa_rl.envs.two_rooms import TwoRoomsVectorEnv
 from jepa_rl.envs.two_rooms_rules import TwoRoomsDynamics
+from jepa_rl.files import remove_run
 from jepa_rl.refine import REFINE, refine_dynamics
 from jepa_rl.types import Cost, Planner
 
@@ -98,7 +98,7 @@ def prepare(args: Args) -> None:
     settings = {name: value for name, value in asdict(args).items() if name not in ("out", "resume")}
     there = json.loads(file.read_text()) if file.exists() else settings
     if not args.resume or there["quick"]:
-        shutil.rmtree(args.out, ignore_errors=True)
+        remove_run(args.out, file.name)
     elif there != settings:
         raise SystemExit(
             f"{args.out} holds a run with {there}; pass --no-resume to replace it, or another --out"

@@ -10,7 +10,6 @@ a video of every evaluation. A run that was stopped goes on where it was.
 
 import json
 import os
-import shutil
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,7 +26,7 @@ from jepa_rl.agents import JEPAMPC, ResumableRun
 from jepa_rl.agents.evaluation import EvaluationCallback
 from jepa_rl.agents.jepa_mpc import jepa_mpc_preset
 from jepa_rl.envs import ActionRepeat, PixelObservation
-from jepa_rl.files import write_atomic
+from jepa_rl.files import remove_run, write_atomic
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -71,11 +70,11 @@ def make_env(args: Args) -> gym.Env:
 
 def main(args: Args) -> None:
     started = time.perf_counter()
+    file = args.out / "settings.json"
     if not args.resume:
-        shutil.rmtree(args.out, ignore_errors=True)
+        remove_run(args.out, file.name)
     free = ("decisions", "evaluations", "episodes", "resume", "out")  # may change while a run goes on
     settings = {name: value for name, value in asdict(args).items() if name not in free}
-    file = args.out / "settings.json"
     if file.exists() and (there := json.loads(file.read_text())) != settings:
         raise SystemExit(
             f"{args.out} holds a run of {there}; pass --no-resume to replace it, or another --out"

@@ -9,7 +9,6 @@ latent_map.png and TensorBoard events. A run that was stopped goes on where it w
 
 import json
 import os
-import shutil
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -20,6 +19,7 @@ import tyro
 
 from jepa_rl import EpisodeStore, WindowSampler, WorldModel, fit, preset, world_model_evaluation
 from jepa_rl.envs import PixelObservation, SmoothRandomPolicy, collect, world_spec
+from jepa_rl.files import remove_run
 
 os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # CartPole and its kin draw with SDL; no window is needed
 
@@ -117,10 +117,10 @@ def main(args: Args) -> None:
 
 def prepare(out: Path, settings: dict[str, object], resume: bool) -> None:
     """The folder of the run; a run with other settings in it is neither continued nor overwritten."""
-    if not resume:
-        shutil.rmtree(out, ignore_errors=True)
-    out.mkdir(parents=True, exist_ok=True)
     file = out / "args.json"
+    if not resume:
+        remove_run(out, file.name)
+    out.mkdir(parents=True, exist_ok=True)
     if file.exists() and (there := json.loads(file.read_text())) != settings:
         other = {name: there.get(name) for name, value in settings.items() if there.get(name) != value}
         raise SystemExit(f"{out} holds a run with {other}; pass --no-resume to replace it, or another --out")

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import secrets
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,26 @@ def write_atomic(path: str | Path, data: bytes) -> None:
         ) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_run(folder: str | Path, mark: str) -> None:
+    """Deletes the folder of an earlier run, if there is one.
+
+    Args:
+        mark: a file or folder in it that every run makes first.
+
+    Raises:
+        ValueError: something else is there; nothing is deleted then.
+    """
+    folder = Path(folder)
+    if not folder.exists():
+        return
+    if not (folder / mark).exists() and any(folder.iterdir()):
+        raise ValueError(
+            f"{folder} is not empty and holds no run of this kind ({mark} is missing), so it is not deleted; choose "
+            "another folder"
+        )
+    shutil.rmtree(folder)
 
 
 def save_tensors(path: str | Path, kind: str, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:

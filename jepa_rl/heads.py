@@ -52,11 +52,12 @@ class TwoHot(nn.Module):
         below = place.floor().clamp(max=self.bins - 2)
         share = (place - below).unsqueeze(-1)
         weights = torch.zeros(*values.shape, self.bins, device=values.device, dtype=values.dtype)
-        index = below.long().unsqueeze(-1)
+        index = below.nan_to_num().long().unsqueeze(-1)  # NaN has no bin, and stays NaN by its share
         return weights.scatter_(-1, index, 1 - share).scatter_(-1, index + 1, share)
 
     def decode(self, logits: Float[Tensor, "*b k"]) -> Float[Tensor, "*b"]:
-        """The value whose symlog is the mean of the distribution."""
+        """The value whose symlog is the mean of the distribution, as in TD-MPC2: of noisy values less than their mean
+        (as likely 0 as 100: 9), but a small weight on a far bin does not swamp it."""
         return symexp(logits.softmax(-1) @ self.centres)
 
     def loss(self, logits: Float[Tensor, "*b k"], weights: Float[Tensor, "*b k"]) -> Float[Tensor, "*b"]:
@@ -163,11 +164,16 @@ class GaussianPolicy(nn.Module):
         return self._mean_std(z)[0].tanh()
 
     def sample(
-        self, z: Float[Tensor, "b d"], generator: torch.Generator | None = None
+        self, z: Float[Tensor, "b d"], generator: torch.Generator | None = None, draws: int | None = None
     ) -> tuple[Float[Tensor, "b a"], Float[Tensor, " b"]]:
-        """Actions by the reparametrisation trick, and their log-density."""
+        """Actions by the reparametrisation trick, and their log-density, whose mean is minus the entropy.
+
+        ``draws``: how much noise is drawn; the rows take turns. Without it every row has its own.
+        """
         mean, std = self._mean_std(z)
-        noise = torch.randn(mean.shape, generator=generator, device=z.device, dtype=z.dtype)
+        count = len(z) if draws is None else draws
+        noise = torch.randn((count, mean.shape[1]), generator=generator, device=z.device, dtype=z.dtype)
+        noise = noise.repeat(len(z) // count, 1)
         raw = mean + std * noise
         # log N(raw) - sum log(1 - tanh(raw)^2), the latter in a form that does not overflow.
         density = -0.5 * noise.square() - std.log() - 0.5 * math.log(2 * math.pi)
@@ -195,15 +201,20 @@ class CategoricalPolicy(nn.Module):
         return torch.cat([one_hot(part) for part in self.network(z).split(self.groups, dim=-1)], dim=-1)
 
     def sample(
-        self, z: Float[Tensor, "b d"], generator: torch.Generator | None = None
+        self, z: Float[Tensor, "b d"], generator: torch.Generator | None = None, draws: int | None = None
     ) -> tuple[Float[Tensor, "b a"], Float[Tensor, " b"]]:
-        """Actions with a straight-through gradient, and their log-probability."""
-        actions, density = [], []
+        """Actions with a straight-through gradient, and minus the entropy: that of a draw would have no gradient.
+
+        ``draws``: as of ``GaussianPolicy``.
+        """
+        actions, neg_entropy = [], []
+        count = len(z) if draws is None else draws
         for part in self.logits(z):
-            hard, soft = one_hot(part + gumbel(tuple(part.shape), part, generator)), part.exp()
+            noise = gumbel((count, part.shape[1]), part, generator).repeat(len(z) // count, 1)
+            hard, soft = one_hot(part + noise), part.exp()
             actions.append(hard + soft - soft.detach())
-            density.append((hard * part).sum(-1))
-        return torch.cat(actions, dim=-1), torch.stack(density).sum(0)
+            neg_entropy.append((soft * part).sum(-1))
+        return torch.cat(actions, dim=-1), torch.stack(neg_entropy).sum(0)
 
 
 def gumbel(shape: tuple[int, ...], like: Tensor, generator: torch.Generator | None) -> Tensor:

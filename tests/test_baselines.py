@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
+
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from stable_baselines3 import SAC
+from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from jepa_rl.agents.baselines import LeanCnnPolicy, policy_for, train_baseline
+from jepa_rl.agents.baselines import LeanCnnPolicy, SaveAtEvaluation, load_saved, policy_for, train_baseline
+from jepa_rl.agents.evaluation import EvaluationCallback
 
 SMALL = {"policy_kwargs": {"net_arch": [16]}, "device": "cpu"}
 # Enough to learn a bandit, in a second or two each.
@@ -107,6 +110,34 @@ def test_the_lean_critic_gives_its_encoder_no_gradient_of_the_actors_loss():
     assert actions.grad is not None and all(weights.grad is None for weights in encoder)
     sum(model.critic(pictures, actions.detach())).sum().backward()
     assert all(weights.grad is not None for weights in encoder)
+
+
+@pytest.mark.parametrize("algorithm", [SAC, PPO])
+def test_an_agent_goes_on_from_its_last_evaluation(algorithm, tmp_path):
+    def callbacks():
+        curve = EvaluationCallback(lambda: Bandit(discrete=False), 10, 2, path=tmp_path / "curve.json")
+        return [curve, SaveAtEvaluation(curve, tmp_path / "saved", lambda into: (into / "note").touch())]
+
+    env = DummyVecEnv([lambda: Bandit(discrete=False)])
+    options = (
+        {"buffer_size": 100, "learning_starts": 5} if algorithm is SAC else {"n_steps": 4, "batch_size": 4}
+    )
+    assert SaveAtEvaluation.newest(tmp_path / "saved") is None
+    agent = algorithm("MlpPolicy", env, device="cpu", seed=0, **options).learn(24, callback=callbacks())
+    saved = SaveAtEvaluation.newest(tmp_path / "saved")
+    assert saved is not None and [path.name for path in saved.parent.iterdir()] == ["20"]
+    assert (saved / "note").exists()
+    (saved.parent / "part").mkdir()  # as a kill leaves it
+    (saved.parent / "part/agent.zip").touch()
+    assert SaveAtEvaluation.newest(tmp_path / "saved") == saved
+
+    loaded = load_saved(algorithm, saved, env, "cpu")
+    assert loaded.num_timesteps == 20
+    if algorithm is SAC:
+        assert loaded.replay_buffer.size() == 19  # callbacks are asked before the step is stored
+    loaded.learn(20, callback=callbacks(), reset_num_timesteps=False)
+    assert [e["step"] for e in json.loads((tmp_path / "curve.json").read_text())] == [0, 10, 20, 30, 40]
+    assert agent.num_timesteps == 24
 
 
 def test_equal_seeds_give_equal_runs_and_evaluation_episodes_are_new(tmp_path):

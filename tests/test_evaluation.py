@@ -94,6 +94,15 @@ def test_evaluations_are_logged_and_go_on_after_a_stop(tmp_path):
     assert again.results[-1]["seconds"] >= curve[1]["seconds"]
 
 
+def test_a_run_that_starts_anew_replaces_the_curve_of_the_one_before(tmp_path):
+    path = tmp_path / "curve.json"
+    path.write_text(json.dumps([{"step": 0, "returns": [-1.0], "lengths": [1], "seconds": 1e6}]))
+    callback = EvaluationCallback(Counter, every=8, episodes=3, seed=10, path=path)
+    PPO("MlpPolicy", Counter(), n_steps=4, batch_size=4, n_epochs=1).learn(8, callback=callback)
+    curve = json.loads(path.read_text())
+    assert [entry["returns"] for entry in curve] == [[3, 4, 5]] * 2 and curve[-1]["seconds"] < 1e5
+
+
 def test_an_evaluation_needs_numbers_that_make_sense():
     with pytest.raises(ValueError, match="every and episodes must be at least 1"):
         EvaluationCallback(Counter, every=0)

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from jepa_rl.files import remove_run
+
 EXAMPLES = sorted((Path(__file__).resolve().parent.parent / "examples").glob("*.py"))
 QUICKSTART_KEYS = {
     "success_rate", "success_ci95", "random_success_rate", "inverse_model_success_rate",
@@ -53,3 +55,14 @@ def test_example_runs_quickly_and_leaves_its_results(example, tmp_path):
         assert set(board.Tags()["images"]) == {"futures", "fan", "probability", "plans"}
         assert all((folder / f"{name}.png").stat().st_size for name in ("futures", "fan", "probability"))
         assert (folder / "plans.gif").stat().st_size
+
+
+def test_a_folder_that_no_run_made_is_not_deleted(tmp_path):
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(ValueError, match=r"holds no run of this kind \(args.json is missing\)"):
+        remove_run(tmp_path, "args.json")
+    assert (tmp_path / "thesis.tex").exists()
+    (tmp_path / "args.json").touch()
+    remove_run(tmp_path, "args.json")
+    remove_run(tmp_path, "args.json")
+    assert not tmp_path.exists()

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
-from torch.distributions import Normal, TanhTransform, TransformedDistribution
+from torch.distributions import Categorical, Normal, TanhTransform, TransformedDistribution
 from torch.testing import assert_close
 
 from jepa_rl.heads import (
@@ -99,12 +99,33 @@ def test_choices_are_drawn_as_often_as_they_are_likely():
     with torch.no_grad():
         policy.network.biases[-1].copy_(torch.tensor([[0.0, 1.0, 0.5, 0.0, -1.0]]))
         policy.network.weights[-1].zero_()
-    action, density = policy.sample(torch.zeros(40_000, 2), torch.Generator().manual_seed(0))
+    action, _ = policy.sample(torch.zeros(40_000, 2), torch.Generator().manual_seed(0))
     expected = torch.cat([part[0].exp() for part in policy.logits(torch.zeros(1, 2))])
     assert_close(action.detach().mean(0), expected.detach(), rtol=0, atol=0.01)
     assert action.sum(-1).allclose(torch.full((40_000,), 2.0))
     assert_close(policy.mode(torch.zeros(1, 2)), torch.tensor([[0.0, 1.0, 1.0, 0.0, 0.0]]))
-    assert_close(density.exp().min().item(), (expected[0] * expected[4]).item(), rtol=1e-4, atol=1e-6)
+
+
+def test_the_entropy_of_choices_is_exact_and_has_its_gradient():
+    policy = CategoricalPolicy(2, (2, 3), width=8).double()
+    z = torch.randn(20, 2, dtype=torch.float64)
+    _, neg_entropy = policy.sample(z, torch.Generator().manual_seed(0))
+    reference = sum(Categorical(logits=part).entropy() for part in policy.logits(z))
+    assert_close(neg_entropy, -reference)
+    found, expected = (
+        torch.autograd.grad(total, policy.network.biases[-1])[0]
+        for total in (-neg_entropy.sum(), reference.sum())
+    )
+    assert expected.abs().max() > 1e-3
+    assert_close(found, expected)
+
+
+@pytest.mark.parametrize("policy", [GaussianPolicy(4, 3, width=8), CategoricalPolicy(4, (2, 3), width=8)])
+def test_rows_take_turns_with_the_draws(policy):
+    z = torch.randn(2, 4)
+    alone, _ = policy.sample(z, torch.Generator().manual_seed(0))
+    together, _ = policy.sample(z.repeat(3, 1), torch.Generator().manual_seed(0), draws=2)
+    assert_close(together, alone.repeat(3, 1))
 
 
 def test_pictures_are_painted_from_latents():

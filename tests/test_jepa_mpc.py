@@ -10,7 +10,13 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback, EvalCallback
+from stable_baselines3.common.callbacks import (
+    BaseCallback,
+    CheckpointCallback,
+    EvalCallback,
+    LogEveryNTimesteps,
+    StopTrainingOnRewardThreshold,
+)
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.logger import configure
@@ -172,7 +178,7 @@ def test_windows_are_encoded_as_their_observations_are(shared, keypoints):
     agent.learn(100)
     encoder = agent.policy.model.encoder.eval()
     windows = agent._tensors(agent.replay_buffer.sample(64, 3, np.random.default_rng(0)))
-    whole = windows.valid.all(1)  # behind the end of an episode there is nothing to encode
+    whole = windows.valid.all(1)  # behind the end of an episode frames are repeated
     seen = {name: x[whole] for name, x in windows.observations.items()}
     with torch.no_grad():
         found = encoder.windows(encoder.runs(seen), 4)
@@ -256,8 +262,42 @@ def test_equal_seeds_give_equal_runs():
     torch.testing.assert_close(*weights, rtol=0, atol=0)
 
 
-def test_a_reward_that_is_no_number_is_named():
-    env = gym.wrappers.TransformReward(Goal1D(), lambda r: float("nan"))
+def test_a_plan_does_not_depend_on_who_is_planned_for_beside_it():
+    agent = tiny(Goal1D(), policy_kwargs={"proposals": 4})
+    agent.learn(60)
+    x = np.linspace(-1, 1, 5, dtype=np.float32)[:, None]
+    together, _ = agent.predict(x, deterministic=True)
+    alone = np.concatenate([agent.predict(x[i : i + 1], deterministic=True)[0] for i in range(5)])
+    np.testing.assert_allclose(together, alone, atol=1e-3)
+
+
+def test_another_seed_is_another_exploration():
+    agent = tiny(Goal1D())
+    agent.learn(60)
+    x = np.linspace(-1, 1, 8, dtype=np.float32)[:, None]
+    explored = []
+    for seed in (1, 2, 1):
+        agent.set_random_seed(seed)
+        actions = agent.predict(x)[0].ravel().tolist()
+        explored.append((actions, agent.rng.random(), torch.rand(1, generator=agent.noise).item()))
+    assert explored[0] == explored[2]
+    assert all(a != b for a, b in zip(explored[0], explored[1], strict=True))
+
+
+def test_training_that_diverges_says_so():
+    agent = tiny(Goal1D())
+    agent.learn(50)
+    with torch.no_grad():
+        agent.policy.model.reward_head.biases[-1].fill_(float("nan"))
+    with pytest.raises(
+        ValueError, match=r"NaN or infinite within the last 2 updates: .*reward.*lower learning_rate"
+    ):
+        agent.train(2, 16)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_reward_that_is_no_number_is_named(bad):
+    env = gym.wrappers.TransformReward(Goal1D(), lambda r: bad)
     with pytest.raises(ValueError, match="rewards hold NaN or infinite values"):
         tiny(env).learn(5)
 
@@ -268,6 +308,12 @@ def test_actions_that_cannot_be_searched_are_refused():
 
     with pytest.raises(AssertionError, match="only supports"):
         tiny(Many())
+
+    class Unbounded(Goal1D):
+        action_space = spaces.Box(-np.inf, np.inf, (1,), np.float32)
+
+    with pytest.raises((ValueError, AssertionError), match="finite"):
+        tiny(Unbounded())
 
 
 def test_an_action_is_repeated_and_its_rewards_summed():
@@ -431,6 +477,40 @@ def test_the_last_state_of_a_window_is_not_encoded_twice_for_the_value_target():
     other = {name: x + 1 for name, x in last.items()}
     unlike = model.loss(batch._replace(future=other), torch.Generator().manual_seed(0))
     assert unlike.terms["value"] != once.terms["value"]
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_the_state_behind_a_window_is_the_last_that_was_seen_at_a_time_limit_too(shared):
+    """Windows that run over the end repeat its frame: their last stack shows a standstill that was not."""
+    agent = tiny(Pictures(), policy_kwargs={"model": replace(TINY, shift=0, share_frames=shared)})
+    agent.learn(60)
+    batch = agent._tensors(agent.replay_buffer.sample(64, 3, np.random.default_rng(0), 3, 0.9))
+    assert batch.future is None and not batch.valid[:, -1].all()
+    rows = torch.arange(64)
+    model, last = agent.policy.model.eval(), batch.valid.sum(1)
+    asked = []
+    model._targets = lambda future, *_: asked.append(future) or torch.zeros_like(batch.rewards)
+    model.loss(batch)
+    with torch.no_grad():
+        expected = model.encode({name: x[rows, last] for name, x in batch.observations.items()})
+    torch.testing.assert_close(asked[0], expected)
+
+
+def test_what_lies_behind_an_end_is_not_painted():
+    agent = tiny(OnlyPictures(), policy_kwargs={"model": replace(TINY, objective="reconstruction", shift=0)})
+    agent.learn(60)
+    batch = agent._tensors(agent.replay_buffer.sample(64, 3, np.random.default_rng(0), 3, 0.9))
+    model, painted = agent.policy.model.eval(), []
+    behind = ~torch.nn.functional.pad(batch.valid, (1, 0), value=True)
+    for rows in (behind, ~behind):
+        for brightness in (0, 255):
+            seen = batch.observations["observation"].clone()
+            seen[rows] = brightness
+            seen[:, 0] = batch.observations["observation"][:, 0]  # where the path begins
+            changed = batch._replace(observations={"observation": seen})
+            painted.append(model.loss(changed).terms["reconstruction"].item())
+    assert painted[0] == pytest.approx(painted[1], rel=1e-5)
+    assert abs(painted[2] - painted[3]) > 1e-3
 
 
 def test_what_is_painted_is_shifted_as_what_is_seen():
@@ -636,6 +716,8 @@ def test_the_replay_is_saved_and_loaded_without_pickle(tmp_path):
     assert len(other.replay_buffer) == len(agent.replay_buffer) == 60
     a, b = (m.replay_buffer.sample(30, 3, np.random.default_rng(0)) for m in (agent, other))
     np.testing.assert_array_equal(a.observations["observation"], b.observations["observation"])
+    other.load_replay_buffer(tmp_path / "replay.safetensors")  # in place of what is there, as in SB3
+    assert len(other.replay_buffer) == 60
     with pytest.raises(ValueError, match="use the environment it is from"):
         tiny(Doors()).load_replay_buffer(tmp_path / "replay.safetensors")
     with pytest.raises(TypeError, match="under a path"):
@@ -689,6 +771,59 @@ def test_learning_again_does_not_join_episodes():
     states = agent.replay_buffer.columns["observation.observation"][:, 0]
     for first, steps in agent.replay_buffer.episodes:
         assert np.abs(np.diff(states[first : first + steps + 1])).max() <= 0.5 + 1e-6
+
+
+def test_another_environment_ends_the_episode_that_is_running():
+    agent = tiny(Goal1D())
+    agent.learn(15)
+    agent.set_env(Goal1D())
+    agent.learn(10, reset_num_timesteps=False)
+    assert agent.replay_buffer.episodes[:, 1].tolist() == [10, 5, 10]
+
+
+def test_stable_baselines3s_callbacks_bar_and_names(tmp_path):
+    agent = tiny(Goal1D(), tensorboard_log=str(tmp_path))
+    stop = StopTrainingOnRewardThreshold(-1e9)
+    evaluate = EvalCallback(
+        make_vec_env(Goal1D, 1), callback_on_new_best=stop, eval_freq=55, n_eval_episodes=1, verbose=0
+    )
+    agent.learn(100, callback=evaluate, progress_bar=True, tb_log_name="named")
+    assert agent.num_timesteps == 55 and list((tmp_path / "named_1").glob("events*"))
+
+
+def test_a_loaded_agent_logs_before_its_first_episode_has_ended(tmp_path):
+    agent = tiny(Goal1D())
+    agent.learn(50)
+    agent.save(tmp_path / "agent")
+    loaded = JEPAMPC.load(tmp_path / "agent", Goal1D())
+    loaded.learn(8, callback=LogEveryNTimesteps(3), reset_num_timesteps=False)
+    assert loaded.num_timesteps == 58
+
+
+class SeenGoal1D(Goal1D):
+    """``Goal1D`` as a picture: a bright column where the point is."""
+
+    observation_space = spaces.Box(0, 255, (1, 16, 16), np.uint8)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return self._picture(), {}
+
+    def step(self, action):
+        _, *rest = super().step(action)
+        return self._picture(), *rest
+
+    def _picture(self):
+        columns = np.arange(16) - 7.5 - 3.5 * float(self.x[0])
+        return np.broadcast_to(255 * np.exp(-0.5 * columns**2), (1, 16, 16)).astype(np.uint8)
+
+
+def test_learns_to_walk_to_a_goal_that_it_only_sees():
+    agent = tiny(
+        SeenGoal1D(), gamma=0.9, policy_kwargs={"model": replace(TINY, shift=0, encoder_widths=(16, 16))}
+    )
+    agent.learn(600)
+    assert mean_return(agent, SeenGoal1D, 10) > -3.0  # the best are about -0.6, random ones about -9
 
 
 def test_a_loaded_agent_needs_no_replay_to_act_and_gets_one_to_learn(tmp_path):

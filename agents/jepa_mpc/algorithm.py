@@ -29,7 +29,8 @@ class JEPAMPC(OffPolicyAlgorithm):
     """Learns a JEPA world model, reward, value and termination online, and plans with them.
 
     ``JEPAMPC("CnnPolicy", env).learn(100_000)``: the defaults are those of the preset ``laptop``, which was measured
-    (benchmarks/dmc_pixels.py); ``jepa_mpc_preset`` names larger ones. What Stable-Baselines3 does with an off-policy
+    (benchmarks/dmc_pixels.py, with a discount and a number of updates for each task); ``jepa_mpc_preset`` names larger
+    ones. What Stable-Baselines3 does with an off-policy
     algorithm works, but for two things: ``VecNormalize`` is of no use, since observations and rewards are scaled
     inside, and the replay is saved in a format of its own, under a path. Observations are pixels, vectors or a Dict of
     both; actions a flat Box, Discrete or MultiDiscrete. With ``ResumableRun`` as a callback a run that was killed goes
@@ -40,15 +41,17 @@ class JEPAMPC(OffPolicyAlgorithm):
     value heads, all of whose mean prices the policy's mode at the end of a plan; targets of several rewards, whose
     steps share one state behind them; a termination head; a moving average of the model that acts, and follows the
     mean of many elite plans, weighted by costs in units of their spread; exploration by following one of the best
-    plans; rates that fall; windows that run over an episode's end (masked), so that short episodes count in full; one
-    common discount, none guessed from the episode's length.
+    plans; rates that fall, the encoder's with the rest; no dropout; symlog of vectors that are observed; a policy whose
+    spread is bounded more narrowly; a smaller search; windows that run over an episode's end (masked), so that short
+    episodes count in full; one common discount, none guessed from the episode's length.
 
     ``save`` writes Stable-Baselines3's zip file, which holds pickled settings: load only files that you trust.
 
     Args:
         policy: ``"CnnPolicy"``, ``"MlpPolicy"`` or ``"MultiInputPolicy"``; all three plan.
         env: environment, vectorised environment or id.
-        learning_rate: of everything but the encoder. A high one, since few updates have to do, that falls to a tenth.
+        learning_rate: of everything but the encoder. A high one, since few updates have to do, that falls to a tenth
+            by the end of a call of ``learn``; give a constant one to a training that is made of many calls.
         buffer_size: rows of the replay, one for each state of an episode.
         learning_starts: random steps before the first update, which then makes up for them.
         batch_size: windows in a batch.
@@ -62,13 +65,13 @@ class JEPAMPC(OffPolicyAlgorithm):
         encoder_rate: the encoder's learning rate, relative to the rest.
         max_grad_norm: largest gradient norm.
         policy_kwargs: of ``JEPAMPCPolicy``: the search, and ``model=ModelConfig(...)``.
-        seed: without one the first weights and the environments differ from run to run; what draws batches, searches
-            and exploration starts from 0 all the same, so that a run can be resumed.
+        seed: without one the first weights and the environments (``ResumableRun``'s excepted) differ from run to run;
+            what draws batches, searches and exploration starts from 0 all the same, so that a run can be resumed.
         stats_window_size, tensorboard_log, verbose, device: as in Stable-Baselines3.
 
     Raises:
         ValueError: for observations of another kind, actions that are not flat, a replay larger than memory, or NaN or
-            infinite rewards and observations.
+            infinite rewards, observations, losses or gradients.
         AssertionError: Stable-Baselines3's, for actions of another kind.
     """
 
@@ -159,14 +162,31 @@ class JEPAMPC(OffPolicyAlgorithm):
             [{"params": encoder, "lr": rate * self.encoder_rate}, {"params": rest, "lr": rate}], fused=True
         )
         self.policy_optimizer = torch.optim.Adam(model.policy.parameters(), lr=rate, eps=1e-5, fused=True)
-        self.policy.generator = torch.Generator(self.device).manual_seed(seed)
         self.replay_buffer: Any = None
         if self.env is not None:  # an agent that was loaded only to act needs none
             self._make_replay()
-        self.rng = np.random.default_rng(seed)
-        self.noise = torch.Generator(self.device).manual_seed(seed)
+        self._seed_generators(seed)
         self._plans: tuple[np.ndarray, ...] | None = None
         self._convert_train_freq()
+
+    def _seed_generators(self, seed: int) -> None:
+        """Of batches, learning, searches and exploration."""
+        self.rng = np.random.default_rng(seed)
+        self.noise = torch.Generator(self.device).manual_seed(seed)
+        self.policy.generator = torch.Generator(self.device).manual_seed(seed)
+
+    def set_random_seed(self, seed: int | None = None) -> None:
+        """Stable-Baselines3's, for the agent's own generators, too. Deterministic searches stay what they are."""
+        super().set_random_seed(seed)
+        if seed is not None and hasattr(self, "rng"):  # not while it is made
+            self._seed_generators(seed)
+
+    def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
+        """Stable-Baselines3's; running episodes end where they are."""
+        seen = self._last_obs
+        super().set_env(env, force_reset)
+        if seen is not None and self._last_obs is None and self.replay_buffer is not None:
+            self.replay_buffer.cut(by_name(seen))
 
     def _make_replay(self) -> None:
         self.replay_buffer = EpisodeReplay(
@@ -229,7 +249,7 @@ class JEPAMPC(OffPolicyAlgorithm):
             if self._last_obs is not None:
                 self.replay_buffer.cut(by_name(self._last_obs))
             self.replay_buffer.forget_running()
-            self._last_obs, self._unstored = None, False
+            self._last_obs, self._unstored, self._plans = None, False, None
         return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, *args, **kw)
 
     # -- acting -------------------------------------------------------------------------------------
@@ -304,8 +324,15 @@ class JEPAMPC(OffPolicyAlgorithm):
         self.logger.record_mean("time/train_ms", 1e3 * (time.perf_counter() - began))
         self.logger.record("train/n_step", self.n_step_now)
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
-        for name, value in (losses.terms | acting | {"gradient_norm": norm}).items():
-            self.logger.record(f"train/{name}", value.item())
+        found = {name: v.item() for name, v in (losses.terms | acting | {"gradient_norm": norm}).items()}
+        unsound = {name: value for name, value in found.items() if not np.isfinite(value)}
+        if unsound:  # before a callback can save such weights
+            raise ValueError(
+                f"losses or their gradients became NaN or infinite within the last {gradient_steps} updates: "
+                f"{unsound}; lower learning_rate. A ResumableRun's checkpoint is from before"
+            )
+        for name, value in found.items():
+            self.logger.record(f"train/{name}", value)
 
     @property
     def n_step_now(self) -> int:
@@ -340,7 +367,9 @@ class JEPAMPC(OffPolicyAlgorithm):
 
     def dump_logs(self) -> None:
         """Stable-Baselines3's, with ``jepa/*`` measured on windows from the replay."""
-        if self._n_updates:  # a generator of its own: what is logged must not change what is learned
+        if self._n_updates and len(
+            self.replay_buffer
+        ):  # a generator of its own: what is logged must not change what is learned
             windows = self.replay_buffer.sample(256, self.steps, np.random.default_rng(self.num_timesteps))
             for name, value in model_metrics(self.policy.average, self._tensors(windows)).items():
                 self.logger.record(name, value)
@@ -355,14 +384,14 @@ class JEPAMPC(OffPolicyAlgorithm):
     def load_replay_buffer(
         self, path: str | Path | io.BufferedIOBase, truncate_last_traj: bool = True
     ) -> None:
-        """Adds the episodes of a file of ``save_replay_buffer`` to those that are there; nothing in it is executed.
+        """Holds the episodes of a file of ``save_replay_buffer`` in place of its own; nothing in it is executed.
 
         Raises:
             ValueError, FileNotFoundError: as ``EpisodeReplay.load``.
         """
         if self.replay_buffer is None:
             self._make_replay()
-        self.replay_buffer.load(_path(path))
+        self.replay_buffer.load(_path(path), replace=True)
 
     def _excluded_save_params(self) -> list[str]:
         return [

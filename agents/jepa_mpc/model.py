@@ -140,7 +140,8 @@ class ControlModel(nn.Module):
         # where episodes are short, their statistics would shrink the latents that are acted upon.
         with torch.no_grad(), statistics_kept(self.encoder):
             targets = self.encoder.windows(later, h)
-            last = targets[:, -1]
+            # Behind an episode's end frames are repeated, so stacks there show a standstill that never was.
+            last = targets[torch.arange(len(z), device=z.device), batch.valid.sum(1) - 1]
             if batch.future is not None:
                 last = self.encode(self._shifted(batch.future, generator))
             returns = self._targets(last, batch, generator)
@@ -164,7 +165,10 @@ class ControlModel(nn.Module):
                 F.binary_cross_entropy_with_logits(ends, batch.terminated.float(), reduction="none")
             )
         if self.decoder is not None:
-            found["reconstruction"] = self.decoder.loss(path.flatten(0, 1), seen)
+            share = c.decay ** torch.arange(h + 1, device=z.device)
+            there = F.pad(batch.valid, (1, 0), value=True)  # the first state is always there
+            painted = share * there / share.sum() / len(z)
+            found["reconstruction"] = self.decoder.loss(path.flatten(0, 1), seen, painted.flatten())
         elif not c.frozen:
             found["consistency"] = mean((path[:, 1:] - targets).square().mean(-1))
             if c.latent == "sigreg":
@@ -196,15 +200,15 @@ class ControlModel(nn.Module):
         """The policy climbs the mean of the value heads, in units of their spread, and keeps some entropy."""
         z, h = losses.path, losses.weight.shape[1]
         rows = z[:, :-1].flatten(0, 1)
-        action, log_density = self.policy.sample(rows, generator)
+        action, neg_entropy = self.policy.sample(rows, generator)
         # The heads are not to move: detached weights, live inputs.
         value = self.two_hot.decode(frozen(self.value_heads, torch.cat([rows, action], dim=-1))).mean(0)
         with torch.no_grad():
             low, high = torch.quantile(value[::h], torch.tensor([0.05, 0.95], device=z.device))
             self.scale.lerp_((high - low).clamp_min(1.0), 0.01)
-        gain = value / self.scale - self.config.entropy * log_density
+        gain = value / self.scale - self.config.entropy * neg_entropy
         loss = -(gain.view(-1, h) * losses.weight).sum()
-        return {"policy": loss, "entropy": -log_density.mean().detach(), "value_mean": value.mean().detach()}
+        return {"policy": loss, "entropy": -neg_entropy.mean().detach(), "value_mean": value.mean().detach()}
 
     def after_update(self) -> None:
         """Moves the target heads towards the value heads."""

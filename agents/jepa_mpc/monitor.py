@@ -31,6 +31,9 @@ class EnvClock(BaseCallback):
 class PlanRecord:
     """What plans promised, against what came: value of the plan and discounted return that followed.
 
+    The plan is the search's answer. While it explores, the agent takes its step from another of the best plans, so the
+    return may be below the promise of a perfect model.
+
     Args:
         num_envs: environments that play side by side.
         discount: of one step.

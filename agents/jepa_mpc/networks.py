@@ -9,7 +9,6 @@ import torch
 from gymnasium import spaces
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from jepa_rl.dynamics import simplex
 from jepa_rl.encoders import FramesEncoder, picture_encoder
@@ -163,16 +162,19 @@ class ObservationDecoder(nn.Module):
             else:
                 self.heads[name] = Perceptron(d, config.width, box.shape[0], config.depth)
 
-    def loss(self, z: Float[Tensor, "m d"], observations: dict[str, Tensor]) -> Float[Tensor, ""]:
-        """Mean squared error over pixels (0 to 1) and vectors (symlog), of observations "b t ..." with m = b t."""
+    def loss(
+        self, z: Float[Tensor, "m d"], observations: dict[str, Tensor], weight: Float[Tensor, " m"]
+    ) -> Float[Tensor, ""]:
+        """Mean squared error over pixels (0 to 1) and vectors (symlog), of observations "b t ..." with m = b t; summed
+        over these by ``weight``."""
         errors = []
         for name, head in self.heads.items():
             seen = observations[name].flatten(0, 1)
             target = (
                 seen.float() / 255 if seen.dtype == torch.uint8 and seen.ndim == 4 else symlog(seen.float())
             )
-            errors.append(F.mse_loss(head(z), target))
-        return torch.stack(errors).sum()
+            errors.append((head(z) - target).square().flatten(1).mean(1))
+        return torch.stack(errors).sum(0) @ weight
 
 
 def random_shift(

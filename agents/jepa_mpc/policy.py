@@ -176,12 +176,15 @@ class JEPAMPCPolicy(BasePolicy):
         return self.generator
 
     def _proposed(self, z: Tensor, generator: torch.Generator) -> Float[Tensor, "b p h a"] | None:
-        """Plans of the policy prior, rolled out in the model; the first follows its mode."""
+        """Plans of the policy prior, rolled out in the model; the first follows its mode.
+
+        All environments share one draw of noise, as in the search: no plan depends on who is planned for beside it.
+        """
         if not self.proposals:
             return None
         rows, actions = z.repeat_interleave(self.proposals, 0), []
         for _ in range(self.planner.horizon):
-            action, _ = self.average.policy.sample(rows, generator)
+            action, _ = self.average.policy.sample(rows, generator, self.proposals)
             action[:: self.proposals] = self.average.policy.mode(rows[:: self.proposals])
             actions.append(action)
             rows = self.average.dynamics.step(rows, action)

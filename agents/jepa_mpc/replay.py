@@ -232,14 +232,17 @@ class EpisodeReplay:
         tensors["steps"] = torch.from_numpy(table[:, 1].copy())
         save_tensors(path, "replay", tensors, {"rows": self._layout()})
 
-    def load(self, path: str | Path) -> None:
-        """Adds the episodes of a file that ``save`` wrote; nothing in it is executed.
+    def load(self, path: str | Path, replace: bool = False) -> None:
+        """Adds the episodes of a file that ``save`` wrote, or holds them in place of its own; nothing is executed.
 
         Raises:
             FileNotFoundError: there is no such file.
             ValueError: it is damaged, or its observations or actions are of other shapes. Nothing has changed then.
         """
-        for columns in self._read(path):
+        found = self._read(path)
+        if replace:
+            self.episodes, self.head = self.episodes[:0], 0
+        for columns in found:
             self._append(columns)
 
     def _read(self, path: str | Path) -> list[dict[str, np.ndarray]]:

@@ -36,6 +36,9 @@ class ResumableRun(BaseCallback):
     from a seed that derives from the run's seed and the numbers of episodes and steps so far. Where that does not
     happen for ``every`` steps after a checkpoint was due, the running episodes are cut there.
 
+    These environments are reset once more where an episode has just ended; a ``Monitor`` must allow that, as it does
+    unless told otherwise.
+
     Not restored: other callbacks, and what TensorBoard averages between two writes.
 
     Args:
