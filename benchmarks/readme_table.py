@@ -85,7 +85,11 @@ def dmc_pixels(r: dict[str, Any]) -> list[tuple[str, str]]:
             found = methods[method]
             seeds, (low, high) = len(found["seeds"]), found["ci95"]
             label = labels[method].replace("SAC", found["preset"]) if "sac" in method else labels[method]
-            lead = "... " if i else f"{task}, {found['frames']:,} frames: "
+            if method == "jepa_mpc":
+                label = label.replace("pixels", found["observations"])
+            cut = found["train_episode_frames"]
+            budget = f"{found['frames']:,} frames" + (f" in episodes of {cut}" if cut else "")
+            lead = "... " if i else f"{task}, {budget}: "
             interval = f" ({low:.0f} to {high:.0f})" if high > low else ""
             rows.append(
                 (

@@ -14,7 +14,7 @@ def laptop() -> dict[str, Any]:
 
     Measured on one core with AVX512-BF16, another run on the other: 98 to 128 ms an update from 9 x 64 x 64 pixels, 19
     to 28 ms a decision. 12,500 decisions with two updates each (100,000 frames with action repeat 8) and 11 evaluations
-    of ten episodes took 50 minutes when a decision still took 13 ms.
+    of ten episodes took 64 to 83 minutes beside another run.
     """
     return {"policy_kwargs": {"model": ModelConfig()}}
 
