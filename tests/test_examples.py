@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -66,3 +67,26 @@ def test_a_folder_that_no_run_made_is_not_deleted(tmp_path):
     remove_run(tmp_path, "args.json")
     remove_run(tmp_path, "args.json")
     assert not tmp_path.exists()
+
+
+@pytest.mark.parametrize("example", ["train_mpc", "compare_with_sb3"])
+def test_a_training_that_was_killed_goes_on(example, tmp_path):
+    """Killed behind a first evaluation, of which the second start keeps the seconds."""
+    command = [sys.executable, EXAMPLES[0].with_name(f"{example}.py"), "--quick"]
+    options = {"cwd": tmp_path, "env": {**os.environ, "OMP_NUM_THREADS": "1"}}
+    run = tmp_path / "runs" / example
+    agent = run if example == "train_mpc" else run / "dqn on pixels"
+    point = "run/checkpoint.safetensors" if example == "train_mpc" else "saved/[0-9]*/agent.zip"
+    with subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **options
+    ) as process:
+        while process.poll() is None and not list(agent.glob(point)):
+            time.sleep(0.01)
+        assert process.poll() is None, "it was too fast to be killed"
+        process.kill()
+    before = json.loads((agent / "evaluations.json").read_text())
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, **options)
+    assert done.returncode == 0, done.stderr[-3000:]
+    after = json.loads((agent / "evaluations.json").read_text())
+    assert after[: len(before) - 1] == before[:-1] and len(after) > len(before)
+    assert after[-1]["step"] in (120, 150)
