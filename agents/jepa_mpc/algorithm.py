@@ -30,11 +30,10 @@ class JEPAMPC(OffPolicyAlgorithm):
 
     ``JEPAMPC("CnnPolicy", env).learn(100_000)``: the defaults are those of the preset ``laptop``, which was measured
     (benchmarks/dmc_pixels.py, with a discount and a number of updates for each task); ``jepa_mpc_preset`` names larger
-    ones. What Stable-Baselines3 does with an off-policy
-    algorithm works, but for two things: ``VecNormalize`` is of no use, since observations and rewards are scaled
-    inside, and the replay is saved in a format of its own, under a path. Observations are pixels, vectors or a Dict of
-    both; actions a flat Box, Discrete or MultiDiscrete. With ``ResumableRun`` as a callback a run that was killed goes
-    on where it was.
+    ones. What Stable-Baselines3 does with an off-policy algorithm works, but for two things: ``VecNormalize`` is of no
+    use, since observations and rewards are scaled inside, and the replay is saved in a format of its own, under a path.
+    Observations are pixels, vectors or a Dict of both; actions a flat Box, Discrete or MultiDiscrete. With
+    ``ResumableRun`` as a callback a run that was killed goes on where it was.
 
     The reference is TD-MPC2 (Hansen, Su and Wang 2024, arXiv:2310.16828). Departures: a patch-convolution encoder;
     latents kept apart by VICReg and not by a simplex, and weights of the losses to go with it; gated dynamics; fewer
@@ -367,9 +366,8 @@ class JEPAMPC(OffPolicyAlgorithm):
 
     def dump_logs(self) -> None:
         """Stable-Baselines3's, with ``jepa/*`` measured on windows from the replay."""
-        if self._n_updates and len(
-            self.replay_buffer
-        ):  # a generator of its own: what is logged must not change what is learned
+        if self._n_updates and len(self.replay_buffer):
+            # A generator of its own: what is logged must not change what is learned.
             windows = self.replay_buffer.sample(256, self.steps, np.random.default_rng(self.num_timesteps))
             for name, value in model_metrics(self.policy.average, self._tensors(windows)).items():
                 self.logger.record(name, value)
