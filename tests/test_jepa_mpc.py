@@ -822,7 +822,7 @@ def test_learns_to_walk_to_a_goal_that_it_only_sees():
     agent = tiny(
         SeenGoal1D(), gamma=0.9, policy_kwargs={"model": replace(TINY, shift=0, encoder_widths=(16, 16))}
     )
-    agent.learn(600)
+    agent.learn(400)
     assert mean_return(agent, SeenGoal1D, 10) > -3.0  # the best are about -0.6, random ones about -9
 
 
