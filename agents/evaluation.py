@@ -121,11 +121,11 @@ class EvaluationCallback(BaseCallback):
         return True
 
     def _read_earlier(self) -> None:
-        self._read, done = True, self.results if self.path is None else []
-        if self.path is not None and self.path.exists():
-            done = json.loads(self.path.read_text())
+        self._read, done = True, self.results
         if self.model.num_timesteps == 0:
-            done = []  # of another run
+            done = []  # whatever there is, it is of another run
+        elif self.path is not None:
+            done = json.loads(self.path.read_text()) if self.path.exists() else []
         self.results = [entry for entry in done if entry["step"] <= self.model.num_timesteps]
         self._spent = self.results[-1]["seconds"] if self.results else 0.0
         self._next = self._after(self.results[-1]["step"]) if self.results else 0

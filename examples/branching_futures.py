@@ -11,7 +11,7 @@ beside a careful one). A run that was stopped goes on where it was; --no-resume 
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ from jepa_rl.diagnostics import Probe, fit_mlp_probe, r2_score
 from jepa_rl.envs import RandomPolicy, collect, world_spec
 from jepa_rl.envs import table_edge_rules as rules
 from jepa_rl.envs.table_edge import TableEdgeEnv
-from jepa_rl.files import remove_run
+from jepa_rl.files import open_run
 from jepa_rl.heads import PictureDecoder
 from jepa_rl.refine import refine_dynamics
 from jepa_rl.risk import CVaR, Risk, expected_cost
@@ -80,9 +80,10 @@ EVALUATION_SEED = 1_000_000  # of the first episode that is played; training dra
 
 def main(args: Args) -> None:
     args = replace(args, **QUICK) if args.quick else args
-    if not args.resume or args.quick:
-        remove_run(args.out, "episodes")
-    args.out.mkdir(parents=True, exist_ok=True)
+    settings = {name: value for name, value in asdict(args).items() if name not in ("resume", "out")}
+    open_run(
+        args.out, settings, resume=args.resume, free=("futures", "alpha")
+    )  # those are of the plans alone
     torch.manual_seed(args.seed)
     store = random_play(args.out, args.episodes, args.seed)
     train, held_out = store.split(0.1, seed=args.seed)

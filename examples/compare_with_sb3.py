@@ -32,7 +32,7 @@ from jepa_rl.agents.baselines import SHORT_DQN, SaveAtEvaluation, load_saved
 from jepa_rl.agents.evaluation import EvaluationCallback
 from jepa_rl.agents.jepa_mpc import jepa_mpc_preset
 from jepa_rl.envs import ActionRepeat, PixelObservation
-from jepa_rl.files import remove_run, write_atomic
+from jepa_rl.files import open_run, write_atomic
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -77,7 +77,7 @@ def make_env(args: Args, pixels: bool) -> gym.Env:
     return PixelObservation(env, size=64, frames=3) if pixels else env
 
 
-def make_agent(args: Args, name: str, decisions: int, saved: Path | None) -> BaseAlgorithm:
+def make_agent(args: Args, name: str, decisions: int) -> BaseAlgorithm:
     """``jepa_mpc``, or the rival on ``pixels`` or ``state``, as it was saved if it was."""
     env = Monitor(make_env(args, pixels=not name.endswith("state")))
     common: dict[str, Any] = {"gamma": args.gamma, "seed": args.seed, "tensorboard_log": str(args.out / name)}
@@ -88,7 +88,7 @@ def make_agent(args: Args, name: str, decisions: int, saved: Path | None) -> Bas
             **common, **jepa_mpc_preset("laptop"),
         )  # fmt: skip
     algorithm, settings = RIVALS[args.rival]
-    if saved is not None:
+    if (saved := SaveAtEvaluation.newest(args.out / name / "saved")) is not None:
         return load_saved(algorithm, saved, DummyVecEnv([lambda: env]))
     if algorithm is not PPO:
         settings = settings | {"buffer_size": decisions}
@@ -97,7 +97,7 @@ def make_agent(args: Args, name: str, decisions: int, saved: Path | None) -> Bas
 
 def main(args: Args) -> None:
     settings = {name: value for name, value in asdict(args).items() if name not in ("out", "resume")}
-    prepare(args.out, settings, args.resume)
+    open_run(args.out, settings, resume=args.resume)
     decisions, found = 120 if args.quick else args.decisions, {}
     names = ("jepa_mpc", f"{args.rival} on pixels", f"{args.rival} on state")
     for name in names:
@@ -119,20 +119,9 @@ def main(args: Args) -> None:
     print(f"wrote {args.out}/")
 
 
-def prepare(out: Path, settings: dict[str, Any], resume: bool) -> None:
-    """The folder of the run; a run with other settings in it is neither continued nor overwritten."""
-    file = out / "args.json"
-    if not resume:
-        remove_run(out, file.name)
-    if file.exists() and (there := json.loads(file.read_text())) != settings:
-        other = {name: there.get(name) for name, value in settings.items() if there.get(name) != value}
-        raise SystemExit(f"{out} holds a run with {other}; pass --no-resume to replace it, or another --out")
-    write_atomic(file, json.dumps(settings, indent=2).encode())
-
-
 def train(args: Args, name: str, decisions: int) -> dict[str, Any]:
     folder = args.out / name
-    model = make_agent(args, name, decisions, SaveAtEvaluation.newest(folder / "saved"))
+    model = make_agent(args, name, decisions)
     evaluate = EvaluationCallback(
         lambda: make_env(args, pixels=not name.endswith("state")),
         every=max(1, decisions // args.evaluations),

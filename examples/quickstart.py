@@ -32,7 +32,7 @@ from jepa_rl.dynamics import HeldActions
 from jepa_rl.envs import GoalObservation, SmoothRandomPolicy, collect, world_spec
 from jepa_rl.envs.two_rooms import TwoRoomsVectorEnv
 from jepa_rl.envs.two_rooms_rules import TwoRoomsDynamics
-from jepa_rl.files import remove_run
+from jepa_rl.files import open_run
 from jepa_rl.refine import REFINE, refine_dynamics
 from jepa_rl.types import Cost, Planner
 
@@ -77,7 +77,8 @@ class Outcome:
 
 def main(args: Args) -> None:
     args = replace(args, **QUICK) if args.quick else args
-    prepare(args)
+    settings = {name: value for name, value in asdict(args).items() if name not in ("resume", "out")}
+    open_run(args.out, settings, resume=args.resume)
     torch.manual_seed(args.seed)
     clock = Clock(args.out / "seconds.json")
     with clock("collect"):
@@ -90,21 +91,6 @@ def main(args: Args) -> None:
         outcomes = evaluate(args, model, train)
         draw_plan(args, planning_agent(args, model), probe)
     report(args, outcomes, diagnosis, clock.seconds)
-
-
-def prepare(args: Args) -> None:
-    """The folder of the run. What a quick try left makes room; a run with other settings is not touched."""
-    file = args.out / "args.json"
-    settings = {name: value for name, value in asdict(args).items() if name not in ("out", "resume")}
-    there = json.loads(file.read_text()) if file.exists() else settings
-    if not args.resume or there["quick"]:
-        remove_run(args.out, file.name)
-    elif there != settings:
-        raise SystemExit(
-            f"{args.out} holds a run with {there}; pass --no-resume to replace it, or another --out"
-        )
-    args.out.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(settings))
 
 
 def evaluate(args: Args, model: WorldModel, train: Any) -> dict[str, list[Outcome]]:

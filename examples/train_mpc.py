@@ -26,7 +26,7 @@ from jepa_rl.agents import JEPAMPC, ResumableRun
 from jepa_rl.agents.evaluation import EvaluationCallback
 from jepa_rl.agents.jepa_mpc import jepa_mpc_preset
 from jepa_rl.envs import ActionRepeat, PixelObservation
-from jepa_rl.files import remove_run, write_atomic
+from jepa_rl.files import open_run
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -70,16 +70,9 @@ def make_env(args: Args) -> gym.Env:
 
 def main(args: Args) -> None:
     started = time.perf_counter()
-    file = args.out / "settings.json"
-    if not args.resume:
-        remove_run(args.out, file.name)
-    free = ("decisions", "evaluations", "episodes", "resume", "out")  # may change while a run goes on
-    settings = {name: value for name, value in asdict(args).items() if name not in free}
-    if file.exists() and (there := json.loads(file.read_text())) != settings:
-        raise SystemExit(
-            f"{args.out} holds a run of {there}; pass --no-resume to replace it, or another --out"
-        )
-    write_atomic(file, json.dumps(settings, indent=2).encode())
+    # Started again with more decisions, it goes on to them.
+    free = ("decisions", "evaluations", "episodes", "resume", "out")
+    open_run(args.out, asdict(args), resume=args.resume, free=free)
     decisions = 150 if args.quick else args.decisions
 
     env = make_env(args)
@@ -95,7 +88,6 @@ def main(args: Args) -> None:
         tensorboard_log=str(args.out),
         **jepa_mpc_preset(args.preset),
     )
-    # Started again with more decisions, it goes on to them.
     kept = ResumableRun(args.out / "run", every=50 if args.quick else 1000)
     evaluate = EvaluationCallback(
         lambda: make_env(args),

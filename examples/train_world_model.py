@@ -19,7 +19,7 @@ import tyro
 
 from jepa_rl import EpisodeStore, WindowSampler, WorldModel, fit, preset, world_model_evaluation
 from jepa_rl.envs import PixelObservation, SmoothRandomPolicy, collect, world_spec
-from jepa_rl.files import remove_run
+from jepa_rl.files import open_run
 
 os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # CartPole and its kin draw with SDL; no window is needed
 
@@ -73,7 +73,7 @@ def random_play(args: Args, steps: int) -> EpisodeStore:
 def main(args: Args) -> None:
     started = time.perf_counter()
     settings = {name: value for name, value in asdict(args).items() if name not in ("resume", "out")}
-    prepare(args.out, json.loads(json.dumps(settings)), args.resume)
+    open_run(args.out, settings, resume=args.resume)
 
     # Random play, a tenth of its episodes held out.
     store = random_play(args, steps=800 if args.quick else args.steps)
@@ -113,18 +113,6 @@ def main(args: Args) -> None:
     )
     print(f"alarm            {found.alarm or 'none'}")
     print(f"wrote {args.out}/ in {results['total_seconds']:.0f} s")
-
-
-def prepare(out: Path, settings: dict[str, object], resume: bool) -> None:
-    """The folder of the run; a run with other settings in it is neither continued nor overwritten."""
-    file = out / "args.json"
-    if not resume:
-        remove_run(out, file.name)
-    out.mkdir(parents=True, exist_ok=True)
-    if file.exists() and (there := json.loads(file.read_text())) != settings:
-        other = {name: there.get(name) for name, value in settings.items() if there.get(name) != value}
-        raise SystemExit(f"{out} holds a run with {other}; pass --no-resume to replace it, or another --out")
-    file.write_text(json.dumps(settings, indent=2))
 
 
 if __name__ == "__main__":

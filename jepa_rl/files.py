@@ -7,7 +7,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,38 @@ def write_atomic(path: str | Path, data: bytes) -> None:
         ) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def open_run(
+    folder: str | Path, settings: Mapping[str, Any], *, resume: bool = True, free: Collection[str] = ()
+) -> None:
+    """Makes the folder of a run, or finds it there; ``args.json`` in it says what is run.
+
+    A run with other settings is neither continued nor overwritten, unless it was a try (its settings say ``quick``).
+
+    Args:
+        settings: of this run; JSON's types, tuples and Paths too.
+        resume: go on with what is there; otherwise it is deleted first.
+        free: names of settings that may change while a run goes on.
+
+    Raises:
+        ValueError: a run with other settings is there, or, with ``resume=False``, something that no run made. Nothing
+            has changed then.
+    """
+    folder = Path(folder)
+    file = folder / "args.json"
+    kept = {name: value for name, value in settings.items() if name not in free}
+    kept = json.loads(json.dumps(kept, default=str))  # as it will be read back
+    if not resume:
+        remove_run(folder, file.name)
+    if file.exists() and (there := json.loads(file.read_text())) != kept:
+        if not there.get("quick"):
+            other = {name: there.get(name) for name in kept | there if there.get(name) != kept.get(name)}
+            raise ValueError(
+                f"{folder} holds a run with {other}; pass resume=False (--no-resume) to replace it, or another folder"
+            )
+        remove_run(folder, file.name)
+    write_atomic(file, json.dumps(kept, indent=2).encode())
 
 
 def remove_run(folder: str | Path, mark: str) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from jepa_rl.files import remove_run
+from jepa_rl.files import open_run, remove_run
 
 EXAMPLES = sorted((Path(__file__).resolve().parent.parent / "examples").glob("*.py"))
 QUICKSTART_KEYS = {
@@ -72,6 +72,29 @@ def test_a_folder_that_no_run_made_is_not_deleted(tmp_path):
     remove_run(tmp_path, "args.json")
     remove_run(tmp_path, "args.json")
     assert not tmp_path.exists()
+
+
+def test_a_run_with_other_settings_is_neither_continued_nor_overwritten(tmp_path):
+    folder = tmp_path / "run"
+    settings = {"seed": 0, "extras": ("position",), "out": folder, "quick": False, "steps": 10}
+    open_run(folder, settings, free=("steps",))
+    (folder / "model").touch()
+    open_run(folder, settings | {"steps": 20}, free=("steps",))
+    assert (folder / "model").exists()
+    with pytest.raises(ValueError, match=r"holds a run with \{'seed': 0\}; pass resume=False"):
+        open_run(folder, settings | {"seed": 1}, free=("steps",))
+    assert (folder / "model").exists() and json.loads((folder / "args.json").read_text())["seed"] == 0
+    open_run(folder, settings | {"seed": 1}, resume=False)
+    assert {path.name for path in folder.iterdir()} == {"args.json"}
+
+
+def test_a_quick_try_makes_room(tmp_path):
+    open_run(tmp_path, {"seed": 0, "quick": True})
+    (tmp_path / "model").touch()
+    open_run(tmp_path, {"seed": 0, "quick": True})
+    assert (tmp_path / "model").exists()
+    open_run(tmp_path, {"seed": 0, "quick": False})
+    assert {path.name for path in tmp_path.iterdir()} == {"args.json"}
 
 
 def killed_behind_an_evaluation(example: Path, folder: Path) -> list[dict]:

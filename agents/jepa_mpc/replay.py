@@ -241,7 +241,7 @@ class EpisodeReplay:
         """
         found = self._read(path)
         if replace:
-            self.episodes, self.head = self.episodes[:0], 0
+            self._clear()
         for columns in found:
             self._append(columns)
 
@@ -285,11 +285,14 @@ class EpisodeReplay:
         except (ValueError, OSError):
             self.folder = before
             raise
-        self.episodes, self.head = self.episodes[:0], 0
+        self._clear()
         self.forget_running()
         for number in numbers:
             self.load(self._file(number))
         self.stored = numbers[-1] + 1 if numbers else 0
+
+    def _clear(self) -> None:
+        self.episodes, self.head = self.episodes[:0], 0
 
     def forget_running(self) -> None:
         """Drops the steps of episodes that are not over."""
