@@ -1,10 +1,11 @@
-"""Where a benchmark's figures go: one JSON file with the command, versions and machine beside them."""
+"""Where a benchmark's figures go: one JSON file with the command, versions, machine and commit beside them."""
 
 from __future__ import annotations
 
 import json
 import os
 import platform
+import subprocess
 import sys
 from datetime import UTC, datetime
 from importlib import metadata
@@ -29,6 +30,15 @@ def versions() -> dict[str, str]:
     return found
 
 
+def commit() -> str | None:
+    """Of the checkout, marked where files that git knows were changed; None outside one."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=10", "--match="]
+    try:
+        return subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
 def machine() -> dict[str, Any]:
     """Processor, cores this process may use, memory and accelerator. No host name, no path."""
     described: dict[str, Any] = {"cpu": _cpu_model(), "cores": _cores(), "system": platform.system()}
@@ -45,7 +55,7 @@ def machine() -> dict[str, Any]:
 
 
 def write_results(name: str, payload: dict[str, Any], *, quick: bool = False) -> Path:
-    """Write ``payload`` with command, versions, machine and date; return the file's path.
+    """Write ``payload`` with command, versions, machine, date and commit; return the file's path.
 
     The full run writes ``benchmarks/results/<name>.json``. A ``quick`` run, or one with ``--quick`` on
     its command line, writes ``runs/benchmarks/<name>.quick.json`` and so never replaces the real figures.
@@ -62,6 +72,7 @@ def write_results(name: str, payload: dict[str, Any], *, quick: bool = False) ->
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "machine": machine(),
         "versions": versions(),
+        "commit": commit(),
     }
     if clash := recorded.keys() & payload.keys():
         raise ValueError(f"payload keys {sorted(clash)} are written by write_results itself; rename them")

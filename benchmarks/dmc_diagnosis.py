@@ -1,8 +1,11 @@
 """Why JEPAMPC's return is what it is: encoder, dynamics, reward, value or search?
 
+    python benchmarks/dmc_diagnosis.py
     python benchmarks/dmc_diagnosis.py --tasks cartpole-swingup --seeds 0
+    python benchmarks/dmc_diagnosis.py --quick
 
-Takes finished runs of ``dmc_pixels.py`` and plays episodes that neither training nor its evaluation saw:
+Takes runs that ``dmc_pixels.py`` left in ``--out`` (one that is missing is trained first, an hour and more) and plays
+episodes that neither training nor its evaluation saw; ``--quick`` looks at a moment's training on CartPole-v1:
 
 - encoder: how well a small perceptron reads each number of the true state from the latents, on other episodes than it
   was fitted on (R2; 1 is all of it);
@@ -20,7 +23,7 @@ import numpy as np
 import torch
 import tyro
 from _record import write_results
-from dmc_pixels import TASKS, Args, Task, make_jepa_mpc, make_pixels
+from dmc_pixels import TASKS, Args, Task, make_jepa_mpc, make_pixels, run_jepa_mpc
 
 import jepa_rl.envs
 from jepa_rl.agents import JEPAMPC
@@ -34,8 +37,8 @@ SEED = 4_000_000  # of the first episode; neither training nor evaluation has it
 
 @dataclass(frozen=True)
 class DiagnosisArgs:
-    tasks: tuple[str, ...] = ("cartpole-swingup",)
-    seeds: tuple[int, ...] = (0,)
+    tasks: tuple[str, ...] = ("reacher-easy",)
+    seeds: tuple[int, ...] = (1, 2)
     episodes: int = 10
     preset: str = "laptop"
     device: str = "auto"
@@ -44,6 +47,8 @@ class DiagnosisArgs:
 
 
 def main(args: DiagnosisArgs) -> None:
+    if args.quick:
+        args = replace(args, tasks=("CartPole-v1",), seeds=(0,), episodes=2, out=args.out / "diagnosis_quick")
     results: dict[str, Any] = {}
     for name in args.tasks:
         for seed in args.seeds:
@@ -54,11 +59,19 @@ def main(args: DiagnosisArgs) -> None:
 
 
 def diagnose(args: DiagnosisArgs, name: str, seed: int) -> dict[str, Any]:
-    task, episodes = TASKS[name], 2 if args.quick else args.episodes
+    task, episodes = TASKS[name], args.episodes
+    settings = Args(preset=args.preset, device=args.device, out=args.out)
+    if args.quick:
+        task, settings = (
+            replace(task, frames=600),
+            replace(settings, frames=600, evaluate_every=300, episodes=2),
+        )
     folder = args.out / name / "jepa_mpc" / f"seed_{seed}"
-    settings = Args(preset=args.preset, device=args.device)
-    agent = make_jepa_mpc(settings, task, folder, seed, 1000)  # the replay stays empty
-    tensors, _ = load_tensors(folder / "run/checkpoint.safetensors", ("jepa_mpc run",))
+    checkpoint, decisions = folder / "run/checkpoint.safetensors", task.frames // task.repeat
+    if not checkpoint.exists():
+        run_jepa_mpc(settings, task, folder, seed, decisions)
+    agent = make_jepa_mpc(settings, task, folder, seed, decisions)  # its replay stays empty
+    tensors, _ = load_tensors(checkpoint, ("jepa_mpc run",))
     restore_policy(agent, tensors)
     played = play(agent, task, episodes)
     found: dict[str, Any] = {"return": rounded(played["reward"].sum(0).mean())}

@@ -34,7 +34,7 @@ import matplotlib
 import numpy as np
 import torch
 import tyro
-from _record import ROOT, machine, write_results
+from _record import ROOT, commit, machine, write_results
 from stable_baselines3 import DQN, SAC
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
@@ -195,6 +195,7 @@ def run(args: Args, name: str, method: str, seed: int) -> None:
         "threads": torch.get_num_threads(),
         "machine": machine(),
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "commit": commit(),
     }
     facts |= {"before": {"frames": 0, "seconds": 0.0}} | runner(args, task, folder, seed, decisions)
     curve = json.loads((folder / "curve.json").read_text())

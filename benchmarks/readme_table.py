@@ -89,15 +89,24 @@ def dmc_pixels(r: dict[str, Any]) -> list[tuple[str, str]]:
                 label = label.replace("pixels", found["observations"])
             cut = found["train_episode_frames"]
             budget = f"{found['frames']:,} frames" + (f" in episodes of {cut}" if cut else "")
-            lead = "... " if i else f"{task}, {budget}: "
+            look = f"action repeat {found['action_repeat']}, {found['render']} rendering"
+            lead = "... " if i else f"{task}, {budget}, {look}: "
             interval = f" ({low:.0f} to {high:.0f})" if high > low else ""
             rows.append(
                 (
-                    f"{lead}{label}, return, {seeds} seed{'s' * (seeds > 1)}",
+                    f"{lead}{label}, return, {seeds} seed{'s' * (seeds > 1)}{minutes(found['wall_seconds'])}",
                     f"{found['iqm']:.0f}{interval}",
                 )
             )
     return rows
+
+
+def minutes(seconds: list[float]) -> str:
+    """Of the shortest and the longest run."""
+    least, most = (round(extreme(seconds) / 60) for extreme in (min, max))
+    if not most:
+        return ""
+    return f" of {least} min" if least == most else f" of {least} to {most} min"
 
 
 def jepa_mpc_ablations(r: dict[str, Any]) -> list[tuple[str, str]]:

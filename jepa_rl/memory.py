@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import platform
 from pathlib import Path
+
+import psutil
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt, see <malloc.h>
 
@@ -23,22 +24,10 @@ def keep_freed_memory() -> bool:
     return all(libc.mallopt(option, largest) == 1 for option in (_MMAP_THRESHOLD, _TRIM_THRESHOLD))
 
 
-def available_memory() -> int | None:
-    """Bytes that may still be taken: free memory, or what a container's limit leaves; None where nobody says."""
-    found = [limit for limit in (_free(), _left_in_cgroup()) if limit is not None]
-    return min(found, default=None)
-
-
-def _free() -> int | None:
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    except OSError:  # not Linux
-        pass
-    if "SC_AVPHYS_PAGES" in getattr(os, "sysconf_names", {}):
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return None
+def available_memory() -> int:
+    """Bytes that may still be taken: free memory, or what a container's limit leaves."""
+    free, left = psutil.virtual_memory().available, _left_in_cgroup()
+    return free if left is None else min(free, left)
 
 
 def _left_in_cgroup(folder: Path = Path("/sys/fs/cgroup")) -> int | None:

@@ -22,14 +22,14 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.logger import configure
 
 from jepa_rl.agents.jepa_mpc import JEPAMPC, PRESETS, ControlModel, ModelConfig, ReturnCost, jepa_mpc_preset
-from jepa_rl.agents.jepa_mpc.monitor import PlanRecord
+from jepa_rl.agents.jepa_mpc.monitor import PlanRecord, search_metrics
 from jepa_rl.agents.jepa_mpc.networks import random_shift
 from jepa_rl.agents.jepa_mpc.policy import JEPAMPCPolicy
 from jepa_rl.agents.jepa_mpc.resume import settings_of
 from jepa_rl.agents.jepa_mpc.spaces import ActionCodec
 from jepa_rl.envs import ActionRepeat
 from jepa_rl.testing import DynamicsContract
-from jepa_rl.types import ActionSpec, WorldSpec
+from jepa_rl.types import ActionSpec, Plan, WorldSpec
 from jepa_rl.world_model import WorldModel, WorldModelConfig
 
 TINY = ModelConfig(latent_dim=32, width=48)
@@ -163,7 +163,12 @@ def test_pictures_and_vectors_in_many_environments(tmp_path):
     venv = make_vec_env(Pictures, 3, seed=0)
     agent = tiny(venv, tensorboard_log=str(tmp_path))
     evaluate = EvalCallback(make_vec_env(Pictures, 2), eval_freq=20, n_eval_episodes=2, verbose=0)
-    agent.learn(120, callback=[evaluate, CheckpointCallback(20, str(tmp_path))])
+    keep = CheckpointCallback(20, str(tmp_path / "kept"), save_replay_buffer=True)
+    agent.learn(120, callback=[evaluate, keep])
+    assert evaluate.last_mean_reward == pytest.approx(1.2)  # a tenth for each of twelve steps
+    loaded = JEPAMPC.load(tmp_path / "kept/rl_model_120_steps", venv)
+    loaded.load_replay_buffer(tmp_path / "kept/rl_model_replay_buffer_120_steps.pkl")
+    assert loaded.num_timesteps == 120 and len(loaded.replay_buffer) == len(agent.replay_buffer)
     assert agent.replay_buffer.columns["observation.pixels"].shape[1:] == (1, 16, 16)  # each frame once
     assert agent.num_timesteps == 120
     assert agent._n_updates > 0
@@ -312,8 +317,45 @@ def test_actions_that_cannot_be_searched_are_refused():
     class Unbounded(Goal1D):
         action_space = spaces.Box(-np.inf, np.inf, (1,), np.float32)
 
-    with pytest.raises((ValueError, AssertionError), match="finite"):
+    with pytest.raises(AssertionError, match="finite"):
         tiny(Unbounded())
+
+    class Table(Goal1D):
+        action_space = spaces.Box(-1, 1, (2, 2), np.float32)
+
+    with pytest.raises(ValueError, match="actions must be a flat, bounded Box"):
+        tiny(Table())
+
+
+@pytest.mark.parametrize(
+    ("space", "message"),
+    [
+        (spaces.Discrete(3), "must be a Box"),
+        (spaces.Box(-1, 1, (4, 4), np.float32), "a flat vector or pixels"),
+        (spaces.Box(0, 255, (3, 16, 12), np.uint8), "must be uint8 pixels of shape"),
+        (spaces.Box(0, 1, (3, 16, 16), np.float32), "must be uint8 pixels of shape"),
+    ],
+)
+def test_observations_of_another_kind_are_refused(space, message):
+    class Other(Goal1D):
+        observation_space = space
+
+    with pytest.raises(ValueError, match=message):
+        tiny(Other())
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"latent": "VICReg"}, r"latent must be one of .*'vicreg'.*, got 'VICReg'"),
+        ({"objective": "recon"}, "objective must be one of"),
+        ({"width": 0}, "width must be at least 1, got 0"),
+        ({"consistency": float("nan")}, "consistency must be at least 0"),
+    ],
+)
+def test_a_model_that_is_none_is_refused(setting, message):
+    with pytest.raises(ValueError, match=message):
+        replace(TINY, **setting)
 
 
 def test_an_action_is_repeated_and_its_rewards_summed():
@@ -700,6 +742,24 @@ def test_promises_are_held_against_the_returns_that_followed():
     assert cut["plan/value"] == pytest.approx((100 + 100 + 2) / 3)
 
 
+def test_in_an_episode_that_was_cut_early_the_last_plan_stands_for_what_would_have_come():
+    record = PlanRecord(1, 0.5)
+    found = {}
+    for promised, over in ((7.0, False), (6.0, False), (4.0, True)):
+        assert not found
+        record.promised(np.array([promised]))
+        found = record.paid(np.array([1.0]), np.array([False]), np.array([over]))
+    # 1 + 0.5 * (1 + 0.5 * 4) = 2.5 and 1 + 0.5 * 4 = 3; promised were 7 and 6.
+    assert found == {"plan/value": 6.5, "plan/return": 2.75, "plan/error": 3.75}
+
+
+def test_the_spread_of_plans_is_that_of_each_environment():
+    costs = torch.tensor([[0.0, 2.0, 4.0, torch.inf], [100.0, 102.0, 104.0, 102.0]])
+    plan = Plan(torch.zeros(2, 1, 1), costs.amin(1), None, costs, torch.zeros(2, 1, 2, 1))
+    spread = search_metrics(plan, samples=4, elites=2)["plan/spread"]
+    assert spread == pytest.approx((np.std([0, 2, 4]) + np.std([0, 2, 4, 2])) / 2)
+
+
 def test_a_replay_larger_than_memory_is_refused_with_its_size():
     with pytest.raises(
         ValueError, match=r"takes [\d.]+ GB, but only [\d.]+ GB of memory are free: set buffer_size"
@@ -818,12 +878,32 @@ class SeenGoal1D(Goal1D):
         return np.broadcast_to(255 * np.exp(-0.5 * columns**2), (1, 16, 16)).astype(np.uint8)
 
 
-def test_learns_to_walk_to_a_goal_that_it_only_sees():
-    agent = tiny(
-        SeenGoal1D(), gamma=0.9, policy_kwargs={"model": replace(TINY, shift=0, encoder_widths=(16, 16))}
+class SeenAndTold(SeenGoal1D):
+    """The picture shows where the point is, a vector says where it shall go: neither is enough."""
+
+    observation_space = spaces.Dict(
+        pixels=SeenGoal1D.observation_space, goal=spaces.Box(-1, 1, (1,), np.float32)
     )
-    agent.learn(400)
-    assert mean_return(agent, SeenGoal1D, 10) > -3.0  # the best are about -0.6, random ones about -9
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.goal = self.np_random.choice([-1.0, 1.0], 1).astype(np.float32)
+        return self._see(), {}
+
+    def step(self, action):
+        _, _, *rest = super().step(action)
+        return self._see(), -float(abs(self.x[0] - self.goal[0])), *rest
+
+    def _see(self):
+        return {"pixels": self._picture(), "goal": self.goal}
+
+
+def test_learns_from_pictures_and_vectors_what_neither_says_alone():
+    agent = tiny(
+        SeenAndTold(), gamma=0.9, policy_kwargs={"model": replace(TINY, shift=0, encoder_widths=(16, 16))}
+    )
+    agent.learn(600)
+    assert mean_return(agent, SeenAndTold, 10) > -6.0  # the best are about -1.2, standing still gives -10
 
 
 def test_a_loaded_agent_needs_no_replay_to_act_and_gets_one_to_learn(tmp_path):

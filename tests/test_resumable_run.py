@@ -238,6 +238,16 @@ def test_another_environment_space_or_preset_is_refused_before_anything_changes(
     assert before == {path: path.read_bytes() for path in tmp_path.rglob("*.safetensors")}
 
 
+def test_another_time_limit_is_refused(tmp_path):
+    def pendulum(steps):
+        env = gym.make("Pendulum-v1", max_episode_steps=steps)
+        return JEPAMPC("MlpPolicy", env, seed=3)
+
+    pendulum(20).learn(40, callback=ResumableRun(tmp_path, every=30))
+    with pytest.raises(ValueError, match=r"another run configuration.*environment"):
+        pendulum(40).learn(80, callback=ResumableRun(tmp_path, every=30))
+
+
 def test_damaged_files_are_named(tmp_path):
     agent().learn(60, callback=ResumableRun(tmp_path, every=30))
     file = sorted((tmp_path / "episodes").iterdir())[-1]

@@ -51,6 +51,10 @@ model.save("model.safetensors")
 again = WorldModel.load("model.safetensors").encode(torch.from_numpy(observation)[None])
 torch.testing.assert_close(again, z)
 print("environment, encoder, dynamics and checkpoint work")
+
+from jepa_rl.agents import JEPAMPC
+JEPAMPC("MlpPolicy", "Pendulum-v1", learning_starts=20, batch_size=8).learn(25, progress_bar=True)
+print("an agent learns, behind a progress bar")
 """
 
 

@@ -32,8 +32,10 @@ class JEPAMPC(OffPolicyAlgorithm):
     (benchmarks/dmc_pixels.py, with a discount and a number of updates for each task); ``jepa_mpc_preset`` names larger
     ones. What Stable-Baselines3 does with an off-policy algorithm works, but for two things: ``VecNormalize`` is of no
     use, since observations and rewards are scaled inside, and the replay is saved in a format of its own, under a path.
-    Observations are pixels, vectors or a Dict of both; actions a flat Box, Discrete or MultiDiscrete. With
-    ``ResumableRun`` as a callback a run that was killed goes on where it was.
+    Observations are pixels, vectors or a Dict of both; actions a flat Box, Discrete or MultiDiscrete. Frames that
+    ``PixelObservation(frames=k)`` stacked are stored once each, and read one by one; stacks of another's making
+    (``VecFrameStack``) are stored whole, k times the memory. With ``ResumableRun`` as a callback a run that was killed
+    goes on where it was.
 
     The reference is TD-MPC2 (Hansen, Su and Wang 2024, arXiv:2310.16828). Departures: a patch-convolution encoder;
     latents kept apart by VICReg and not by a simplex, and weights of the losses to go with it; gated dynamics; fewer

@@ -55,7 +55,8 @@ class PlanRecord:
         """After the step; what the episodes that are ``over`` tell. Random steps, which had no plan, are left out.
 
         Where a time limit cut an episode (``ended`` is false), only steps count whose return hardly depends on what
-        would have come behind it (less than a tenth, by the discount).
+        would have come behind it (less than a tenth, by the discount). In one that is too short for that, the value
+        of the last plan stands for what came and would have come from there on.
         """
         found: list[np.ndarray] = []
         for i, (promised, paid) in enumerate(zip(self._promised, self._paid, strict=True)):
@@ -64,6 +65,8 @@ class PlanRecord:
             if over[i] and promised:
                 left = np.arange(len(paid), 0, -1)
                 known = np.ones(len(paid), bool) if ended[i] else self.discount**left < 0.1
+                if not known.any():
+                    paid[-1], known = promised[-1], left > 1
                 returns = discounted(np.array(paid), self.discount)
                 found.append(np.stack([np.array(promised), returns])[:, known])
             if over[i]:
@@ -79,10 +82,14 @@ class PlanRecord:
 
 
 def search_metrics(plan: Plan, samples: int, elites: int) -> Metrics:
-    """Spread of the last candidates' values, and the share of the elites that the policy prior proposed."""
+    """Spread of the last candidates' values (standard deviation among those of one environment; those of infinite cost
+    aside), and the share of the elites that the policy prior proposed.
+    """
     assert plan.candidate_costs is not None
     costs = plan.candidate_costs
-    found = {"plan/spread": float(costs[torch.isfinite(costs)].std())}
+    finite = costs.where(torch.isfinite(costs), torch.nan)
+    spread = (finite - finite.nanmean(1, keepdim=True)).square().nanmean(1).sqrt()
+    found = {"plan/spread": float(spread.nan_to_num().mean())}
     if costs.shape[1] > samples:
         best = costs.topk(elites, dim=1, largest=False).indices
         found["plan/share_from_policy"] = float((best >= samples).float().mean())

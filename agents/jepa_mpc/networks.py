@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from gymnasium import spaces
@@ -15,6 +15,7 @@ from jepa_rl.encoders import FramesEncoder, picture_encoder
 from jepa_rl.heads import Perceptron, PictureDecoder, symlog
 
 Latent = Literal["simplex", "sigreg", "vicreg"]
+Shaping = Literal["jepa", "reconstruction"]
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,9 @@ class ModelConfig:
         decay: weight of each further step of the rollout, relative to the one before.
         entropy: weight of the policy's entropy.
         target_rate: of the moving average that value targets come from, per update.
+
+    Raises:
+        ValueError: for a name that is none of these, a size below 1 or a negative weight.
     """
 
     latent_dim: int = 64
@@ -59,7 +63,7 @@ class ModelConfig:
     values: int = 2
     bins: int = 51
     latent: Latent = "vicreg"
-    objective: Literal["jepa", "reconstruction"] = "jepa"
+    objective: Shaping = "jepa"
     frozen: bool = False
     shift: int = 3
     termination: bool = True
@@ -73,9 +77,21 @@ class ModelConfig:
     entropy: float = 1e-4
     target_rate: float = 0.02
 
+    def __post_init__(self) -> None:
+        for name, known in (("latent", get_args(Latent)), ("objective", get_args(Shaping))):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be one of {known}, got {getattr(self, name)!r}")
+        for name in ("latent_dim", "width", "depth", "patch", "frame_dim", "values", "bins"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("keypoints", "shift", "consistency", "reconstruction", "reward", "value", "end", "anti_collapse",
+                     "decay", "entropy", "target_rate"):  # fmt: skip
+            if not getattr(self, name) >= 0:  # NaN, too
+                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+
 
 class ObservationEncoder(nn.Module):
-    """Pictures through a conv net, vectors through a perceptron, added up.
+    """Pictures through a conv net, vectors through a perceptron, added up; each batch-normalised where both are there.
 
     Args:
         space: of the observation, by name; uint8 pictures (c, y, x), everything else is flat.
@@ -111,6 +127,10 @@ class ObservationEncoder(nn.Module):
                 self.vectors.append(name)
                 inputs += box.shape[0]
         self.perceptron = Perceptron(inputs, config.width, d, 2) if inputs else None
+        # As loud as pictures are. Unscaled, a goal that a vector told beside a picture was overheard in some runs:
+        # returns of -5.7 in the mean of seven short trainings, and of -3.7 like this, where -10 is to stand still.
+        beside = inputs and self.pictures and options["norm"]
+        self.norm = nn.BatchNorm1d(d, affine=False, momentum=0.5) if beside else nn.Identity()
         self.simplex = config.latent == "simplex"
 
     def forward(self, observations: dict[str, Tensor]) -> Float[Tensor, "b d"]:
@@ -144,7 +164,7 @@ class ObservationEncoder(nn.Module):
         if self.perceptron is not None:
             # symlog: vectors come in any unit
             vectors = torch.cat([observations[name].float() for name in self.vectors], dim=-1)
-            parts.append(self.perceptron(symlog(vectors)))
+            parts.append(self.norm(self.perceptron(symlog(vectors))))
         total = torch.stack(parts).sum(0)
         return simplex(total) if self.simplex else total
 

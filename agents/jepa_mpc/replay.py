@@ -367,7 +367,7 @@ def discounted(rewards: Float[np.ndarray, "*b t"], discount: float) -> Float[np.
 
 def _check_memory(capacity: int, row: int) -> None:
     free = available_memory()
-    if free is not None and capacity * row > free:
+    if capacity * row > free:
         raise ValueError(
             f"a replay of {capacity:,} rows of {row:,} bytes takes {capacity * row / 1e9:.1f} GB, but only "
             f"{free / 1e9:.1f} GB of memory are free: set buffer_size to at most {int(0.8 * free / row):,}"

@@ -218,7 +218,7 @@ def settings_of(model: JEPAMPC) -> dict[str, Any]:
 
 
 def environment_of(env: VecEnv | None) -> str | None:
-    """Id, arguments and wrappers of the first environment; without arguments where it is in a process of its own."""
+    """Id, arguments, time limit and wrappers of the first environment; of one in another process, no arguments."""
     base = None if env is None else env.unwrapped
     if base is None:
         return None
@@ -226,7 +226,7 @@ def environment_of(env: VecEnv | None) -> str | None:
     if spec is None:  # Gymnasium prints an environment by the names of its classes, and its id if it has one
         return str(base.env_method("__str__", indices=[0])[0])
     parts = [
-        (spec.id, spec.kwargs),
+        (spec.id, spec.kwargs, spec.max_episode_steps),
         *((wrapper.name, wrapper.kwargs or {}) for wrapper in spec.additional_wrappers),
     ]
     # Functions and objects show their types: their addresses differ from process to process.
