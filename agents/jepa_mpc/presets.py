@@ -14,8 +14,9 @@ def laptop() -> dict[str, Any]:
 
     Measured on one core with AVX512-BF16, another run on the other: 98 to 128 ms an update from 9 x 64 x 64 pixels, 19
     to 28 ms a decision. With evaluations of ten episodes: 64 to 83 minutes for 12,500 decisions with two updates each
-    (cartpole-swingup, 100,000 frames with action repeat 8), 121 for 25,000 with one each and 16 keypoints (reacher-easy,
-    repeat 4; on both cores alone 33 for the first 10,000), 32 to 57 for 50,000 with one for every fourth (CartPole-v1).
+    (cartpole-swingup, 100,000 frames with action repeat 8), 121 for 25,000 with one each and 16 keypoints
+    (reacher-easy, repeat 4; on both cores alone 33 for the first 10,000), 32 to 57 for 50,000 with one for every fourth
+    (CartPole-v1).
     """
     return {"policy_kwargs": {"model": ModelConfig()}}
 
