@@ -39,6 +39,11 @@ def commit() -> str | None:
         return None
 
 
+def origin() -> dict[str, Any]:
+    """Day, machine and commit of a figure."""
+    return {"date": datetime.now(UTC).strftime("%Y-%m-%d"), "machine": machine(), "commit": commit()}
+
+
 def machine() -> dict[str, Any]:
     """Processor, cores this process may use, memory and accelerator. No host name, no path."""
     described: dict[str, Any] = {"cpu": _cpu_model(), "cores": _cores(), "system": platform.system()}
@@ -69,10 +74,8 @@ def write_results(name: str, payload: dict[str, Any], *, quick: bool = False) ->
     recorded = {
         "command": _command(),
         "quick": quick,
-        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "machine": machine(),
+        **origin(),
         "versions": versions(),
-        "commit": commit(),
     }
     if clash := recorded.keys() & payload.keys():
         raise ValueError(f"payload keys {sorted(clash)} are written by write_results itself; rename them")

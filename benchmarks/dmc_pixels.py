@@ -24,7 +24,6 @@ import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,7 +33,7 @@ import matplotlib
 import numpy as np
 import torch
 import tyro
-from _record import ROOT, commit, machine, write_results
+from _record import ROOT, origin, write_results
 from stable_baselines3 import DQN, SAC
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
@@ -193,9 +192,7 @@ def run(args: Args, name: str, method: str, seed: int) -> None:
         "train_episode_frames": task.length,
         "render": "fast" if task.env_id.startswith("dmc/") else "default",
         "threads": torch.get_num_threads(),
-        "machine": machine(),
-        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "commit": commit(),
+        **origin(),
     }
     facts |= {"before": {"frames": 0, "seconds": 0.0}} | runner(args, task, folder, seed, decisions)
     curve = json.loads((folder / "curve.json").read_text())

@@ -22,7 +22,6 @@ import json
 import shutil
 import time
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -31,7 +30,7 @@ import dmc_pixels
 import numpy as np
 import torch
 import tyro
-from _record import ROOT, commit, machine, write_results
+from _record import ROOT, origin, write_results
 from dmc_pixels import TASKS, Task, evaluation, make_jepa_mpc, make_pixels, random_play
 
 import jepa_rl.envs
@@ -130,9 +129,7 @@ def run(args: Args, task: Task, variant: Variant, seed: int) -> None:
         ],
         "last_returns": [round(value, 1) for value in curve.results[-1]["returns"]],
         "train_seconds": curve.results[-1]["seconds"],
-        "machine": machine(),
-        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "commit": commit(),
+        **origin(),
     }
     write_atomic(folder / "record.json", json.dumps(record).encode())
     shutil.rmtree(folder / "run")

@@ -80,9 +80,8 @@ EVALUATION_SEED = 1_000_000  # of the first episode that is played; training dra
 
 def main(args: Args) -> None:
     args = replace(args, **QUICK) if args.quick else args
-    settings = {name: value for name, value in asdict(args).items() if name not in ("resume", "out")}
-    plans = ("futures", "alpha")  # what is learned does not depend on them
-    open_run(args.out, settings, resume=args.resume, free=plans)
+    free = ("resume", "out", "futures", "alpha")  # what is learned does not depend on them
+    open_run(args.out, asdict(args), resume=args.resume, free=free)
     torch.manual_seed(args.seed)
     store = random_play(args.out, args.episodes, args.seed)
     train, held_out = store.split(0.1, seed=args.seed)

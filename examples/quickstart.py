@@ -77,8 +77,7 @@ class Outcome:
 
 def main(args: Args) -> None:
     args = replace(args, **QUICK) if args.quick else args
-    settings = {name: value for name, value in asdict(args).items() if name not in ("resume", "out")}
-    open_run(args.out, settings, resume=args.resume)
+    open_run(args.out, asdict(args), resume=args.resume, free=("resume", "out"))
     torch.manual_seed(args.seed)
     clock = Clock(args.out / "seconds.json")
     with clock("collect"):

@@ -878,6 +878,14 @@ class SeenGoal1D(Goal1D):
         return np.broadcast_to(255 * np.exp(-0.5 * columns**2), (1, 16, 16)).astype(np.uint8)
 
 
+def test_learns_to_walk_to_a_goal_that_it_only_sees():
+    agent = tiny(
+        SeenGoal1D(), gamma=0.9, policy_kwargs={"model": replace(TINY, shift=0, encoder_widths=(16, 16))}
+    )
+    agent.learn(400)
+    assert mean_return(agent, SeenGoal1D, 10) > -3.0  # the best are about -0.6, random ones about -9
+
+
 class SeenAndTold(SeenGoal1D):
     """The picture shows where the point is, a vector says where it shall go: neither is enough."""
 
