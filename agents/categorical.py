@@ -13,6 +13,8 @@ from jepa_rl.heads import gumbel, one_hot
 from jepa_rl.risk import Risk, expected_cost
 from jepa_rl.types import Cost, Dynamics, Plan
 
+MOST_UNIFORM = 0.2  # share of a distribution that the floors may make up
+
 
 @dataclass(frozen=True)
 class CategoricalCEM:
@@ -28,7 +30,8 @@ class CategoricalCEM:
             ``action_dim = block * choices``. A tuple: several unlike choices beside each other, as many as it
             has entries. None: one choice among all components.
         smoothing: share of the old distribution that survives a refit.
-        min_probability: floor of every choice's probability, against freezing too early.
+        min_probability: floor of every choice's probability, against freezing too early; lower where there are so many
+            that the floors would add up to more than ``MOST_UNIFORM``.
         futures: futures drawn for each candidate where the dynamics draw any.
         risk: costs "b n" of the futures -> "b", see ``jepa_rl.risk``.
 
@@ -66,7 +69,7 @@ class CategoricalCEM:
         problem, start = pose(self, dynamics, cost, z, warm_start, generator, proposals)
         groups = self._groups(start.shape[-1])
         probability = _mix_in_uniform(start.clamp_min(0.0), groups, (0.5,) * len(groups))
-        floors = tuple(min(1.0, self.min_probability * c) for c in groups)
+        floors = tuple(min(MOST_UNIFORM, self.min_probability * c) for c in groups)
         best = Incumbent()
         for _ in range(self.iterations):
             candidates = problem.with_proposals(_draw(probability, groups, self.samples, generator))

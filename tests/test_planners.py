@@ -129,6 +129,22 @@ def test_bandit():
     assert plan.actions.argmax(-1).flatten().tolist() == [13, 13] and plan.cost.abs().max() == 0
 
 
+def test_a_search_among_very_many_options_gathers_where_they_are_good():
+    """Six choices among a hundred, each the better the nearer it is to an option of its own."""
+    best = torch.tensor([5, 90, 40, 70, 20, 55])
+    far = (torch.arange(100) - best[:, None]).abs() / 100.0
+
+    def cost(latents, actions):
+        return (actions * far).sum((1, 2))[:, None]
+
+    dynamics, z = PointMass(torch.zeros(100, 1)), torch.zeros(1, 1)
+    plan = CategoricalCEM(6, samples=256, elites=32, iterations=8).plan(dynamics, cost, z, generator=seeded())
+    blind = CategoricalCEM(6, samples=8 * 256, elites=2, iterations=1).plan(
+        dynamics, cost, z, generator=seeded()
+    )
+    assert plan.cost.item() < 0.5 * blind.cost.item()
+
+
 def test_chain_prefers_the_far_prize():
     """A step left pays a little at once; only four steps right in a row reach the prize."""
     dynamics = PointMass(torch.tensor([[-1.0], [1.0]]))
