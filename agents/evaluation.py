@@ -20,6 +20,8 @@ from torch.utils.tensorboard import SummaryWriter
 
 from jepa_rl.files import write_atomic
 
+FILMED = 300  # decisions: all pictures of a video are in memory at once
+
 
 class Played(NamedTuple):
     """Episodes that were played to their end.
@@ -27,7 +29,7 @@ class Played(NamedTuple):
     Attributes:
         returns: undiscounted, of each episode.
         lengths: decisions in each.
-        pictures: what ``render()`` showed of the first episode, (y, x, 3) uint8; empty if not asked for.
+        pictures: what ``render()`` showed of the start of the first episode, (y, x, 3) uint8; empty if not asked for.
     """
 
     returns: Float[np.ndarray, " episodes"]
@@ -44,7 +46,7 @@ def play_episodes(
         agent: anything with Stable-Baselines3's ``predict``.
         make_env: called once for each seed; the environments are closed at the end.
         seeds: of the episodes' resets.
-        pictures: whether to keep what ``render()`` shows of the first episode.
+        pictures: whether to keep what ``render()`` shows of the first ``FILMED`` decisions of the first episode.
     """
     envs = [make_env() for _ in seeds]
     try:
@@ -61,7 +63,7 @@ def play_episodes(
                 returns[i] += float(reward)
                 lengths[i] += 1
                 running[i] = not (terminated or truncated)
-                if pictures and i == 0:
+                if pictures and i == 0 and len(shown) < FILMED:
                     shown.append(np.asarray(envs[0].render()))
         return Played(returns, lengths, shown)
     finally:
@@ -83,7 +85,7 @@ class EvaluationCallback(BaseCallback):
         path: the JSON file: ``[{"step", "returns", "lengths", "seconds"}, ...]``; None keeps it in ``results`` only.
             ``seconds`` counts from the start of training; of a run that was killed, what came after its last evaluation
             is missing.
-        video: whether the first episode goes to TensorBoard, as an animated picture.
+        video: whether the first episode, up to ``FILMED`` decisions of it, goes to TensorBoard, as an animated picture.
     """
 
     def __init__(
@@ -162,7 +164,7 @@ class EvaluationCallback(BaseCallback):
     def _show(self, pictures: list[np.ndarray], step: int) -> None:
         for output in self.logger.output_formats:
             if isinstance(output, TensorBoardOutputFormat):
-                add_animation(output.writer, "eval/episode", pictures[:300], step)
+                add_animation(output.writer, "eval/episode", pictures, step)
 
 
 def add_animation(

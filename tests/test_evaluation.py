@@ -70,6 +70,12 @@ def test_episodes_are_played_side_by_side_to_their_end():
         assert starts.all() == (number == 0) and starts.any() == (number == 0)
 
 
+def test_a_video_holds_no_more_than_the_first_decisions(monkeypatch):
+    monkeypatch.setattr("jepa_rl.agents.evaluation.FILMED", 2)
+    played = play_episodes(Asked(), Counter, [0], pictures=True)
+    assert played.lengths.tolist() == [3] and [p[0, 0, 0] for p in played.pictures] == [10, 20]
+
+
 def test_evaluations_are_logged_and_go_on_after_a_stop(tmp_path):
     path = tmp_path / "curve.json"
 

@@ -334,6 +334,10 @@ def test_actions_that_cannot_be_searched_are_refused():
         (spaces.Box(-1, 1, (4, 4), np.float32), "a flat vector or pixels"),
         (spaces.Box(0, 255, (3, 16, 12), np.uint8), "must be uint8 pixels of shape"),
         (spaces.Box(0, 1, (3, 16, 16), np.float32), "must be uint8 pixels of shape"),
+        (
+            spaces.Dict({"camera.front": spaces.Box(0, 255, (3, 16, 16), np.uint8)}),
+            "cannot be called 'camera.front'",
+        ),
     ],
 )
 def test_observations_of_another_kind_are_refused(space, message):
@@ -930,3 +934,8 @@ def test_a_loaded_agent_needs_no_replay_to_act_and_gets_one_to_learn(tmp_path):
     loaded.set_env(OnlyPictures())
     loaded.learn(70, reset_num_timesteps=False)
     assert loaded.num_timesteps == 120 and len(loaded.replay_buffer) > 60
+    idle = JEPAMPC.load(tmp_path / "agent", env=OnlyPictures(), buffer_size=1)  # SB3's way to save memory
+    with pytest.raises(ValueError, match="no replay to save"):
+        idle.save_replay_buffer(tmp_path / "replay")
+    with pytest.raises(ValueError, match="capacity must be at least 2"):
+        idle.learn(10)

@@ -105,6 +105,23 @@ def test_interrupted_anywhere_it_ends_in_the_same_place(tmp_path, at):
     assert held[0] > 0
 
 
+def test_whatever_is_noted_of_an_episode_a_checkpoint_holds_it(tmp_path):
+    class Noted(Spot):
+        def step(self, action):
+            *rest, info = super().step(action)
+            return *rest, info | {"at": self.at, "kinds": {"spot"}, "seen": np.int64(3)}
+
+    def venv():
+        return make_vec_env(Noted, 1, monitor_kwargs={"info_keywords": ("at", "kinds", "seen")})
+
+    agent(venv()).learn(60, callback=ResumableRun(tmp_path, every=30))
+    resumed = agent(venv())
+    resumed.learn(60, callback=ResumableRun(tmp_path, every=30))
+    assert resumed.num_timesteps == 60
+    noted = resumed.ep_info_buffer[-1]
+    assert len(noted["at"]) == 2 and noted["kinds"] == "{'spot'}" and noted["seen"] == 3
+
+
 @pytest.mark.parametrize("same_length", [True, False])
 def test_many_environments_too(tmp_path, same_length):
     def venv():

@@ -31,7 +31,8 @@ class JEPAMPC(OffPolicyAlgorithm):
     ``JEPAMPC("CnnPolicy", env).learn(100_000)``: the defaults are those of the preset ``laptop``, which was measured
     (benchmarks/dmc_pixels.py, with a discount and a number of updates for each task); ``jepa_mpc_preset`` names larger
     ones. What Stable-Baselines3 does with an off-policy algorithm works, but for two things: ``VecNormalize`` is of no
-    use, since observations and rewards are scaled inside, and the replay is saved in a format of its own, under a path.
+    use, since vectors and rewards go through symlog, and the replay is saved in a format of its own, under a path.
+    Returns are told apart up to 22,000 in size: scale larger ones down (``gymnasium.wrappers.TransformReward``).
     Observations are pixels, vectors or a Dict of both; actions a flat Box, Discrete or MultiDiscrete. Frames that
     ``PixelObservation(frames=k)`` stacked are stored once each, and read one by one; stacks of another's making
     (``VecFrameStack``) are stored whole, k times the memory. With ``ResumableRun`` as a callback a run that was killed
@@ -137,6 +138,8 @@ class JEPAMPC(OffPolicyAlgorithm):
         self._unstored = False  # whether a step was begun that is not in the replay
         if _init_setup_model:
             self._setup_model()
+            if self.env is not None:  # what does not fit into memory is said before anything begins
+                self._make_replay()
 
     def _setup_model(self) -> None:
         keep_freed_memory()
@@ -163,9 +166,7 @@ class JEPAMPC(OffPolicyAlgorithm):
             [{"params": encoder, "lr": rate * self.encoder_rate}, {"params": rest, "lr": rate}], fused=True
         )
         self.policy_optimizer = torch.optim.Adam(model.policy.parameters(), lr=rate, eps=1e-5, fused=True)
-        self.replay_buffer: Any = None
-        if self.env is not None:  # an agent that was loaded only to act needs none
-            self._make_replay()
+        self.replay_buffer: Any = None  # one that was loaded only to act needs none
         self._seed_generators(seed)
         self._plans: tuple[np.ndarray, ...] | None = None
         self._convert_train_freq()
@@ -378,7 +379,13 @@ class JEPAMPC(OffPolicyAlgorithm):
     # -- files --------------------------------------------------------------------------------------
 
     def save_replay_buffer(self, path: str | Path | io.BufferedIOBase) -> None:
-        """Writes the finished episodes to one safetensors file, whatever the suffix."""
+        """Writes the finished episodes to one safetensors file, whatever the suffix.
+
+        Raises:
+            ValueError: if there is no replay yet.
+        """
+        if self.replay_buffer is None:
+            raise ValueError("there is no replay to save: this agent was loaded, and has not learned since")
         self.replay_buffer.save(_path(path))
 
     def load_replay_buffer(

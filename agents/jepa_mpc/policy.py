@@ -128,8 +128,8 @@ class JEPAMPCPolicy(BasePolicy):
         episode_start: np.ndarray | None = None,
         deterministic: bool = False,
     ) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
-        """Stable-Baselines3's ``predict``. ``deterministic`` takes the best plan, and equal calls give equal actions;
-        otherwise one of the best eighth is followed, by the generator of exploration."""
+        """Stable-Baselines3's ``predict``. ``deterministic`` takes the search's answer, and equal calls give equal
+        actions; otherwise one of the best eighth of its candidates is followed, by the generator of exploration."""
         tensors, vectorised = self.obs_to_tensor(observation)
         actions, state = self.act(by_name(tensors), state, episode_start, deterministic)
         decoded = self.codec.decode(actions)
@@ -147,6 +147,8 @@ class JEPAMPCPolicy(BasePolicy):
         self.set_training_mode(False)
         began = time.perf_counter()
         z = self.average.encode(observations)
+        if z.is_cuda:  # else this would be the time it takes to ask for it
+            torch.cuda.synchronize(z.device)
         encoded = time.perf_counter()
         shape = (len(z), self.planner.horizon, self.model.action_dim)
         warm = np.zeros(shape, np.float32) if state is None else state[0].copy()

@@ -167,7 +167,12 @@ def run_state(model: JEPAMPC) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         "action_rng": model.action_space.np_random.bit_generator.state,
         "recent": [dict(episode) for episode in model.ep_info_buffer or ()],
     }
-    return tensors, json.loads(json.dumps(header, default=lambda value: value.item()))  # NumPy's numbers
+    return tensors, json.loads(json.dumps(header, default=_plain, skipkeys=True))
+
+
+def _plain(value: Any) -> Any:
+    """Notes of an episode (``Monitor(info_keywords=...)``): NumPy's numbers and arrays as Python's, others as text."""
+    return value.tolist() if hasattr(value, "tolist") else str(value)
 
 
 def restore_policy(model: JEPAMPC, tensors: dict[str, torch.Tensor]) -> None:

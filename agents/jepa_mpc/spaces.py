@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 from jaxtyping import Float
+from torch import nn
 
 from jepa_rl.types import ActionSpec
 
@@ -74,6 +75,11 @@ def observation_boxes(space: spaces.Space) -> dict[str, spaces.Box]:
             raise ValueError(
                 f"{name} must be uint8 pixels of shape (channels, size, size), got {box}; wrap the environment in "
                 "jepa_rl.envs.PixelObservation"
+            )
+        if picture and ("." in name or hasattr(nn.ModuleDict, name)):  # each gets an encoder of this name
+            raise ValueError(
+                f"a picture cannot be called {name!r}: torch allows its modules no dots, and no names of their own "
+                "methods; rename it with gymnasium.wrappers.TransformObservation"
             )
         if not picture and len(box.shape) != 1:
             raise ValueError(f"{name} must be a flat vector or pixels, got shape {box.shape}")
