@@ -4,10 +4,12 @@
     python examples/rl_zoo3_train.py
     python examples/rl_zoo3_train.py --env Pendulum-v1 --n-timesteps 5000 --seed 1
 
-Takes every option of the zoo's train script. Writes runs/rl_zoo3_train/: results.json, the zoo's folders (model,
-settings, evaluations) and TensorBoard events. This file is its own settings file, too: the zoo reads ``hyperparams``.
+Takes the options of the zoo's train script, but for other algorithms and the search for hyperparameters. Writes
+runs/rl_zoo3_train/: results.json, the zoo's folders (model, settings, evaluations) and TensorBoard events. This file is
+its own settings file, too: the zoo reads ``hyperparams``.
 """
 
+import argparse
 import json
 import os
 import sys
@@ -28,7 +30,6 @@ hyperparams = {
         "n_timesteps": 12_000,
         "gamma": 0.98,
         "learning_starts": 500,
-        "env_kwargs": {"render_mode": "rgb_array"},
         "env_wrapper": [{"jepa_rl.envs.PixelObservation": {"size": 64, "frames": 3}}],
     },
 }
@@ -40,26 +41,27 @@ def main() -> None:
 
     from jepa_rl.agents import JEPAMPC
 
-    out = Path("runs/rl_zoo3_train")
-    given = [argument for argument in sys.argv[1:] if argument != "--quick"]
-    if "--quick" in sys.argv:
-        given += ["--n-timesteps", "60", "--hyperparams", "learning_starts:30", "--eval-freq", "50"]
-        given += ["--eval-episodes", "1"]
-    if not any(argument == "--env" or argument.startswith("--env=") for argument in given):
-        given += ["--env", "CartPole-v1"]
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--algo", choices=["jepa_mpc"], default="jepa_mpc")
+    parser.add_argument("--env", default="CartPole-v1")
+    parser.add_argument("--env-kwargs", nargs="+", default=[])
+    parser.add_argument("--eval-env-kwargs", nargs="+", default=[])
+    parser.add_argument("-f", "--log-folder", type=Path, default=Path("runs/rl_zoo3_train"))
+    own, given = parser.parse_known_args()
+    if {"-optimize", "--optimize-hyperparameters"} & set(given):
+        parser.error("the zoo knows no hyperparameters of JEPAMPC to search through")
+    out = own.log_folder
+    drawn = "render_mode:'rgb_array'"  # the zoo takes these for evaluation, too, unless that has its own
+    options = ["--algo", own.algo, "--env", own.env, "--conf-file", __file__, "--log-folder", str(out)]
+    options += ["--tensorboard-log", str(out / "logs"), "--env-kwargs", drawn, *own.env_kwargs]
+    if own.eval_env_kwargs:
+        options += ["--eval-env-kwargs", drawn, *own.eval_env_kwargs]
+    if own.quick:
+        options += ["--n-timesteps", "60", "--hyperparams", "learning_starts:30", "--eval-freq", "50"]
+        options += ["--eval-episodes", "1"]
     ALGOS["jepa_mpc"] = JEPAMPC  # the registration; the zoo offers it like its own
-    defaults = [
-        "--algo",
-        "jepa_mpc",
-        "--conf-file",
-        __file__,
-        "-f",
-        str(out),
-        "--tensorboard-log",
-        str(out / "logs"),
-    ]
-    defaults += ["--eval-env-kwargs", "render_mode:'rgb_array'"]  # env_kwargs are for training alone
-    sys.argv = [sys.argv[0], *defaults, *given]
+    sys.argv = [sys.argv[0], *options, *given]
     train()
     runs = sorted((out / "jepa_mpc").glob("*_*"), key=lambda path: path.stat().st_mtime)
     files = sorted(path.name for path in runs[-1].iterdir())
