@@ -4,17 +4,20 @@
     python benchmarks/dmc_diagnosis.py --tasks cartpole-swingup --seeds 0
     python benchmarks/dmc_diagnosis.py --quick
 
-Takes runs that ``dmc_pixels.py`` left in ``--out`` (one that is missing is trained first, an hour and more) and plays
-episodes that neither training nor its evaluation saw; ``--quick`` looks at a moment's training on CartPole-v1:
+Takes runs that ``dmc_pixels.py`` left in ``--out`` (one that is missing or not finished is trained first, up to two
+hours) and plays episodes that neither training nor its evaluation saw; what other runs gave stays in the results.
+``--quick`` looks at a moment's training on CartPole-v1. Told are:
 
 - encoder: how well a small perceptron reads each number of the true state from the latents, on other episodes than it
   was fitted on (R2; 1 is all of it);
 - dynamics: error of a latent k steps ahead, relative to that of predicting no change;
-- reward: mean absolute error k steps ahead, and the standard deviation of the rewards beside it;
+- reward: mean absolute error of the k-th one, from a latent predicted k - 1 steps ahead, and the standard deviation of
+  the rewards beside it;
 - value: what plans promised against the discounted return that followed;
 - search: the return with eight times the candidates, and with the policy prior alone.
 """
 
+import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,8 +25,8 @@ from typing import Any
 import numpy as np
 import torch
 import tyro
-from _record import write_results
-from dmc_pixels import TASKS, Args, Task, make_jepa_mpc, make_pixels, run_jepa_mpc
+from _record import ROOT, origin, write_results
+from dmc_pixels import QUICK, TASKS, Args, Task, make_jepa_mpc, make_pixels, run_jepa_mpc
 
 import jepa_rl.envs
 from jepa_rl.agents import JEPAMPC
@@ -32,6 +35,8 @@ from jepa_rl.agents.jepa_mpc.resume import restore_policy
 from jepa_rl.diagnostics import fit_mlp_probe, r2_score
 from jepa_rl.files import load_tensors
 
+RESULTS = ROOT / "benchmarks/results/dmc_diagnosis.json"
+KIND = ("jepa_mpc run",)
 SEED = 4_000_000  # of the first episode; neither training nor evaluation has it
 
 
@@ -49,29 +54,32 @@ class DiagnosisArgs:
 def main(args: DiagnosisArgs) -> None:
     if args.quick:
         args = replace(args, tasks=("CartPole-v1",), seeds=(0,), episodes=2, out=args.out / "diagnosis_quick")
-    results: dict[str, Any] = {}
+    counted = not args.quick and (args.episodes, args.preset) == (
+        DiagnosisArgs.episodes,
+        DiagnosisArgs.preset,
+    )
+    results: dict[str, Any] = (
+        json.loads(RESULTS.read_text())["results"] if counted and RESULTS.exists() else {}
+    )
     for name in args.tasks:
         for seed in args.seeds:
             found = diagnose(args, name, seed)
-            results.setdefault(name, {})[f"seed_{seed}"] = found
+            results.setdefault(name, {})[f"seed_{seed}"] = found | origin()
             print(name, seed, *(f"{key}: {value}" for key, value in found.items()), sep="\n  ")
-    print(write_results("dmc_diagnosis", {"episodes": args.episodes, "results": results}, quick=args.quick))
+    print(write_results("dmc_diagnosis", {"episodes": args.episodes, "results": results}, quick=not counted))
 
 
 def diagnose(args: DiagnosisArgs, name: str, seed: int) -> dict[str, Any]:
     task, episodes = TASKS[name], args.episodes
     settings = Args(preset=args.preset, device=args.device, out=args.out)
     if args.quick:
-        task, settings = (
-            replace(task, frames=600),
-            replace(settings, frames=600, evaluate_every=300, episodes=2),
-        )
+        task, settings = replace(task, frames=QUICK["frames"]), replace(settings, **QUICK)
     folder = args.out / name / "jepa_mpc" / f"seed_{seed}"
     checkpoint, decisions = folder / "run/checkpoint.safetensors", task.frames // task.repeat
-    if not checkpoint.exists():
+    if not checkpoint.exists() or load_tensors(checkpoint, KIND)[1]["num_timesteps"] < decisions:
         run_jepa_mpc(settings, task, folder, seed, decisions)
     agent = make_jepa_mpc(settings, task, folder, seed, decisions)  # its replay stays empty
-    tensors, _ = load_tensors(checkpoint, ("jepa_mpc run",))
+    tensors, _ = load_tensors(checkpoint, KIND)
     restore_policy(agent, tensors)
     played = play(agent, task, episodes)
     found: dict[str, Any] = {"return": rounded(played["reward"].sum(0).mean())}

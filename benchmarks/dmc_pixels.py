@@ -45,6 +45,7 @@ from jepa_rl.agents import JEPAMPC, ResumableRun
 from jepa_rl.agents.baselines import SHORT_DQN, LeanCnnPolicy, SaveAtEvaluation, load_saved
 from jepa_rl.agents.evaluation import EvaluationCallback
 from jepa_rl.agents.jepa_mpc import jepa_mpc_preset
+from jepa_rl.agents.jepa_mpc.resume import settings_of
 from jepa_rl.agents.online_latents import LatentReplayBuffer, OnlineWorldModel, latent_policy_kwargs, world_of
 from jepa_rl.diagnostics import bootstrap_interval, interquartile_mean
 from jepa_rl.envs import ActionRepeat, LatentObservation, PixelObservation, collect, world_spec
@@ -60,6 +61,7 @@ RECORDS = ROOT / "benchmarks/results/dmc_pixels"
 # Of the first evaluation episode; training draws its seeds of 31 bits from the run's own.
 EVALUATION_SEED = 3_000_000
 RANDOM_FRAMES = 10_000  # of random play for the frozen world model
+QUICK = {"frames": 600, "evaluate_every": 300, "episodes": 2}
 METHODS = ("jepa_mpc", "sac_latents", "sac_online_latents", "sac_pixels", "sac_state", "random")
 
 
@@ -122,10 +124,8 @@ def main(args: Args) -> None:
             args,
             tasks=("CartPole-v1",),
             seeds=(0,),
-            frames=600,
-            evaluate_every=300,
-            episodes=2,
             out=args.out / "quick",
+            **QUICK,
         )
     for name in () if args.report else args.tasks:
         for seed in args.seeds:  # all methods of one seed before the next seed
@@ -186,13 +186,14 @@ def run(args: Args, name: str, method: str, seed: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     decisions = task.frames // task.repeat
     runner = {"jepa_mpc": run_jepa_mpc, "random": run_random}.get(method, partial(run_sac, method))
+    processes = note_process(folder)
     facts = {
         "frames": task.frames,
         "action_repeat": task.repeat,
         "train_episode_frames": task.length,
         "render": "fast" if task.env_id.startswith("dmc/") else "default",
-        "threads": torch.get_num_threads(),
-        **origin(),
+        **processes[-1],
+        "processes": processes,
     }
     facts |= {"before": {"frames": 0, "seconds": 0.0}} | runner(args, task, folder, seed, decisions)
     curve = json.loads((folder / "curve.json").read_text())
@@ -202,6 +203,15 @@ def run(args: Args, name: str, method: str, seed: int) -> None:
     write_atomic(record, json.dumps(facts | {"curve": curve}).encode())
     for used in ("run/episodes", "saved", "episodes"):  # gigabytes, needed only to go on
         shutil.rmtree(folder / used, ignore_errors=True)
+
+
+def note_process(folder: Path) -> list[dict[str, Any]]:
+    """This process, and those before it that trained the same run until they were stopped: the last is this one."""
+    file = folder / "processes.json"
+    known = json.loads(file.read_text()) if file.exists() else []
+    found = [*known, {"threads": torch.get_num_threads(), **origin()}]
+    write_atomic(file, json.dumps(found).encode())
+    return found
 
 
 def records(args: Args) -> Path:
@@ -221,10 +231,12 @@ def refuse_unlike(args: Args, folder: Path, facts: dict[str, Any]) -> None:
     """Before hours are spent: runs of one task and method are reported together, so they must be of one kind."""
     for path in (records(args) / folder.parent.relative_to(args.out)).glob("seed_*.json"):
         there = json.loads(path.read_text())
-        unlike = {name: (there.get(name), value) for name, value in facts.items() if there.get(name) != value}
+        told = [name for name in facts if name != "agent" or name in there]  # older records do not tell it
+        unlike = {name: (there.get(name), facts[name]) for name in told if there.get(name) != facts[name]}
         if unlike:
             raise SystemExit(
-                f"{path} is another kind of run (there, here): {unlike}; move the old records away first"
+                f"{path} is another kind of run (there, here): {unlike}; move the old records, and "
+                f"their folders under {args.out}, away first"
             )
 
 
@@ -253,6 +265,7 @@ def run_jepa_mpc(args: Args, task: Task, folder: Path, seed: int, decisions: int
     seen = f"pixels, read by {task.keypoints} keypoints" if task.keypoints else "pixels"
     n_step = list(model.n_step) if isinstance(model.n_step, tuple) else model.n_step  # as JSON has it
     facts = {"preset": args.preset, "n_step": n_step, "device": str(model.device), "observations": seen}
+    facts["agent"] = settings_of(model) | {"seed": None}
     refuse_unlike(args, folder, facts)
     checkpoints = ResumableRun(folder / "run", every=max(50, decisions // 20))
     model.learn(decisions, callback=[checkpoints, evaluation(args, task, folder, partial(make_pixels, task))])
@@ -383,6 +396,8 @@ def summary(paths: list[Path]) -> dict[str, Any]:
     same = ("frames", "preset", "action_repeat", "train_episode_frames", "render", "observations", "device")
     same += ("n_step",) if "n_step" in runs[0] else ()  # JEPAMPC's alone
     unlike = [key for key in same if any(run.get(key) != runs[0][key] for run in runs)]
+    agents = [run["agent"] for run in runs if "agent" in run]  # older records do not tell it
+    unlike += ["agent"] if any(agent != agents[0] for agent in agents) else []
     if unlike:
         raise ValueError(f"runs under {paths[0].parent} differ in {unlike}; keep those of one kind")
     return {
@@ -395,6 +410,7 @@ def summary(paths: list[Path]) -> dict[str, Any]:
         ],
         **{key: runs[0][key] for key in same},
         "threads": [run["threads"] for run in runs],
+        "commit": [run.get("commit") for run in runs],
         "cpu": [run["machine"]["cpu"] for run in runs],
         "curve": {
             "frames": [

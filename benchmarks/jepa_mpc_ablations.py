@@ -9,7 +9,7 @@ A quarter of an hour for each variant and seed on one core, on ``dmc/cartpole-sw
 frames, so returns are not those of the longer runs after as many. Runs go on after a kill; a finished one is kept in
 the results and not run again.
 
-Variants: ``full``; ``no_prior`` (the policy proposes no plans); ``no_value`` (cross-entropy search over a long horizon,
+Variants: ``full``; ``no_prior`` (the policy proposes no plans); ``no_value`` (search over a long horizon,
 without a value behind it and without proposals); ``no_prediction`` (reward and value alone shape the latents);
 ``reconstruction`` (painting the observations instead of predicting the latents); ``warm_start`` (encoder and dynamics
 come from a world model that was trained without reward on random play, whose frames and seconds are given beside it);
@@ -87,7 +87,7 @@ def main(args: Args) -> None:
         for variant in args.variants:
             run(args, task, variant, seed)
     payload = budget(args) | {"results": collected(args)}
-    print(write_results("jepa_mpc_ablations", payload, quick=args.quick))
+    print(write_results("jepa_mpc_ablations", payload, quick=not_counted(args)))
 
 
 def budget(args: Args) -> dict[str, Any]:
@@ -96,6 +96,11 @@ def budget(args: Args) -> dict[str, Any]:
         "task": args.task, "frames": args.frames, "evaluate_every": args.evaluate_every, "episodes": args.episodes,
         "random_frames": args.random_frames, "pretraining_updates": args.pretraining,
     }  # fmt: skip
+
+
+def not_counted(args: Args) -> bool:
+    """Whether this is a try with another budget than that of the results, which it must not replace."""
+    return args.quick or budget(args) != budget(Args())
 
 
 def check_budget(args: Args) -> None:
@@ -167,13 +172,11 @@ def random_world_model(args: Args, task: Task, agent: JEPAMPC, seed: int) -> tup
 
 
 def kept(args: Args) -> dict[str, dict[str, Any]]:
-    """Runs of the same budget that are in the results already: variant -> seed -> record."""
-    if args.quick or not RESULTS.exists():
+    """Runs that are in the results already: variant -> seed -> record."""
+    if not_counted(args) or not RESULTS.exists():
         return {}
-    old = json.loads(RESULTS.read_text())
-    if any(old[name] != value for name, value in budget(args).items()):
-        return {}
-    return {variant: found["runs"] for variant, found in old["results"].items()}
+    results = json.loads(RESULTS.read_text())["results"]
+    return {variant: found["runs"] for variant, found in results.items()}
 
 
 def collected(args: Args) -> dict[str, Any]:

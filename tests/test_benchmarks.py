@@ -10,14 +10,19 @@ BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 
 
 @pytest.fixture
-def harness(monkeypatch):
-    """``benchmarks/dmc_pixels.py``; its neighbours are imported by their bare names."""
+def benchmarks(monkeypatch):
+    """The folder, whose files import each other by their bare names."""
     monkeypatch.syspath_prepend(BENCHMARKS)
+    yield
+    for path in BENCHMARKS.glob("*.py"):
+        sys.modules.pop(path.stem, None)
+
+
+@pytest.fixture
+def harness(benchmarks):
     import dmc_pixels
 
-    yield dmc_pixels
-    for name in ("dmc_pixels", "_record"):
-        sys.modules.pop(name, None)
+    return dmc_pixels
 
 
 def record(path: Path, first: float, last: list[float], **facts) -> Path:
@@ -49,6 +54,11 @@ def test_runs_of_another_kind_are_not_counted_together(harness, tmp_path):
     paths = [record(tmp_path / "seed_1.json", 0, [1]), record(tmp_path / "seed_2.json", 0, [1], n_step=10)]
     with pytest.raises(ValueError, match=r"differ in \['n_step'\]"):
         harness.summary(paths)
+    old = record(tmp_path / "seed_3.json", 0, [1])  # does not tell all settings of its agent
+    paths = [old, *(record(tmp_path / f"seed_{i}.json", 0, [1], agent={"gamma": i}) for i in (4, 5))]
+    assert harness.summary(paths[:2])["seeds"] == [3, 4]
+    with pytest.raises(ValueError, match=r"differ in \['agent'\]"):
+        harness.summary(paths)
 
 
 def test_a_run_of_another_kind_is_refused_before_it_starts(harness, tmp_path):
@@ -79,3 +89,13 @@ def test_a_finished_run_is_kept_and_one_that_was_stopped_goes_on(harness, tmp_pa
     assert curve.read_bytes() == before
     found = json.loads((tmp_path / "records/CartPole-v1/jepa_mpc/seed_0.json").read_text())
     assert [entry["step"] for entry in found["curve"]] == [0, 60, 120]
+    assert len(found["processes"]) == 2 and found["processes"][-1]["threads"] == found["threads"]
+    assert found["agent"]["gamma"] == harness.TASKS["CartPole-v1"].gamma and found["agent"]["seed"] is None
+
+
+def test_a_try_with_another_budget_does_not_replace_the_results(benchmarks):
+    import jepa_mpc_ablations as ablations
+
+    assert ablations.kept(ablations.Args()) and not ablations.not_counted(ablations.Args())
+    for other in (ablations.Args(frames=12_000), ablations.Args(quick=True)):
+        assert ablations.not_counted(other) and not ablations.kept(other)
