@@ -9,7 +9,7 @@ frames, from seeds that no training uses. Frames are environment steps: decision
 ``--out``, one folder each, and go on after a kill: JEPAMPC exactly, SAC from its last evaluation. A finished run is a
 small file of ``benchmarks/results/dmc_pixels`` with all its returns, and is not run again, so the table may be filled
 by many calls, in any order and on several machines; ``--report`` collects what is finished. Score of a run: mean return
-of its last evaluation. Curves of published agents stand beside ours in the picture, under their own names.
+of its last evaluation. ``docs/pixel_control.png`` shows curves of published agents beside ours, under their own names.
 
 Methods: ``jepa_mpc``; ``sac_latents`` (SAC on latents of a world model that was trained on 10,000 frames of random
 play, which count, and then frozen); ``sac_online_latents`` (the world model goes on learning from SAC's replay);
@@ -63,6 +63,19 @@ EVALUATION_SEED = 3_000_000
 RANDOM_FRAMES = 10_000  # of random play for the frozen world model
 QUICK = {"frames": 600, "evaluate_every": 300, "episodes": 2}
 METHODS = ("jepa_mpc", "sac_latents", "sac_online_latents", "sac_pixels", "sac_state", "random")
+CURVES = ROOT / "docs/pixel_control.png"
+LABELS = {
+    "jepa_mpc": "JEPAMPC from pixels",
+    "sac_pixels": "SAC or DQN from pixels",
+    "sac_latents": "... on frozen latents",
+    "sac_online_latents": "... on latents that go on learning",
+    "sac_state": "... from state",
+    "random": "random actions",
+}
+# Of published curves that are drawn.
+STYLES = {
+    "drqv2 (pixels)": ":", "dreamerv3 (pixels)": "-.", "tdmpc2 (pixels)": (0, (5, 1)), "tdmpc2 (state)": "--",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -425,40 +438,47 @@ def summary(paths: list[Path]) -> dict[str, Any]:
 
 
 def published(name: str) -> dict[str, list[tuple[float, float]]]:
-    """Curves of published agents up to 200,000 frames: "DrQ-v2 (pixels)" -> [(frames, mean return)]."""
+    """Curves of published agents up to 200,000 frames: "drqv2 (pixels)" -> [(frames, mean return)]."""
     curves: dict[str, list[tuple[float, float]]] = {}
     with (ROOT / "benchmarks/data/dmc_curves.csv").open() as file:
         for row in csv.DictReader(file):
             if row["task"] == name.replace("ball_in_", "") and float(row["env_frames"]) <= 200_000:
-                label = f"{row['method']} ({row['obs']}), published"
+                label = f"{row['method']} ({row['obs']})"
                 curves.setdefault(label, []).append((float(row["env_frames"]), float(row["mean"])))
     return curves
 
 
 def draw(args: Args, results: dict[str, dict[str, Any]]) -> None:
-    """curves.png: our runs in colour, published ones in grey."""
+    """Our runs in colour (means, and from the least to the greatest seed), published ones in grey."""
     if not results:
         return
-    figure, axes = plt.subplots(1, len(results), figsize=(5 * len(results), 4), squeeze=False)
+    figure, axes = plt.subplots(1, len(results), figsize=(5 * len(results), 4.6), squeeze=False)
+    lines: dict[str, Any] = {}
     for axis, (name, methods) in zip(axes[0], results.items(), strict=True):
-        shown = ("drqv2 (pixels)", "dreamerv3 (pixels)", "tdmpc2 (pixels)", "tdmpc2 (state)")
-        curves = {k: v for k, v in published(name).items() if k.startswith(shown)}
-        for (label, points), style in zip(curves.items(), ("--", ":", "-.", (0, (5, 1))), strict=False):
-            axis.plot(*zip(*points, strict=True), color="gray", linestyle=style, label=label)
-        for method, found in methods.items():
-            returns = np.array(found["curve"]["mean_return_per_seed"])
-            if method == "random":
-                axis.axhline(found["iqm"], color="black", linewidth=0.7, label="random")
+        end = TASKS[name].frames
+        for label, points in published(name).items():
+            style = STYLES.get(label)
+            if style and points[0][0] < end:
+                line = axis.plot(*zip(*points, strict=True), color="gray", linestyle=style)[0]
+                lines[f"{label}, published"] = line
+        for number, method in enumerate(LABELS):
+            if method not in methods:
                 continue
-            line = axis.plot(found["curve"]["frames"], returns.mean(0), marker=".", label=method)[0]
-            axis.fill_between(
-                found["curve"]["frames"], returns.min(0), returns.max(0), alpha=0.2, color=line.get_color()
-            )
-        axis.set(title=name, xlabel="frames", ylabel="return", xlim=(0, TASKS[name].frames))
-        axis.legend(fontsize=6)
-    figure.tight_layout()
-    args.out.mkdir(parents=True, exist_ok=True)
-    figure.savefig(args.out / "curves.png", dpi=110)
+            found, label, colour = methods[method], LABELS[method], f"C{number}"
+            if method == "random":
+                lines[label] = axis.axhline(found["iqm"], color="black", linewidth=0.7)
+                continue
+            frames, returns = found["curve"]["frames"], np.array(found["curve"]["mean_return_per_seed"])
+            lines[label] = axis.plot(frames, returns.mean(0), marker=".", color=colour)[0]
+            axis.fill_between(frames, returns.min(0), returns.max(0), alpha=0.2, color=colour)
+        axis.set(title=name, xlabel="frames", ylabel="return", xlim=(0, end))
+    figure.tight_layout(rect=(0, 0.16, 1, 1))
+    ours = [label for label in LABELS.values() if label in lines]
+    order = [*ours, *(label for label in lines if label not in ours)]
+    figure.legend([lines[label] for label in order], order, loc="lower center", ncols=5, frameon=False)
+    path = args.out / "curves.png" if not_counted(args) else CURVES
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=90)
     plt.close(figure)
 
 
