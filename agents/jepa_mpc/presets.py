@@ -13,7 +13,7 @@ def laptop() -> dict[str, Any]:
     """Two processor cores and no GPU: the defaults.
 
     100,000 frames of cartpole-swingup from pixels (action repeat 8, so 12,500 decisions, with two updates each), and
-    evaluations of ten episodes, take two cores 39 minutes. On one core (AVX512-BF16), another run on the other: 64 to
+    evaluations of ten episodes, take two cores 39 minutes. On one core (AVX512-BF16), another run on the other: 62 to
     83; 121 for 25,000 decisions with one update each and 16 keypoints (reacher-easy, repeat 4; both cores need 33 for
     the first 10,000), 32 to 57 for 50,000 with one for every fourth (CartPole-v1). An update from 9 x 64 x 64 pixels
     takes 98 to 128 ms there, a decision 19 to 28 ms.
