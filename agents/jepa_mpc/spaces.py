@@ -76,7 +76,7 @@ def observation_boxes(space: spaces.Space) -> dict[str, spaces.Box]:
                 f"{name} must be uint8 pixels of shape (channels, size, size), got {box}; wrap the environment in "
                 "jepa_rl.envs.PixelObservation"
             )
-        if picture and ("." in name or hasattr(nn.ModuleDict, name)):  # each gets an encoder of this name
+        if picture and ("." in name or hasattr(nn.ModuleDict(), name)):  # each gets an encoder of this name
             raise ValueError(
                 f"a picture cannot be called {name!r}: torch allows its modules no dots, and no names of their own "
                 "methods; rename it with gymnasium.wrappers.TransformObservation"
