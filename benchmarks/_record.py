@@ -59,6 +59,12 @@ def machine() -> dict[str, Any]:
     return described
 
 
+def recorded_results(name: str) -> dict[str, Any]:
+    """What ``results`` holds in the file of a full run; empty if there is no such file yet."""
+    path = ROOT / f"benchmarks/results/{name}.json"
+    return json.loads(path.read_text())["results"] if path.exists() else {}
+
+
 def write_results(name: str, payload: dict[str, Any], *, quick: bool = False) -> Path:
     """Write ``payload`` with command, versions, machine, date and commit; return the file's path.
 

@@ -17,7 +17,6 @@ hours) and plays episodes that neither training nor its evaluation saw; what oth
 - search: the return with eight times the candidates, and with the policy prior alone.
 """
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 import tyro
-from _record import ROOT, origin, write_results
+from _record import origin, recorded_results, write_results
 from dmc_pixels import QUICK, TASKS, Args, Task, make_jepa_mpc, make_pixels, run_jepa_mpc
 
 import jepa_rl.envs
@@ -35,7 +34,6 @@ from jepa_rl.agents.jepa_mpc.resume import restore_policy
 from jepa_rl.diagnostics import fit_mlp_probe, r2_score
 from jepa_rl.files import load_tensors
 
-RESULTS = ROOT / "benchmarks/results/dmc_diagnosis.json"
 KIND = ("jepa_mpc run",)
 SEED = 4_000_000  # of the first episode; neither training nor evaluation has it
 
@@ -58,9 +56,7 @@ def main(args: DiagnosisArgs) -> None:
         DiagnosisArgs.episodes,
         DiagnosisArgs.preset,
     )
-    results: dict[str, Any] = (
-        json.loads(RESULTS.read_text())["results"] if counted and RESULTS.exists() else {}
-    )
+    results = recorded_results("dmc_diagnosis") if counted else {}
     for name in args.tasks:
         for seed in args.seeds:
             found = diagnose(args, name, seed)
@@ -76,10 +72,11 @@ def diagnose(args: DiagnosisArgs, name: str, seed: int) -> dict[str, Any]:
         task, settings = replace(task, frames=QUICK["frames"]), replace(settings, **QUICK)
     folder = args.out / name / "jepa_mpc" / f"seed_{seed}"
     checkpoint, decisions = folder / "run/checkpoint.safetensors", task.frames // task.repeat
-    if not checkpoint.exists() or load_tensors(checkpoint, KIND)[1]["num_timesteps"] < decisions:
+    tensors, header = load_tensors(checkpoint, KIND) if checkpoint.exists() else ({}, {"num_timesteps": 0})
+    if header["num_timesteps"] < decisions:
         run_jepa_mpc(settings, task, folder, seed, decisions)
+        tensors, _ = load_tensors(checkpoint, KIND)
     agent = make_jepa_mpc(settings, task, folder, seed, decisions)  # its replay stays empty
-    tensors, _ = load_tensors(checkpoint, KIND)
     restore_policy(agent, tensors)
     played = play(agent, task, episodes)
     found: dict[str, Any] = {"return": rounded(played["reward"].sum(0).mean())}

@@ -30,7 +30,7 @@ import dmc_pixels
 import numpy as np
 import torch
 import tyro
-from _record import ROOT, origin, write_results
+from _record import origin, recorded_results, write_results
 from dmc_pixels import TASKS, Task, evaluation, make_jepa_mpc, make_pixels, random_play
 
 import jepa_rl.envs
@@ -40,7 +40,6 @@ from jepa_rl.files import write_atomic
 from jepa_rl.memory import keep_freed_memory
 from jepa_rl.objectives.terms import VICREG_COVARIANCE
 
-RESULTS = ROOT / "benchmarks/results/jepa_mpc_ablations.json"
 # Of ModelConfig and of the search, in place of the preset's.
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "full": {},
@@ -173,9 +172,7 @@ def random_world_model(args: Args, task: Task, agent: JEPAMPC, seed: int) -> tup
 
 def kept(args: Args) -> dict[str, dict[str, Any]]:
     """Runs that are in the results already: variant -> seed -> record."""
-    if not_counted(args) or not RESULTS.exists():
-        return {}
-    results = json.loads(RESULTS.read_text())["results"]
+    results = {} if not_counted(args) else recorded_results("jepa_mpc_ablations")
     return {variant: found["runs"] for variant, found in results.items()}
 
 
