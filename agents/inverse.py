@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from jepa_rl.agents.base import LatentAgent, Observation
 from jepa_rl.data import EpisodeStore
-from jepa_rl.data.latents import LatentEpisodes
+from jepa_rl.data.latent_windows import LatentEpisodes
 from jepa_rl.data.view import EpisodeView
 from jepa_rl.types import ActionSpec
 from jepa_rl.world_model import WorldModel

@@ -13,13 +13,13 @@ from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 
 from jepa_rl.agents.base import LatentAgent, Observation
-from jepa_rl.agents.categorical import CategoricalCEM
-from jepa_rl.agents.cem import CEM
-from jepa_rl.agents.gradient import GradientPlanner
-from jepa_rl.agents.icem import ICEM
-from jepa_rl.agents.mppi import MPPI
+from jepa_rl.agents.planners.categorical import CategoricalCEM
+from jepa_rl.agents.planners.cem import CEM
+from jepa_rl.agents.planners.gradient import GradientPlanner
+from jepa_rl.agents.planners.icem import ICEM
+from jepa_rl.agents.planners.mppi import MPPI
+from jepa_rl.agents.planners.tree import TreeSearch
 from jepa_rl.agents.proposals import FlowPlanner
-from jepa_rl.agents.tree import TreeSearch
 from jepa_rl.costs import GoalCost
 from jepa_rl.dynamics import HeldActions
 from jepa_rl.modes import evaluating

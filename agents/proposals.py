@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from jepa_rl.agents.sampling import check_settings, comparable, directions, pick, pose, take
+from jepa_rl.agents.planners.base import check_settings, comparable, directions, pick, pose, take
 from jepa_rl.costs import GoalCost
 from jepa_rl.dynamics import FlowDynamics
 from jepa_rl.files import load_tensors, save_tensors

@@ -48,14 +48,14 @@ from branching_futures import (
 
 from jepa_rl import WorldModel
 from jepa_rl.agents import CEM, MPCAgent
-from jepa_rl.data.latents import LatentEpisodes
+from jepa_rl.data.latent_windows import LatentEpisodes
 from jepa_rl.data.view import EpisodeView
 from jepa_rl.diagnostics import Probe, bootstrap_interval
 from jepa_rl.dynamics import energy_score
 from jepa_rl.envs import fork
-from jepa_rl.envs import table_edge_rules as rules
-from jepa_rl.envs.mujoco_table_edge import MujocoTableEdgeEnv
-from jepa_rl.envs.table_edge import TableEdgeEnv
+from jepa_rl.envs.worlds import table_edge_rules as rules
+from jepa_rl.envs.worlds.mujoco_table_edge import MujocoTableEdgeEnv
+from jepa_rl.envs.worlds.table_edge import TableEdgeEnv
 from jepa_rl.files import write_atomic
 from jepa_rl.risk import CVaR, Risk, expected_cost
 

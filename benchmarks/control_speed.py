@@ -24,8 +24,8 @@ from gymnasium import spaces
 from torch import nn
 
 from jepa_rl.agents import JEPAMPC
-from jepa_rl.agents.jepa_mpc import PRESETS, jepa_mpc_preset
-from jepa_rl.agents.jepa_mpc.networks import random_shift
+from jepa_rl.agents.sb3.jepa_mpc import PRESETS, jepa_mpc_preset
+from jepa_rl.agents.sb3.jepa_mpc.networks import random_shift
 from jepa_rl.encoders import FramesEncoder
 from jepa_rl.memory import keep_freed_memory
 

@@ -29,8 +29,8 @@ from dmc_pixels import QUICK, TASKS, Args, Task, make_jepa_mpc, make_pixels, run
 
 import jepa_rl.envs
 from jepa_rl.agents import JEPAMPC
-from jepa_rl.agents.jepa_mpc.monitor import PlanRecord, prediction_errors
-from jepa_rl.agents.jepa_mpc.resume import restore_policy
+from jepa_rl.agents.sb3.jepa_mpc.monitor import PlanRecord, prediction_errors
+from jepa_rl.agents.sb3.jepa_mpc.resume import restore_policy
 from jepa_rl.diagnostics import fit_mlp_probe, r2_score
 from jepa_rl.files import load_tensors
 

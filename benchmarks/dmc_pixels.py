@@ -42,11 +42,11 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 import jepa_rl.envs
 from jepa_rl import EpisodeStore, WindowSampler, WorldModel, fit, preset
 from jepa_rl.agents import JEPAMPC, ResumableRun
-from jepa_rl.agents.baselines import SHORT_DQN, LeanCnnPolicy, SaveAtEvaluation, load_saved
 from jepa_rl.agents.evaluation import EvaluationCallback
-from jepa_rl.agents.jepa_mpc import jepa_mpc_preset
-from jepa_rl.agents.jepa_mpc.resume import settings_of
-from jepa_rl.agents.online_latents import LatentReplayBuffer, OnlineWorldModel, latent_policy_kwargs, world_of
+from jepa_rl.agents.sb3.baselines import SHORT_DQN, LeanCnnPolicy, SaveAtEvaluation, load_saved
+from jepa_rl.agents.sb3.jepa_mpc import jepa_mpc_preset
+from jepa_rl.agents.sb3.jepa_mpc.resume import settings_of
+from jepa_rl.agents.sb3.online import LatentReplayBuffer, OnlineWorldModel, latent_policy_kwargs, world_of
 from jepa_rl.diagnostics import bootstrap_interval, interquartile_mean
 from jepa_rl.envs import ActionRepeat, LatentObservation, PixelObservation, collect, world_spec
 from jepa_rl.files import write_atomic

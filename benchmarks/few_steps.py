@@ -33,7 +33,7 @@ from branching_futures import independent_futures, pushes_near_the_edge
 
 from jepa_rl.dynamics import FlowDynamics
 from jepa_rl.dynamics.flow import FEW_EVALUATIONS, jump, shifted
-from jepa_rl.envs import table_edge_rules as rules
+from jepa_rl.envs.worlds import table_edge_rules as rules
 
 
 @dataclass(frozen=True)

@@ -34,10 +34,10 @@ import quickstart
 
 from jepa_rl import TrainConfig, WorldModel
 from jepa_rl.agents import CEM, FlowPlanner, FlowProposals, MPCAgent, TreeSearch, fit_flow_proposals
-from jepa_rl.data.latents import LatentEpisodes
+from jepa_rl.data.latent_windows import LatentEpisodes
 from jepa_rl.diagnostics import wilson_interval
 from jepa_rl.files import write_atomic
-from jepa_rl.refine import refine_dynamics
+from jepa_rl.training.refine import refine_dynamics
 from jepa_rl.types import Planner
 
 

@@ -37,7 +37,7 @@ from jepa_rl.diagnostics import fit_mlp_probe, r2_score, wilson_interval
 from jepa_rl.envs import PixelObservation, SmoothRandomPolicy, collect, world_spec
 from jepa_rl.envs.policies import Policy
 from jepa_rl.files import load_tensors, save_tensors
-from jepa_rl.refine import REFINE, refine_dynamics
+from jepa_rl.training.refine import REFINE, refine_dynamics
 from jepa_rl.types import ActionSpec, Planner
 
 # First seeds of the evaluation's episodes; training uses seeds below 100,000.

@@ -28,7 +28,7 @@ from _record import write_results
 from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
-from jepa_rl.agents.baselines import policy_for
+from jepa_rl.agents.sb3.baselines import policy_for
 from jepa_rl.envs import PixelObservation, VecLatentObservation, world_spec
 from jepa_rl.world_model import WorldModel, WorldModelConfig
 

@@ -8,20 +8,20 @@ from typing import Any
 
 import gymnasium as gym
 
-from jepa_rl.envs.action_repeat import ActionRepeat
 from jepa_rl.envs.collect import collect
 from jepa_rl.envs.dm_control import register_dm_control
-from jepa_rl.envs.fork import ForkEnv
-from jepa_rl.envs.goal import GoalObservation
-from jepa_rl.envs.latent import LatentObservation
-from jepa_rl.envs.pixels import PixelObservation
 from jepa_rl.envs.policies import RandomPolicy, SmoothRandomPolicy
-from jepa_rl.envs.sb3_latent import VecLatentObservation
 from jepa_rl.envs.spec import action_spec, world_spec
-from jepa_rl.envs.table_edge import TableEdgeEnv
-from jepa_rl.envs.two_rooms import TwoRoomsEnv, TwoRoomsVectorEnv
-from jepa_rl.envs.vector_latent import VectorLatentObservation
-from jepa_rl.envs.wrap import wrap
+from jepa_rl.envs.worlds.fork import ForkEnv
+from jepa_rl.envs.worlds.table_edge import TableEdgeEnv
+from jepa_rl.envs.worlds.two_rooms import TwoRoomsEnv, TwoRoomsVectorEnv
+from jepa_rl.envs.wrappers.action_repeat import ActionRepeat
+from jepa_rl.envs.wrappers.goal import GoalObservation
+from jepa_rl.envs.wrappers.latent import LatentObservation
+from jepa_rl.envs.wrappers.pixels import PixelObservation
+from jepa_rl.envs.wrappers.sb3_latent import VecLatentObservation
+from jepa_rl.envs.wrappers.vector_latent import VectorLatentObservation
+from jepa_rl.envs.wrappers.wrap import wrap
 
 __all__ = [
     "ActionRepeat",
@@ -50,19 +50,19 @@ def register_envs() -> None:
     register_dm_control()
     worlds: dict[str, dict[str, Any]] = {
         "jepa_rl/TwoRooms-v0": {
-            "entry_point": "jepa_rl.envs.two_rooms:TwoRoomsEnv",
-            "vector_entry_point": "jepa_rl.envs.two_rooms:TwoRoomsVectorEnv",
+            "entry_point": "jepa_rl.envs.worlds.two_rooms:TwoRoomsEnv",
+            "vector_entry_point": "jepa_rl.envs.worlds.two_rooms:TwoRoomsVectorEnv",
             "max_episode_steps": 200,
         },
         "jepa_rl/TableEdge-v0": {
-            "entry_point": "jepa_rl.envs.table_edge:TableEdgeEnv",
+            "entry_point": "jepa_rl.envs.worlds.table_edge:TableEdgeEnv",
             "max_episode_steps": 40,
         },
         "jepa_rl/MujocoTableEdge-v0": {
-            "entry_point": "jepa_rl.envs.mujoco_table_edge:MujocoTableEdgeEnv",
+            "entry_point": "jepa_rl.envs.worlds.mujoco_table_edge:MujocoTableEdgeEnv",
             "max_episode_steps": 40,
         },
-        "jepa_rl/Fork-v0": {"entry_point": "jepa_rl.envs.fork:ForkEnv"},
+        "jepa_rl/Fork-v0": {"entry_point": "jepa_rl.envs.worlds.fork:ForkEnv"},
     }
     for name, settings in worlds.items():
         if name not in gym.registry:

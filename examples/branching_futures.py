@@ -28,15 +28,15 @@ from torch.utils.tensorboard import SummaryWriter
 from jepa_rl import EpisodeStore, Objective, TrainConfig, WindowSampler, WorldModel, fit, preset
 from jepa_rl.agents import CEM, MPCAgent
 from jepa_rl.agents.evaluation import add_animation
-from jepa_rl.data.latents import LatentEpisodes
+from jepa_rl.data.latent_windows import LatentEpisodes
 from jepa_rl.diagnostics import Probe, fit_mlp_probe, r2_score
 from jepa_rl.envs import RandomPolicy, collect, world_spec
-from jepa_rl.envs import table_edge_rules as rules
-from jepa_rl.envs.table_edge import TableEdgeEnv
+from jepa_rl.envs.worlds import table_edge_rules as rules
+from jepa_rl.envs.worlds.table_edge import TableEdgeEnv
 from jepa_rl.files import open_run
 from jepa_rl.heads import PictureDecoder
-from jepa_rl.refine import refine_dynamics
 from jepa_rl.risk import CVaR, Risk, expected_cost
+from jepa_rl.training.refine import refine_dynamics
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

@@ -28,9 +28,9 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from tqdm import tqdm
 
 from jepa_rl.agents import JEPAMPC, ResumableRun
-from jepa_rl.agents.baselines import SHORT_DQN, SaveAtEvaluation, load_saved
 from jepa_rl.agents.evaluation import EvaluationCallback
-from jepa_rl.agents.jepa_mpc import jepa_mpc_preset
+from jepa_rl.agents.sb3.baselines import SHORT_DQN, SaveAtEvaluation, load_saved
+from jepa_rl.agents.sb3.jepa_mpc import jepa_mpc_preset
 from jepa_rl.envs import ActionRepeat, PixelObservation
 from jepa_rl.files import open_run, write_atomic
 

@@ -21,7 +21,7 @@ import tyro
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecEnv
 
-from jepa_rl.agents.baselines import BaselineRun, train_baseline
+from jepa_rl.agents.sb3.baselines import BaselineRun, train_baseline
 from jepa_rl.data import WindowSampler
 from jepa_rl.envs import PixelObservation, VecLatentObservation, collect
 from jepa_rl.files import remove_run

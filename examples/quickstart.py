@@ -30,10 +30,10 @@ from jepa_rl.costs import GoalCost
 from jepa_rl.diagnostics import Probe, fit_linear_probe, fit_mlp_probe, r2_score, wilson_interval
 from jepa_rl.dynamics import HeldActions
 from jepa_rl.envs import GoalObservation, SmoothRandomPolicy, collect, world_spec
-from jepa_rl.envs.two_rooms import TwoRoomsVectorEnv
-from jepa_rl.envs.two_rooms_rules import TwoRoomsDynamics
+from jepa_rl.envs.worlds.two_rooms import TwoRoomsVectorEnv
+from jepa_rl.envs.worlds.two_rooms_rules import TwoRoomsDynamics
 from jepa_rl.files import open_run
-from jepa_rl.refine import REFINE, refine_dynamics
+from jepa_rl.training.refine import REFINE, refine_dynamics
 from jepa_rl.types import Cost, Planner
 
 MAX_STEPS = 200  # environment steps that an episode may take

@@ -3,6 +3,7 @@
 What models the world stands here; what acts is in ``jepa_rl.agents``, what speaks Gymnasium in ``jepa_rl.envs``.
 """
 
+from jepa_rl import _moved
 from jepa_rl.data import Episode, EpisodeStore, WindowSampler
 from jepa_rl.diagnostics import world_model_evaluation
 from jepa_rl.objectives import Objective
@@ -32,3 +33,5 @@ __all__ = [
     "preset",
     "world_model_evaluation",
 ]
+
+_moved.install()

@@ -20,7 +20,7 @@ from jepa_rl.dynamics import (
     MixtureDynamics,
     MLPDynamics,
 )
-from jepa_rl.dynamics.sampling import Standardised, check_rollout
+from jepa_rl.dynamics.base import Standardised, check_rollout
 from jepa_rl.encoders import ConvEncoder, FramesEncoder, KeypointEncoder, ViTEncoder
 from jepa_rl.files import load_tensors, save_tensors
 from jepa_rl.objectives import Objective, prediction

@@ -14,8 +14,14 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from jepa_rl.agents.baselines import LeanCnnPolicy, SaveAtEvaluation, load_saved, policy_for, train_baseline
 from jepa_rl.agents.evaluation import EvaluationCallback
+from jepa_rl.agents.sb3.baselines import (
+    LeanCnnPolicy,
+    SaveAtEvaluation,
+    load_saved,
+    policy_for,
+    train_baseline,
+)
 
 SMALL = {"policy_kwargs": {"net_arch": [16]}, "device": "cpu"}
 # Enough to learn a bandit, in a second or two each.

@@ -6,7 +6,7 @@ from gymnasium import spaces
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jepa_rl.agents.jepa_mpc.replay import EpisodeReplay
+from jepa_rl.agents.sb3.jepa_mpc.replay import EpisodeReplay
 
 FRAMES = 3
 SPACE = {

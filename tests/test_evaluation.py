@@ -15,7 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from jepa_rl import Objective, WorldModel, WorldModelConfig
 from jepa_rl.agents.evaluation import EvaluationCallback, play_episodes
-from jepa_rl.agents.online_latents import (
+from jepa_rl.agents.sb3.online import (
     LatentFeatures,
     LatentReplayBuffer,
     OnlineWorldModel,

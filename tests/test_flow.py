@@ -120,7 +120,7 @@ def test_rows_in_parts_are_the_rows_at_once(monkeypatch):
     z, actions = torch.randn(40, 6), torch.randn(40, 4, 2)
     with torch.no_grad():
         once = model.rollout(z, actions, futures=4, generator=seeded(0))
-        monkeypatch.setattr("jepa_rl.dynamics.sampling.AT_ONCE", 7 * 4 * 32)
+        monkeypatch.setattr("jepa_rl.dynamics.base.AT_ONCE", 7 * 4 * 32)
         parts = model.rollout(z, actions, futures=4, generator=seeded(0))
     torch.testing.assert_close(parts, once, rtol=1e-4, atol=1e-4)
 

@@ -11,8 +11,8 @@ from stable_baselines3.common.env_checker import check_env as sb3_check_env
 
 from jepa_rl.agents import CEM
 from jepa_rl.envs import ForkEnv, TableEdgeEnv, fork
-from jepa_rl.envs import table_edge_rules as rules
-from jepa_rl.envs.mujoco_table_edge import MujocoTableEdgeEnv
+from jepa_rl.envs.worlds import table_edge_rules as rules
+from jepa_rl.envs.worlds.mujoco_table_edge import MujocoTableEdgeEnv
 
 coordinate = st.floats(-1.5, 1.5)
 

@@ -21,12 +21,19 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.logger import configure
 
-from jepa_rl.agents.jepa_mpc import JEPAMPC, PRESETS, ControlModel, ModelConfig, ReturnCost, jepa_mpc_preset
-from jepa_rl.agents.jepa_mpc.monitor import PlanRecord, search_metrics
-from jepa_rl.agents.jepa_mpc.networks import random_shift
-from jepa_rl.agents.jepa_mpc.policy import JEPAMPCPolicy
-from jepa_rl.agents.jepa_mpc.resume import settings_of
-from jepa_rl.agents.jepa_mpc.spaces import ActionCodec
+from jepa_rl.agents.sb3.jepa_mpc import (
+    JEPAMPC,
+    PRESETS,
+    ControlModel,
+    ModelConfig,
+    ReturnCost,
+    jepa_mpc_preset,
+)
+from jepa_rl.agents.sb3.jepa_mpc.monitor import PlanRecord, search_metrics
+from jepa_rl.agents.sb3.jepa_mpc.networks import random_shift
+from jepa_rl.agents.sb3.jepa_mpc.policy import JEPAMPCPolicy
+from jepa_rl.agents.sb3.jepa_mpc.resume import settings_of
+from jepa_rl.agents.sb3.jepa_mpc.spaces import ActionCodec
 from jepa_rl.envs import ActionRepeat
 from jepa_rl.testing import DynamicsContract
 from jepa_rl.types import ActionSpec, Plan, WorldSpec

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jepa_rl.agents import CEM, ICEM, MPPI, CategoricalCEM, GradientPlanner
-from jepa_rl.agents.icem import coloured
-from jepa_rl.agents.mppi import softmin
+from jepa_rl.agents.planners.icem import coloured
+from jepa_rl.agents.planners.mppi import softmin
 from jepa_rl.costs import ActionPenalty, GoalCost
 from jepa_rl.testing import COMPASS, PlannerContract, PointMass, seeded
 
@@ -47,7 +47,7 @@ def test_candidates_priced_in_turns_meet_the_same_luck(kind, futures, monkeypatc
     planner = kind(4, samples=30, elites=6, futures=futures)
     ask = (PointMass(shake=0.02), GoalCost(torch.tensor([[0.4, 0.2]])), torch.zeros(2, 2))
     at_once = planner.plan(*ask, generator=seeded(0))
-    monkeypatch.setattr("jepa_rl.agents.sampling.PATHS_AT_ONCE", 7 * 3 * 5 * 2)
+    monkeypatch.setattr("jepa_rl.agents.planners.base.PATHS_AT_ONCE", 7 * 3 * 5 * 2)
     in_turns = planner.plan(*ask, generator=seeded(0))
     torch.testing.assert_close(in_turns.actions, at_once.actions)
     torch.testing.assert_close(in_turns.candidate_costs, at_once.candidate_costs)

@@ -5,12 +5,12 @@ import pytest
 import torch
 
 from jepa_rl import ActionSpec, Episode, EpisodeStore, WindowSampler, WorldModel, WorldModelConfig, WorldSpec
-from jepa_rl.data.latents import LatentEpisodes, LatentWindowSampler
+from jepa_rl.data.latent_windows import LatentEpisodes, LatentWindowSampler
 from jepa_rl.diagnostics import rollout_error
 from jepa_rl.envs import SmoothRandomPolicy, collect
-from jepa_rl.envs.two_rooms import TwoRoomsVectorEnv
-from jepa_rl.refine import refine_dynamics
+from jepa_rl.envs.worlds.two_rooms import TwoRoomsVectorEnv
 from jepa_rl.training import TrainConfig
+from jepa_rl.training.refine import refine_dynamics
 
 ACTION = ActionSpec("continuous", 2, (-1.0, -1.0), (1.0, 1.0))
 

@@ -19,8 +19,8 @@ from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNormalize
 
 from jepa_rl.agents import JEPAMPC, ResumableRun
-from jepa_rl.agents.jepa_mpc import ModelConfig
-from jepa_rl.agents.jepa_mpc.resume import environment_of, run_state
+from jepa_rl.agents.sb3.jepa_mpc import ModelConfig
+from jepa_rl.agents.sb3.jepa_mpc.resume import environment_of, run_state
 
 TINY = ModelConfig(latent_dim=16, width=24, bins=21, values=2, encoder_widths=(8, 8))
 SEARCH = dict(samples=8, elites=3, iterations=2, proposals=2)

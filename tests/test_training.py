@@ -24,7 +24,7 @@ from jepa_rl import (
     world_model_evaluation,
 )
 from jepa_rl.envs import SmoothRandomPolicy, collect
-from jepa_rl.envs.two_rooms import TwoRoomsVectorEnv
+from jepa_rl.envs.worlds.two_rooms import TwoRoomsVectorEnv
 from jepa_rl.files import load_tensors
 from jepa_rl.types import ActionSpec
 

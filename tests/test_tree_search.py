@@ -7,10 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jepa_rl.agents import CEM, TreeSearch
-from jepa_rl.agents.tree import spread
+from jepa_rl.agents.planners.tree import spread
 from jepa_rl.costs import GoalCost
 from jepa_rl.dynamics import HeldActions
-from jepa_rl.envs.two_rooms_rules import GOAL_RADIUS, TwoRoomsDynamics
+from jepa_rl.envs.worlds.two_rooms_rules import GOAL_RADIUS, TwoRoomsDynamics
 from jepa_rl.testing import PlannerContract
 
 
@@ -101,7 +101,7 @@ def test_settings_that_make_no_sense(settings_, error):
 
 def test_oracle_dynamics_follow_the_environment():
     """The oracle is the environment's own rule book: equal actions lead to equal positions."""
-    from jepa_rl.envs.two_rooms import TwoRoomsEnv
+    from jepa_rl.envs.worlds.two_rooms import TwoRoomsEnv
 
     env, rng = TwoRoomsEnv(start="any"), np.random.default_rng(0)
     for episode in range(5):

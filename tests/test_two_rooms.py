@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from stable_baselines3.common.env_checker import check_env as check_env_sb3
 
 import jepa_rl.envs
-from jepa_rl.envs.two_rooms import TwoRoomsEnv, TwoRoomsVectorEnv
-from jepa_rl.envs.two_rooms_rules import (
+from jepa_rl.envs.worlds.two_rooms import TwoRoomsEnv, TwoRoomsVectorEnv
+from jepa_rl.envs.worlds.two_rooms_rules import (
     BLOCKED,
     DOOR_RANGE,
     GOAL_RADIUS,

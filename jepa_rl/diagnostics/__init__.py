@@ -1,8 +1,8 @@
 """Measurements of a trained world model: collapse, probes, smoothness, rollout error, surprise."""
 
-from jepa_rl.diagnostics.evaluation import encode_in_chunks, world_model_evaluation
+from jepa_rl.diagnostics.collapse import collapse_alarm, effective_rank, smoothness
 from jepa_rl.diagnostics.figures import latent_map, std_bars
-from jepa_rl.diagnostics.latents import collapse_alarm, effective_rank, smoothness
+from jepa_rl.diagnostics.model_check import encode_in_chunks, world_model_evaluation
 from jepa_rl.diagnostics.probes import Probe, fit_linear_probe, fit_mlp_probe, r2_score
 from jepa_rl.diagnostics.rollouts import action_shuffle_gap, rollout_error, surprise
 from jepa_rl.diagnostics.statistics import bootstrap_interval, interquartile_mean, wilson_interval

@@ -1,12 +1,13 @@
 """Latents and actions to the next latents."""
 
+from jepa_rl.dynamics.base import energy_score
 from jepa_rl.dynamics.compiled import CompiledDynamics, captured
+from jepa_rl.dynamics.ensemble import EnsembleDynamics
 from jepa_rl.dynamics.flow import FlowDynamics, schedule
 from jepa_rl.dynamics.guided import GuidedDynamics
 from jepa_rl.dynamics.held import HeldActions
+from jepa_rl.dynamics.mixture import MixtureDynamics
 from jepa_rl.dynamics.point import GRUDynamics, MLPDynamics, PointDynamics, SimplexDynamics, simplex
-from jepa_rl.dynamics.rivals import EnsembleDynamics, MixtureDynamics
-from jepa_rl.dynamics.sampling import energy_score
 from jepa_rl.dynamics.transformer import CausalTransformerDynamics
 
 __all__ = [

@@ -1,0 +1,135 @@
+"""Tree search that spreads out: grow imagined paths towards what no path has seen, keep the best end."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from jepa_rl.agents.planners.base import Problem, check_settings, comparable, directions, pick, pose, take
+from jepa_rl.risk import Risk, expected_cost
+from jepa_rl.types import Cost, Dynamics, Plan
+
+
+@dataclass(frozen=True)
+class TreeSearch:
+    """A beam of imagined states, chosen for being far from each other rather than for being cheap.
+
+    Where the way to the goal leads away from it first (around a wall, through a door), the cost has a valley
+    that sampling around one mean does not leave. Here every level of the tree tries ``branches`` actions from
+    each of ``width`` states and keeps those ``width`` children that lie farthest from all states kept so far
+    (farthest-point selection, Gonzalez 1985; the idea of novelty search, Lehman & Stanley 2011, and of the
+    space-filling of rapidly exploring random trees, LaValle 1998). The answer is the path to the state whose
+    cost, plus ``step_cost`` for every latent step on the way, is least; after it the plan rests (zero actions).
+
+    The cost of a state is that of the transition into it, so a ``GoalCost`` means the same with either
+    ``reduce``. The dynamics answer for one future; use the sampling planners for more.
+
+    Attributes:
+        horizon: levels of the tree, in latent steps.
+        width: states kept on a level.
+        branches: actions tried from each of them.
+        step_cost: price of a latent step, in units of the cost.
+
+    Raises:
+        ValueError, TypeError: for settings that make no sense.
+    """
+
+    horizon: int
+    width: int = 32
+    branches: int = 12
+    step_cost: float = 0.05
+
+    # A tree over several futures would need a policy, not a path: one future, and no attitude to risk.
+    futures: ClassVar[int] = 1
+    risk: ClassVar[Risk] = staticmethod(expected_cost)
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        if not 0.0 <= self.step_cost < float("inf"):
+            raise ValueError(f"step_cost must be finite and at least 0, got {self.step_cost}")
+
+    @torch.no_grad()
+    def plan(
+        self,
+        dynamics: Dynamics,
+        cost: Cost,
+        z: Float[Tensor, "b d"],
+        warm_start: Float[Tensor, "b h a"] | None = None,
+        generator: torch.Generator | None = None,
+        proposals: Float[Tensor, "b p h a"] | None = None,
+    ) -> Plan:
+        """See ``jepa_rl.types.Planner``. The warm start competes as one more path of the tree."""
+        problem, warm = pose(self, dynamics, cost, z, warm_start, generator, proposals)
+        nodes, paths = z.unsqueeze(1), warm[:, None, :0]  # b w d, b w depth a
+        seen, ends, prices = nodes, [], []
+        along, follow = z, warm_start is not None  # the state that the old plan leads to
+        for depth in range(self.horizon):
+            actions = self._actions(nodes, dynamics.action_dim, generator)
+            children, child_costs = _expand(problem, nodes, actions)
+            child_paths = torch.cat(
+                [paths.repeat_interleave(self.branches, 1), actions.flatten(1, 2).unsqueeze(2)], 2
+            )
+            if follow:
+                step = warm[:, depth]
+                after, after_cost = _expand(problem, along.unsqueeze(1), step[:, None, None])
+                along = after[:, 0]
+                children = torch.cat([children, after], 1)
+                child_costs = torch.cat([child_costs, after_cost], 1)
+                child_paths = torch.cat([child_paths, warm[:, None, : depth + 1]], 1)
+            best = child_costs.argmin(1)
+            prices.append(pick(child_costs, best) + self.step_cost * (depth + 1))
+            ends.append(_pad(pick(child_paths, best), self.horizon))
+            kept = spread(children, seen, child_costs, self.width)
+            nodes, paths = take(children, kept), take(child_paths, kept)
+            seen = torch.cat([seen, nodes], 1)
+        candidates, costs = torch.stack(ends, 1), torch.stack(prices, 1)
+        best = pick(candidates, costs.argmin(1)).unsqueeze(1)
+        return problem.finish(problem.with_proposals(best), candidates, costs)
+
+    def _actions(
+        self, nodes: Tensor, size: int, generator: torch.Generator | None
+    ) -> Float[Tensor, "b w k a"]:
+        """Random directions; two thirds of them reach the bounds, one third half of the way."""
+        # One draw for all environments, so that the plan for one does not depend on which others are beside it.
+        shape = (nodes.shape[1], self.branches, size)
+        direction = directions(shape, nodes, generator)
+        direction[:, ::3] *= 0.5
+        return direction.expand(len(nodes), -1, -1, -1)
+
+
+def spread(
+    children: Float[Tensor, "b m d"], seen: Float[Tensor, "b q d"], costs: Float[Tensor, "b m"], width: int
+) -> Int64[Tensor, "b w"]:
+    """``width`` children far from each other and from all states seen; the cheapest child is always one."""
+    novelty = torch.cdist(children, seen).amin(2)
+    first = costs.argmin(1, keepdim=True)
+    shortlist = novelty.scatter(1, first, torch.inf).topk(min(4 * width, novelty.shape[1]), dim=1).indices
+    points, gap = take(children, shortlist), novelty.gather(1, shortlist)
+    chosen = [torch.zeros_like(shortlist[:, 0])]  # the cheapest heads the shortlist
+    for _ in range(min(width, shortlist.shape[1]) - 1):
+        latest = pick(points, chosen[-1]).unsqueeze(1)
+        gap = torch.minimum(gap, (points - latest).square().sum(-1).sqrt())
+        gap = gap.scatter(1, chosen[-1].unsqueeze(1), -1.0)  # never again
+        chosen.append(gap.argmax(1))
+    return shortlist.gather(1, torch.stack(chosen, 1))
+
+
+def _expand(
+    problem: Problem, nodes: Float[Tensor, "b w d"], actions: Float[Tensor, "b w k a"]
+) -> tuple[Float[Tensor, "b m d"], Float[Tensor, "b m"]]:
+    """Children of every node and their costs, ``m = w * k``, in one call of the dynamics."""
+    b, w, k, a = actions.shape
+    rows = nodes.repeat_interleave(k, dim=1).flatten(0, 1)
+    steps = actions.reshape(b * w * k, 1, a)
+    latents = problem.dynamics.rollout(rows, steps, generator=problem.luck)
+    costs = problem.cost(latents, steps)[:, 0].view(b, w * k)
+    return latents[:, 0, 1].unflatten(0, (b, w * k)), comparable(costs)
+
+
+def _pad(path: Float[Tensor, "b depth a"], horizon: int) -> Float[Tensor, "b h a"]:
+    """The path, and zero actions after it."""
+    return torch.nn.functional.pad(path, (0, 0, 0, horizon - path.shape[1]))

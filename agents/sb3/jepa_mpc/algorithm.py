@@ -1,0 +1,422 @@
+"""JEPA model-predictive control, learned online from reward: a Stable-Baselines3 algorithm."""
+
+from __future__ import annotations
+
+import io
+import time
+from pathlib import Path
+from typing import Any, ClassVar, cast
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.callbacks import BaseCallback, ConvertCallback
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule, TrainFreq
+from stable_baselines3.common.utils import LinearSchedule
+
+from jepa_rl.agents.sb3.jepa_mpc.model import ControlBatch
+from jepa_rl.agents.sb3.jepa_mpc.monitor import EnvClock, PlanRecord, model_metrics, search_metrics
+from jepa_rl.agents.sb3.jepa_mpc.policy import JEPAMPCPolicy
+from jepa_rl.agents.sb3.jepa_mpc.replay import EpisodeReplay, Windows
+from jepa_rl.agents.sb3.jepa_mpc.spaces import by_name, observation_boxes
+from jepa_rl.memory import keep_freed_memory
+from jepa_rl.training import descend
+
+
+class JEPAMPC(OffPolicyAlgorithm):
+    """Learns a JEPA world model, reward, value and termination online, and plans with them.
+
+    ``JEPAMPC("CnnPolicy", env).learn(100_000)``: the defaults are those of the preset ``laptop``, which was measured
+    (benchmarks/dmc_pixels.py, with a discount and a number of updates for each task); ``jepa_mpc_preset`` names larger
+    ones. What Stable-Baselines3 does with an off-policy algorithm works, but for two things: ``VecNormalize`` is of no
+    use, since vectors and rewards go through symlog, and the replay is saved in a format of its own, under a path.
+    Returns are told apart up to 22,000 in size: scale larger ones down (``gymnasium.wrappers.TransformReward``).
+    Observations are pixels, vectors or a Dict of both; actions a flat Box, Discrete or MultiDiscrete. Frames that
+    ``PixelObservation(frames=k)`` stacked are stored once each, and read one by one; stacks of another's making
+    (``VecFrameStack``) are stored whole, k times the memory. With ``ResumableRun`` as a callback a run that was killed
+    goes on where it was.
+
+    The reference is TD-MPC2 (Hansen, Su and Wang 2024, arXiv:2310.16828). Departures: a patch-convolution encoder;
+    latents kept apart by VICReg and not by a simplex, and weights of the losses to go with it; gated dynamics; fewer
+    value heads, all of whose mean prices the policy's mode at the end of a plan; targets of several rewards, whose
+    steps share one state behind them; a termination head; a moving average of the model that acts, and follows the
+    mean of many elite plans, weighted by costs in units of their spread; exploration by following one of the best
+    plans; rates that fall, the encoder's with the rest; no dropout; symlog of vectors that are observed; a policy whose
+    spread is bounded more narrowly; a smaller search; windows that run over an episode's end (masked), so that short
+    episodes count in full; one common discount, none guessed from the episode's length.
+
+    ``save`` writes Stable-Baselines3's zip file, which holds pickled settings: load only files that you trust.
+
+    Args:
+        policy: ``"CnnPolicy"``, ``"MlpPolicy"`` or ``"MultiInputPolicy"``; all three plan.
+        env: environment, vectorised environment or id.
+        learning_rate: of everything but the encoder. A high one, since few updates have to do, that falls to a tenth
+            by the end of a call of ``learn``; give a constant one to a training that is made of many calls.
+        buffer_size: rows of the replay, one for each state of an episode.
+        learning_starts: random steps before the first update, which then makes up for them.
+        batch_size: windows in a batch.
+        gamma: discount of one step.
+        train_freq, gradient_steps: as in Stable-Baselines3.
+        steps: of the windows that the model is unrolled over.
+        n_step: rewards in a value target, counted from the start of the window; at least ``steps``. A pair ``(first,
+            last)`` falls from the one to the other, geometrically, over the first half of the training, as in BBF
+            (Schwarzer et al. 2023, arXiv:2305.19452): many carry values far while there are none yet, but they are
+            what earlier, worse agents were paid.
+        encoder_rate: the encoder's learning rate, relative to the rest.
+        max_grad_norm: largest gradient norm.
+        policy_kwargs: of ``JEPAMPCPolicy``: the search, and ``model=ModelConfig(...)``.
+        seed: without one the first weights and the environments (``ResumableRun``'s excepted) differ from run to run;
+            what draws batches, searches and exploration starts from 0 all the same, so that a run can be resumed.
+        stats_window_size, tensorboard_log, verbose, device: as in Stable-Baselines3.
+
+    Raises:
+        ValueError: for observations of another kind, actions that are not flat, a replay larger than memory, or NaN or
+            infinite rewards, observations, losses or gradients.
+        AssertionError: Stable-Baselines3's, for actions of another kind.
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
+        "MlpPolicy": JEPAMPCPolicy,
+        "CnnPolicy": JEPAMPCPolicy,
+        "MultiInputPolicy": JEPAMPCPolicy,
+    }
+    policy: JEPAMPCPolicy
+
+    def __init__(
+        self,
+        policy: str | type[JEPAMPCPolicy],
+        env: GymEnv | str,
+        learning_rate: float | Schedule = LinearSchedule(1e-3, 1e-4, 1.0),  # noqa: B008  (it holds no state)
+        buffer_size: int = 100_000,
+        learning_starts: int = 1000,
+        batch_size: int = 128,
+        gamma: float = 0.99,
+        train_freq: int | tuple[int, str] = 1,
+        gradient_steps: int = 1,
+        steps: int = 3,
+        n_step: int | tuple[int, int] = (10, 3),
+        encoder_rate: float = 1.0,
+        max_grad_norm: float = 20.0,
+        policy_kwargs: dict[str, Any] | None = None,
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: torch.device | str = "auto",
+        _init_setup_model: bool = True,
+    ) -> None:
+        super().__init__(
+            policy,
+            env,
+            learning_rate,
+            buffer_size=buffer_size,
+            learning_starts=learning_starts,
+            batch_size=batch_size,
+            gamma=gamma,
+            train_freq=train_freq,
+            gradient_steps=gradient_steps,
+            policy_kwargs=policy_kwargs,
+            stats_window_size=stats_window_size,
+            tensorboard_log=tensorboard_log,
+            verbose=verbose,
+            device=device,
+            seed=seed,
+            sde_support=False,
+            support_multi_env=True,
+            supported_action_spaces=(spaces.Box, spaces.Discrete, spaces.MultiDiscrete),
+        )
+        first, last = (n_step, n_step) if isinstance(n_step, int) else n_step
+        if not 1 <= steps <= last <= first:
+            raise ValueError(
+                f"n_step must be at least steps={steps}, which must be at least 1, and must not rise; got {n_step}"
+            )
+        self.steps, self.n_step, self.frames = steps, n_step, 1
+        self.encoder_rate, self.max_grad_norm = encoder_rate, max_grad_norm
+        self._n_updates = 0
+        self._unstored = False  # whether a step was begun that is not in the replay
+        if _init_setup_model:
+            self._setup_model()
+            if self.env is not None:  # what does not fit into memory is said before anything begins
+                self._make_replay()
+
+    def _setup_model(self) -> None:
+        keep_freed_memory()
+        self._setup_lr_schedule()
+        self.set_random_seed(self.seed)
+        seed = 0 if self.seed is None else self.seed
+        if self.env is not None:
+            self.frames = self._stacked_frames()
+        policy = self.policy_class(
+            self.observation_space,
+            self.action_space,
+            self.lr_schedule,
+            discount=self.gamma,
+            frames=self.frames,
+            seed=seed,
+            **self.policy_kwargs,
+        )
+        self.policy = cast(JEPAMPCPolicy, policy.to(self.device))
+        model, rate = self.policy.model, self.lr_schedule(1)
+        encoder = list(model.encoder.parameters())
+        known = {id(p) for p in (*encoder, *model.policy.parameters(), *model.target_heads.parameters())}
+        rest = [p for p in model.parameters() if id(p) not in known]
+        self.model_optimizer = torch.optim.Adam(
+            [{"params": encoder, "lr": rate * self.encoder_rate}, {"params": rest, "lr": rate}], fused=True
+        )
+        self.policy_optimizer = torch.optim.Adam(model.policy.parameters(), lr=rate, eps=1e-5, fused=True)
+        self.replay_buffer: Any = None  # one that was loaded only to act needs none
+        self._seed_generators(seed)
+        self._plans: tuple[np.ndarray, ...] | None = None
+        self._convert_train_freq()
+
+    def _seed_generators(self, seed: int) -> None:
+        """Of batches, learning, searches and exploration."""
+        self.rng = np.random.default_rng(seed)
+        self.noise = torch.Generator(self.device).manual_seed(seed)
+        self.policy.generator = torch.Generator(self.device).manual_seed(seed)
+
+    def set_random_seed(self, seed: int | None = None) -> None:
+        """Stable-Baselines3's, for the agent's own generators, too. Deterministic searches stay what they are."""
+        super().set_random_seed(seed)
+        if seed is not None and hasattr(self, "rng"):  # not while it is made
+            self._seed_generators(seed)
+
+    def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
+        """Stable-Baselines3's; running episodes end where they are."""
+        seen = self._last_obs
+        super().set_env(env, force_reset)
+        if seen is not None and self._last_obs is None and self.replay_buffer is not None:
+            self.replay_buffer.cut(by_name(seen))
+
+    def _make_replay(self) -> None:
+        self.replay_buffer = EpisodeReplay(
+            observation_boxes(self.observation_space),
+            self.policy.codec.size,
+            self.buffer_size,
+            frames=self.frames,
+            num_envs=self.n_envs,
+        )
+
+    def _stacked_frames(self) -> int:
+        """How many frames are stacked in the pictures; 1 unless the environment's ``metadata["frames"]`` says so."""
+        if self.env is None or not self.env.has_attr("metadata"):
+            return 1
+        return self.env.get_attr("metadata", indices=0)[0].get("frames", 1)
+
+    def learn(self, total_timesteps: int, *args: Any, **kwargs: Any) -> JEPAMPC:
+        """As in Stable-Baselines3.
+
+        Raises:
+            RuntimeError: if the process of an environment died; whatever an environment raises passes through.
+        """
+        try:
+            return super().learn(total_timesteps, *args, **kwargs)
+        except (EOFError, BrokenPipeError, ConnectionResetError) as error:
+            processes = getattr(self.env.unwrapped, "processes", ()) if self.env is not None else ()
+            for process in processes:
+                process.join(timeout=1)  # its pipe breaks a moment before it is gone
+            if all(process.is_alive() for process in processes):
+                raise
+            raise RuntimeError(
+                f"the process of an environment died after {self.num_timesteps} steps ({error!r}); its own message "
+                "stands above. Make the environments anew; with ResumableRun learning goes on from the last checkpoint"
+            ) from error
+
+    def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
+        self._clock = EnvClock()
+        self._record = PlanRecord(self.n_envs, self.gamma)
+        if callback is None:
+            given: list[BaseCallback] = []
+        elif isinstance(callback, list):
+            given = callback
+        else:
+            given = [callback if isinstance(callback, BaseCallback) else ConvertCallback(callback)]
+        return super()._init_callback([self._clock, *given], progress_bar)
+
+    def _setup_learn(
+        self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        reset_num_timesteps: bool = True,
+        *args: Any,
+        **kw: Any,
+    ) -> tuple[int, BaseCallback]:
+        if self.replay_buffer is None:
+            self._make_replay()
+        if reset_num_timesteps or self._last_obs is None or self._unstored:
+            # The environments start anew: no episode goes on from here. Of one that was stepped without its step being
+            # stored (a callback ended the training, or an exception) nobody knows where it is.
+            if self._last_obs is not None:
+                self.replay_buffer.cut(by_name(self._last_obs))
+            self.replay_buffer.forget_running()
+            self._last_obs, self._unstored, self._plans = None, False, None
+        return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, *args, **kw)
+
+    # -- acting -------------------------------------------------------------------------------------
+
+    def _sample_action(
+        self, learning_starts: int, action_noise: Any = None, n_envs: int = 1
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Actions for the environments and for the replay."""
+        self._unstored = True
+        if self.num_timesteps < learning_starts:
+            actions = np.array([self.action_space.sample() for _ in range(n_envs)])
+            self._clock.began = time.perf_counter()
+            return actions, self.policy.codec.encode(actions)
+        assert self._last_obs is not None, "SB3 resets the environments before it asks for actions"
+        tensors, _ = self.policy.obs_to_tensor(self._last_obs)
+        model_actions, self._plans = self.policy.act(
+            by_name(tensors), self._plans, self._last_episode_starts, deterministic=False
+        )
+        plan, policy = self.policy.last_plan, self.policy
+        assert plan is not None
+        self._record.promised(-plan.cost.cpu().numpy())
+        metrics = search_metrics(plan, policy.planner.samples, policy.planner.elites)
+        metrics |= {f"time/{name}_ms": 1e3 * seconds for name, seconds in policy.seconds.items()}
+        for name, value in metrics.items():
+            self.logger.record_mean(name, value)
+        self._clock.began = time.perf_counter()
+        return policy.codec.decode(model_actions), model_actions
+
+    def _store_transition(
+        self, replay_buffer: Any, buffer_action: np.ndarray, new_obs: Any, reward: np.ndarray,
+        dones: np.ndarray, infos: list[dict[str, Any]],
+    ) -> None:  # fmt: skip
+        following = by_name(new_obs)
+        if dones.any():  # what Stable-Baselines3 keeps as the next observation stays as it is
+            following = {name: value.copy() for name, value in following.items()}
+        for i, done in enumerate(dones):
+            if done and infos[i].get("terminal_observation") is not None:
+                for name, value in by_name(infos[i]["terminal_observation"]).items():
+                    following[name][i] = value
+        cut = np.array([info.get("TimeLimit.truncated", False) for info in infos])
+        ended = dones & ~cut
+        replay_buffer.add(by_name(self._last_obs), buffer_action, reward, following, ended, dones)
+        for name, number in self._record.paid(reward, ended, dones).items():
+            self.logger.record_mean(name, number)
+        self._last_obs, self._last_episode_starts = new_obs, dones
+        self._unstored = False
+
+    # -- learning -----------------------------------------------------------------------------------
+
+    def train(self, gradient_steps: int, batch_size: int) -> None:
+        """Updates of the world model and of the policy prior."""
+        if not len(self.replay_buffer.episodes):
+            return
+        began = time.perf_counter()
+        if not self._n_updates:
+            gradient_steps = max(gradient_steps, self._updates_owed())
+        model = self.policy.model
+        self._update_learning_rate([self.model_optimizer, self.policy_optimizer])
+        self.model_optimizer.param_groups[0]["lr"] *= self.encoder_rate
+        self.policy.set_training_mode(True)
+        learning = [p for group in self.model_optimizer.param_groups for p in group["params"]]
+        for _ in range(gradient_steps):
+            windows = self.replay_buffer.sample(batch_size, self.steps, self.rng, self.n_step_now, self.gamma)
+            batch = self._tensors(windows)
+            losses = model.loss(batch, self.noise)
+            norm = descend(losses.total, [self.model_optimizer], learning, self.max_grad_norm)
+            acting = model.policy_loss(losses, self.noise)
+            descend(acting["policy"], [self.policy_optimizer], model.policy.parameters(), self.max_grad_norm)
+            model.after_update()
+            self.policy.after_update()
+        self._n_updates += gradient_steps
+        self.logger.record_mean("time/train_ms", 1e3 * (time.perf_counter() - began))
+        self.logger.record("train/n_step", self.n_step_now)
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+        found = {name: v.item() for name, v in (losses.terms | acting | {"gradient_norm": norm}).items()}
+        unsound = {name: value for name, value in found.items() if not np.isfinite(value)}
+        if unsound:  # before a callback can save such weights
+            raise ValueError(
+                f"losses or their gradients became NaN or infinite within the last {gradient_steps} updates: "
+                f"{unsound}; lower learning_rate. A ResumableRun's checkpoint is from before"
+            )
+        for name, value in found.items():
+            self.logger.record(f"train/{name}", value)
+
+    @property
+    def n_step_now(self) -> int:
+        """``n_step`` at this point of the training."""
+        first, last = (self.n_step, self.n_step) if isinstance(self.n_step, int) else self.n_step
+        fallen = min(1.0, 2 * (1 - self._current_progress_remaining))
+        return round(first * (last / first) ** fallen)
+
+    def _updates_owed(self) -> int:
+        """As many as there would have been, had the random steps been followed by updates, too."""
+        if self.gradient_steps < 0:
+            return self.num_timesteps
+        freq = self.train_freq
+        assert isinstance(freq, TrainFreq), "SB3 converts it when it sets up the model"
+        steps = freq.frequency * self.n_envs
+        rollouts = (
+            self._episode_num // freq.frequency
+            if freq.unit.value == "episode"
+            else self.num_timesteps // steps
+        )
+        return self.gradient_steps * rollouts
+
+    def _tensors(self, windows: Windows) -> ControlBatch:
+        def put(x: Any) -> Any:
+            if x is None:
+                return None
+            if isinstance(x, dict):
+                return {name: put(part) for name, part in x.items()}
+            return torch.from_numpy(np.ascontiguousarray(x)).to(self.device)
+
+        return ControlBatch(**{field: put(x) for field, x in windows._asdict().items()})
+
+    def dump_logs(self) -> None:
+        """Stable-Baselines3's, with ``jepa/*`` measured on windows from the replay."""
+        if self._n_updates and len(self.replay_buffer):
+            # A generator of its own: what is logged must not change what is learned.
+            windows = self.replay_buffer.sample(256, self.steps, np.random.default_rng(self.num_timesteps))
+            for name, value in model_metrics(self.policy.average, self._tensors(windows)).items():
+                self.logger.record(name, value)
+        super().dump_logs()
+
+    # -- files --------------------------------------------------------------------------------------
+
+    def save_replay_buffer(self, path: str | Path | io.BufferedIOBase) -> None:
+        """Writes the finished episodes to one safetensors file, whatever the suffix.
+
+        Raises:
+            ValueError: if there is no replay yet.
+        """
+        if self.replay_buffer is None:
+            raise ValueError("there is no replay to save: this agent was loaded, and has not learned since")
+        self.replay_buffer.save(_path(path))
+
+    def load_replay_buffer(
+        self, path: str | Path | io.BufferedIOBase, truncate_last_traj: bool = True
+    ) -> None:
+        """Holds the episodes of a file of ``save_replay_buffer`` in place of its own; nothing in it is executed.
+
+        Raises:
+            ValueError, FileNotFoundError: as ``EpisodeReplay.load``.
+        """
+        if self.replay_buffer is None:
+            self._make_replay()
+        self.replay_buffer.load(_path(path), replace=True)
+
+    def _excluded_save_params(self) -> list[str]:
+        return [
+            *super()._excluded_save_params(),
+            "model_optimizer",
+            "policy_optimizer",
+            "noise",
+            "rng",
+            "_plans",
+            "_record",
+            "_clock",
+        ]
+
+    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
+        return ["policy", "model_optimizer", "policy_optimizer"], []
+
+
+def _path(path: str | Path | io.BufferedIOBase) -> Path:
+    if isinstance(path, io.BufferedIOBase):
+        raise TypeError("a replay is saved under a path, not in an open file")
+    return Path(path)

@@ -1,0 +1,205 @@
+"""Stable-Baselines3's policy object of ``JEPAMPC``: it plans."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from jaxtyping import Float
+from stable_baselines3.common.policies import BasePolicy
+from torch import Tensor
+
+from jepa_rl.agents.planners.base import best_of, pick
+from jepa_rl.agents.planners.categorical import CategoricalCEM
+from jepa_rl.agents.planners.mppi import MPPI
+from jepa_rl.agents.sb3.jepa_mpc.model import ControlModel, ReturnCost, move_towards
+from jepa_rl.agents.sb3.jepa_mpc.networks import ModelConfig
+from jepa_rl.agents.sb3.jepa_mpc.spaces import ActionCodec, by_name, observation_boxes
+from jepa_rl.dynamics import CompiledDynamics, captured
+from jepa_rl.types import Cost, Dynamics, Plan
+
+
+class JEPAMPCPolicy(BasePolicy):
+    """Plans in the latents of a ``ControlModel``; the old plan travels in ``predict``'s ``state``.
+
+    ``model`` learns, ``average`` acts: a moving average of its weights (Polyak and Juditsky 1992). At the rates that a
+    few thousand updates need, the weights of one moment are noisy: cartpole-swingup's return from pixels rose from
+    669 to 773 with nothing else changed.
+
+    Args:
+        observation_space, action_space: of the environment, as Stable-Baselines3 shows them.
+        lr_schedule: unused; the algorithm holds the optimisers.
+        model: sizes and weights.
+        horizon: steps that are looked ahead.
+        samples, elites, iterations: of the search (``MPPI`` that returns its mean, or ``CategoricalCEM`` for choices).
+        init_std, temperature: of ``MPPI``.
+        proposals: plans of the policy prior that compete in every search; 0 leaves it out of the search. The value of
+            a plan's last state, and targets of the values, are those of the prior's action all the same.
+        terminal_value: whether the value of the last state counts.
+        average_rate: how far the average moves towards the model after an update; 1 acts with the model itself.
+        compile: whether rollouts and prices of plans go through ``torch.compile``, as CUDA graphs on a GPU. The first
+            decisions then take a minute; on a processor it needs a C++ compiler and gains little.
+        discount: of one step; JEPAMPC gives its own ``gamma``.
+        frames: stacked in every picture; JEPAMPC asks its environment.
+        seed: of the searches; JEPAMPC gives its own.
+
+    Raises:
+        ValueError: for an ``average_rate`` outside (0, 1].
+    """
+
+    def __init__(
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Space,
+        lr_schedule: Callable[[float], float] | None = None,
+        *,
+        model: ModelConfig | None = None,
+        horizon: int = 5,
+        samples: int = 64,
+        elites: int = 32,
+        iterations: int = 3,
+        init_std: float = 0.5,
+        temperature: float = 1.0,
+        proposals: int = 8,
+        terminal_value: bool = True,
+        average_rate: float = 0.003,
+        compile: bool = False,
+        discount: float = 0.99,
+        frames: int = 1,
+        seed: int = 0,
+    ) -> None:
+        if not 0 < average_rate <= 1:
+            raise ValueError(f"average_rate must lie in (0, 1], got {average_rate}")
+        super().__init__(observation_space, action_space)
+        model = model or ModelConfig()
+        self.settings: dict[str, Any] = dict(
+            model=model, horizon=horizon, samples=samples, elites=elites, iterations=iterations,
+            init_std=init_std, temperature=temperature, proposals=proposals, terminal_value=terminal_value,
+            average_rate=average_rate, compile=compile, discount=discount, frames=frames, seed=seed,
+        )  # fmt: skip
+        self.codec = ActionCodec(action_space)
+        boxes = observation_boxes(observation_space)
+        self.model = ControlModel(boxes, self.codec.size, self.codec.groups, model, discount, frames)
+        self.average = copy.deepcopy(self.model).requires_grad_(False)
+        self.average_rate = average_rate
+        self.updates: Tensor
+        self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
+        search: dict[str, Any] = dict(horizon=horizon, samples=samples, elites=elites, iterations=iterations)
+        self.planner = (
+            CategoricalCEM(**search, choices=self.codec.groups)
+            if self.codec.groups
+            else MPPI(**search, init_std=init_std, temperature=temperature, keep_best=False)
+        )
+        self.proposals, self.seed = proposals, seed
+        cost = ReturnCost(self.average, terminal_value)
+        self.searched: tuple[Dynamics, Cost] = (self.average, cost)
+        if compile:
+            self.searched = (CompiledDynamics(self.average), captured(cost))
+        self.generator = torch.Generator().manual_seed(seed)  # of exploration: it goes on from call to call
+        self.last_plan: Plan | None = None
+        self.seconds: dict[str, float] = {}  # of the last call's parts
+
+    def warm_start(self, path: str | Path) -> None:
+        """``ControlModel.warm_start``, for the model and its average."""
+        self.model.warm_start(path)
+        self.average.load_state_dict(self.model.state_dict())
+
+    def after_update(self) -> None:
+        """Moves the average towards the model."""
+        self.updates += 1
+        rate = max(self.average_rate, 10 / (9 + self.updates.item()))  # early weights are soon forgotten
+        move_towards(self.average, self.model, rate)
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        return {
+            "observation_space": self.observation_space, "action_space": self.action_space, **self.settings
+        }  # fmt: skip
+
+    def predict(
+        self,
+        observation: Any,
+        state: tuple[np.ndarray, ...] | None = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = False,
+    ) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
+        """Stable-Baselines3's ``predict``. ``deterministic`` takes the search's answer, and equal calls give equal
+        actions; otherwise one of the best eighth of its candidates is followed, by the generator of exploration."""
+        tensors, vectorised = self.obs_to_tensor(observation)
+        actions, state = self.act(by_name(tensors), state, episode_start, deterministic)
+        decoded = self.codec.decode(actions)
+        return (decoded if vectorised else decoded[0]), state
+
+    @torch.no_grad()
+    def act(
+        self,
+        observations: dict[str, Tensor],
+        state: tuple[np.ndarray, ...] | None,
+        episode_start: np.ndarray | None,
+        deterministic: bool,
+    ) -> tuple[Float[np.ndarray, "n a"], tuple[np.ndarray, ...]]:
+        """Model actions, and the shifted plans."""
+        self.set_training_mode(False)
+        began = time.perf_counter()
+        z = self.average.encode(observations)
+        if z.is_cuda:  # else this would be the time it takes to ask for it
+            torch.cuda.synchronize(z.device)
+        encoded = time.perf_counter()
+        shape = (len(z), self.planner.horizon, self.model.action_dim)
+        warm = np.zeros(shape, np.float32) if state is None else state[0].copy()
+        if warm.shape != shape:
+            raise ValueError(
+                f"state must hold plans of shape {shape}, got {warm.shape}; pass what predict returned"
+            )
+        if episode_start is not None:
+            warm[np.asarray(episode_start, bool).reshape(-1)] = 0.0
+        generator = self._generator_on(z.device, deterministic)
+        plan = self.planner.plan(
+            *self.searched, z, torch.from_numpy(warm).to(z), generator, self._proposed(z, generator)
+        )
+        self.last_plan = plan
+        chosen = plan.actions if deterministic else self._explore(plan, generator)
+        shifted = torch.cat([plan.actions[:, 1:], plan.actions[:, -1:]], dim=1)
+        answer = chosen[:, 0].cpu().numpy(), (shifted.cpu().numpy(),)
+        self.seconds = {"encode": encoded - began, "plan": time.perf_counter() - encoded}
+        return answer
+
+    def _generator_on(self, device: torch.device, deterministic: bool) -> torch.Generator:
+        """A fresh one for deterministic searches; that of exploration otherwise, moved where the model went."""
+        if deterministic:
+            return torch.Generator(device).manual_seed(self.seed)
+        if self.generator.device.type != device.type:
+            self.generator = torch.Generator(device).manual_seed(self.seed)
+        return self.generator
+
+    def _proposed(self, z: Tensor, generator: torch.Generator) -> Float[Tensor, "b p h a"] | None:
+        """Plans of the policy prior, rolled out in the model; the first follows its mode.
+
+        All environments share one draw of noise, as in the search: no plan depends on who is planned for beside it.
+        """
+        if not self.proposals:
+            return None
+        rows, actions = z.repeat_interleave(self.proposals, 0), []
+        for _ in range(self.planner.horizon):
+            action, _ = self.average.policy.sample(rows, generator, self.proposals)
+            action[:: self.proposals] = self.average.policy.mode(rows[:: self.proposals])
+            actions.append(action)
+            rows = self.average.dynamics.step(rows, action)
+        return torch.stack(actions, 1).unflatten(0, (len(z), self.proposals))
+
+    def _explore(self, plan: Plan, generator: torch.Generator) -> Float[Tensor, "b h a"]:
+        """One of the best eighth of the candidates of the last iteration."""
+        assert plan.candidates is not None and plan.candidate_costs is not None
+        count = max(1, self.planner.samples // 8)
+        best, _ = best_of(plan.candidates, plan.candidate_costs, count)
+        return pick(best, torch.randint(count, (len(best),), generator=generator, device=best.device))
+
+    def _predict(self, observation: Any, deterministic: bool = False) -> Tensor:
+        """Actions of the environment as a tensor."""
+        actions, _ = self.act(by_name(observation), None, None, deterministic)
+        return torch.from_numpy(np.asarray(self.codec.decode(actions)))

@@ -1,0 +1,56 @@
+"""Named sizes of ``JEPAMPC``, and what they cost."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from stable_baselines3.common.utils import LinearSchedule
+
+from jepa_rl.agents.sb3.jepa_mpc.networks import ModelConfig
+
+
+def laptop() -> dict[str, Any]:
+    """Two processor cores and no GPU: the defaults.
+
+    100,000 frames of cartpole-swingup from pixels (action repeat 8, so 12,500 decisions, with two updates each), and
+    evaluations of ten episodes, take two cores 39 minutes. On one core (AVX512-BF16), another run on the other: 62 to
+    83; 121 for 25,000 decisions with one update each and 16 keypoints (reacher-easy, repeat 4; both cores need 33 for
+    the first 10,000), 32 to 57 for 50,000 with one for every fourth (CartPole-v1). An update from 9 x 64 x 64 pixels
+    takes 98 to 128 ms there, a decision 19 to 28 ms.
+    """
+    return {"policy_kwargs": {"model": ModelConfig()}}
+
+
+def small() -> dict[str, Any]:
+    """A processor with many cores, or a small GPU.
+
+    Measured on one core, another run on the other: 414 ms an update, 128 ms a decision. Not timed on a GPU yet.
+    """
+    search = {"samples": 256, "elites": 128, "iterations": 4, "proposals": 16}
+    model = ModelConfig(latent_dim=128, width=256, values=3, bins=101)
+    return {"batch_size": 256, "policy_kwargs": {"model": model, **search}}
+
+
+def base() -> dict[str, Any]:
+    """One GPU: about the sizes of TD-MPC2 (5 million parameters, a latent of 512; Hansen, Su and Wang 2024).
+
+    Measured on one core, another run on the other: 0.8 s an update, 1.3 s a decision. Not timed on a GPU yet.
+    """
+    search = {"samples": 512, "elites": 256, "iterations": 6, "proposals": 24}
+    model = ModelConfig(latent_dim=256, width=512, values=5, bins=101)
+    rate = LinearSchedule(3e-4, 3e-5, 1.0)
+    return {"learning_rate": rate, "batch_size": 256, "policy_kwargs": {"model": model, **search}}
+
+
+PRESETS = {"laptop": laptop, "small": small, "base": base}
+
+
+def jepa_mpc_preset(name: str) -> dict[str, Any]:
+    """Arguments for ``JEPAMPC(policy, env, **jepa_mpc_preset("base"))``.
+
+    Raises:
+        ValueError: there is no preset of that name.
+    """
+    if name not in PRESETS:
+        raise ValueError(f"there is no preset {name!r}; choose one of {list(PRESETS)}")
+    return PRESETS[name]()

@@ -1,0 +1,238 @@
+"""A run that may be killed at any moment and goes on as if it never had been."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import deque
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import torch
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.type_aliases import TrainFreq
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
+
+from jepa_rl.agents.sb3.jepa_mpc.monitor import PlanRecord
+from jepa_rl.agents.sb3.jepa_mpc.spaces import by_name
+from jepa_rl.files import load_tensors, save_tensors
+from jepa_rl.training.checkpoint import check_same, optimizer_tensors, restore_optimizer
+
+if TYPE_CHECKING:
+    from jepa_rl.agents.sb3.jepa_mpc.algorithm import JEPAMPC
+
+
+class ResumableRun(BaseCallback):
+    """Keeps a run of ``JEPAMPC`` in a folder; the same script, started again, goes on from there.
+
+    ``model.learn(100_000, callback=ResumableRun("runs/cartpole"))`` trains up to 100,000 steps in total, however
+    often it is killed in between. Model, optimisers, targets, replay, generators and counters are restored, and on
+    a processor, with as many threads, the run continues bit for bit like one that was never killed. The folder holds
+    ``checkpoint.safetensors`` and ``episodes/``; nothing in it is executed when it is read.
+
+    Environments cannot be stored, so a checkpoint falls where no episode is running: whenever a rollout begins and the
+    episodes of all environments have just ended (so with one environment and ``train_freq=1``), the next ones start
+    from a seed that derives from the run's seed and the numbers of episodes and steps so far. Where that does not
+    happen for ``every`` steps after a checkpoint was due, the running episodes are cut there.
+
+    These environments are reset once more where an episode has just ended; a ``Monitor`` must allow that, as it does
+    unless told otherwise.
+
+    Not restored: other callbacks, and what TensorBoard averages between two writes.
+
+    Args:
+        folder: of this run alone.
+        every: environment steps between two checkpoints.
+
+    Raises:
+        TypeError: if the model is not a ``JEPAMPC``, or its environment is a ``VecNormalize``.
+        ValueError: if ``every`` is below 1; at the start of training, if the folder holds a run with another
+            environment, other spaces or other settings, or is damaged, or its ``episodes`` were not written by a run.
+            Nothing has changed then.
+    """
+
+    model: JEPAMPC
+
+    def __init__(self, folder: str | Path, every: int = 5000) -> None:
+        super().__init__()
+        if every < 1:
+            raise ValueError(f"every must be at least 1 step, got {every}")
+        self.folder, self.every = Path(folder), every
+        self._due = 0
+
+    @property
+    def checkpoint(self) -> Path:
+        """The file that says where the run is."""
+        return self.folder / "checkpoint.safetensors"
+
+    @property
+    def episodes(self) -> Path:
+        """The folder of the replay's files."""
+        return self.folder / "episodes"
+
+    def _on_training_start(self) -> None:
+        model = self.model
+        if not hasattr(model, "model_optimizer"):
+            raise TypeError(
+                f"ResumableRun keeps runs of JEPAMPC, got {type(model).__name__}; use CheckpointCallback"
+            )
+        if model.get_vec_normalize_env() is not None:
+            raise TypeError(
+                "VecNormalize changes while it runs and is not part of a checkpoint: JEPAMPC scales observations and "
+                "rewards by itself, leave it out"
+            )
+        if self.checkpoint.exists():
+            tensors, header = load_tensors(self.checkpoint, ("jepa_mpc run",))
+            check_same(self.checkpoint, "run", header["settings"], settings_of(model))
+            model.replay_buffer.restore(self.episodes, header["episodes"])
+            restore_run(model, tensors, header)
+            # What the environments are playing is no part of that run.
+            model._last_episode_starts = np.ones(model.n_envs, bool)
+        else:
+            forget_episodes(self.episodes)
+            model.replay_buffer.keep_in(self.episodes)
+        self._due = self._next_due()
+
+    def _on_rollout_start(self) -> None:
+        model = self.model
+        ended, due = bool(np.all(model._last_episode_starts)), model.num_timesteps >= self._due
+        if not ended:
+            if model.num_timesteps < self._due + self.every:
+                return
+            model.replay_buffer.cut(by_name(model._last_obs))
+            model._record = PlanRecord(model.n_envs, model.gamma)
+        if due:
+            self._save()
+        begin_episodes(model)
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_training_end(self) -> None:
+        # Nothing that was learned is lost; more steps than asked for would have to start new episodes anyway.
+        self.model.replay_buffer.cut(by_name(self.model._last_obs))
+        self._save()
+
+    def _next_due(self) -> int:
+        return (self.model.num_timesteps // self.every + 1) * self.every
+
+    def _save(self) -> None:
+        replay = self.model.replay_buffer
+        tensors, header = run_state(self.model)
+        header |= {"settings": settings_of(self.model), "episodes": replay.numbers()}
+        save_tensors(self.checkpoint, "jepa_mpc run", tensors, header)
+        replay.drop_files(before=min(replay.numbers(), default=0))  # no checkpoint names them any more
+        self._due = self._next_due()
+
+
+def forget_episodes(folder: Path) -> None:
+    """Deletes the episodes of a run that was killed before its first checkpoint, and so starts again.
+
+    Raises:
+        ValueError: something else is there; nothing is deleted then.
+    """
+    files = list(folder.iterdir()) if folder.exists() else []
+    written = re.compile(r"\.?\d{8}\.safetensors(\.[0-9a-f]{8})?")  # whole, or the start of one
+    foreign = sorted(path.name for path in files if not written.fullmatch(path.name))
+    if foreign:
+        raise ValueError(
+            f"{folder} holds {foreign[:3]}, which no run of JEPAMPC wrote; give ResumableRun a folder of its own"
+        )
+    for path in files:
+        path.unlink()
+
+
+def begin_episodes(model: JEPAMPC) -> None:
+    """Every environment starts a new episode, seeded by the run's seed and where the run is."""
+    assert model.env is not None
+    where = [model.seed or 0, model._episode_num, model.num_timesteps]
+    seed = np.random.SeedSequence(where).generate_state(1)[0]
+    model.env.seed(int(seed >> 1))  # 31 bits: room for one more for each environment
+    model._last_obs = cast(Any, model.env.reset())  # never the tuple that SB3's type allows, too
+    model._last_episode_starts = np.ones(model.n_envs, bool)
+
+
+def run_state(model: JEPAMPC) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """All that changes while ``model`` learns, but for its replay: tensors, and numbers for JSON."""
+    tensors = {f"policy.{name}": value for name, value in model.policy.state_dict().items()}
+    for name in ("model_optimizer", "policy_optimizer"):
+        tensors |= optimizer_tensors(name, getattr(model, name))
+    tensors |= {"noise": model.noise.get_state(), "exploration": model.policy.generator.get_state()}
+    header: dict[str, Any] = {
+        "num_timesteps": model.num_timesteps,
+        "episodes_played": model._episode_num,
+        "updates": model._n_updates,
+        "rng": model.rng.bit_generator.state,
+        "action_rng": model.action_space.np_random.bit_generator.state,
+        "recent": [dict(episode) for episode in model.ep_info_buffer or ()],
+    }
+    return tensors, json.loads(json.dumps(header, default=_plain, skipkeys=True))
+
+
+def _plain(value: Any) -> Any:
+    """Notes of an episode (``Monitor(info_keywords=...)``): NumPy's numbers and arrays as Python's, others as text."""
+    return value.tolist() if hasattr(value, "tolist") else str(value)
+
+
+def restore_policy(model: JEPAMPC, tensors: dict[str, torch.Tensor]) -> None:
+    """The weights alone, to act with them."""
+    model.policy.load_state_dict({name[7:]: v for name, v in tensors.items() if name.startswith("policy.")})
+
+
+def restore_run(model: JEPAMPC, tensors: dict[str, torch.Tensor], header: dict[str, Any]) -> None:
+    """The inverse of ``run_state``."""
+    restore_policy(model, tensors)
+    for name in ("model_optimizer", "policy_optimizer"):
+        restore_optimizer(name, getattr(model, name), tensors)
+    model.noise.set_state(tensors["noise"])
+    model.policy.generator.set_state(tensors["exploration"])
+    model.rng.bit_generator.state = header["rng"]
+    model.action_space.np_random.bit_generator.state = header["action_rng"]
+    model.num_timesteps = model._num_timesteps_at_start = int(header["num_timesteps"])
+    model._episode_num, model._n_updates = int(header["episodes_played"]), int(header["updates"])
+    model.ep_info_buffer = deque(header["recent"], maxlen=model._stats_window_size)
+    model._update_current_progress_remaining(model.num_timesteps, model._total_timesteps)
+
+
+def settings_of(model: JEPAMPC) -> dict[str, Any]:
+    """What must be the same for a run to go on, as JSON."""
+    names = (
+        "gamma",
+        "batch_size",
+        "buffer_size",
+        "learning_starts",
+        "gradient_steps",
+        "steps",
+        "encoder_rate",
+    )
+    found = {name: getattr(model, name) for name in (*names, "max_grad_norm", "seed", "n_envs")}
+    rate, freq = model.learning_rate, model.train_freq
+    assert isinstance(freq, TrainFreq), "SB3 converts it when it sets up the model"
+    found |= {
+        "n_step": model.n_step,
+        "device": model.device.type,
+        "environment": environment_of(model.env),
+        "observation_space": str(model.observation_space),
+        "action_space": str(model.action_space),
+        "learning_rate": [rate(left) for left in (1.0, 0.5, 0.0)] if callable(rate) else rate,
+        "train_freq": [freq.frequency, freq.unit.value],
+        "policy": str(sorted(model.policy.settings.items())),
+    }
+    return json.loads(json.dumps(found))
+
+
+def environment_of(env: VecEnv | None) -> str | None:
+    """Id, arguments, time limit and wrappers of the first environment; of one in another process, no arguments."""
+    base = None if env is None else env.unwrapped
+    if base is None:
+        return None
+    spec = base.envs[0].spec if isinstance(base, DummyVecEnv) else None
+    if spec is None:  # Gymnasium prints an environment by the names of its classes, and its id if it has one
+        return str(base.env_method("__str__", indices=[0])[0])
+    parts = [
+        (spec.id, spec.kwargs, spec.max_episode_steps),
+        *((wrapper.name, wrapper.kwargs or {}) for wrapper in spec.additional_wrappers),
+    ]
+    # Functions and objects show their types: their addresses differ from process to process.
+    return json.dumps(parts, default=lambda value: type(value).__qualname__, sort_keys=True)

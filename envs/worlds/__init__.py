@@ -1,0 +1,1 @@
+"""Small worlds that need no other package: Two Rooms, TableEdge, a fork."""

@@ -1,0 +1,1 @@
+"""Wrappers: any environment to pictures, pictures to latents, goals, repeated actions."""

@@ -1,0 +1,96 @@
+"""The latent wrapper for Gymnasium vector environments."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
+from gymnasium.vector.utils import batch_space
+
+from jepa_rl.envs.spec import env_spaces
+from jepa_rl.envs.wrappers.latent import LatentTracker
+from jepa_rl.types import Encoder
+
+
+class VectorLatentObservation(VectorWrapper):
+    """Observations become latents: float32 ``(num_envs, history * d [+ s])``, one encoded batch per step.
+
+    Right in every autoreset mode: NEXT_STEP (the history starts anew with the observation after the end),
+    SAME_STEP (``infos["final_obs"]`` becomes a latent observation as well) and DISABLED
+    (``reset(options={"reset_mask": ...})`` touches only those histories).
+
+    Args:
+        env: vector environment with uint8 (channels, y, x) pixels, or Dicts with them under ``pixels``.
+        encoder, history, append_state, device: see ``LatentObservation``.
+
+    Raises:
+        As ``LatentObservation``; ValueError also if the environment does not say its autoreset mode.
+    """
+
+    def __init__(
+        self,
+        env: VectorEnv,
+        encoder: str | os.PathLike[str] | Encoder,
+        history: int = 1,
+        append_state: bool = False,
+        device: str = "cpu",
+    ) -> None:
+        super().__init__(env)
+        mode = env.metadata.get("autoreset_mode")
+        if not isinstance(mode, AutoresetMode):
+            raise ValueError(
+                f"env.metadata['autoreset_mode'] must be a gymnasium.vector.AutoresetMode, got {mode!r}; "
+                "set it in the vector environment"
+            )
+        self._mode = mode
+        self._tracker = LatentTracker(env_spaces(env), self.num_envs, encoder, history, append_state, device)
+        self.single_observation_space = self._tracker.space
+        self.observation_space = batch_space(self._tracker.space, self.num_envs)
+        self._ended = np.zeros(self.num_envs, bool)
+
+    def reset(self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None):
+        rows = np.ones(self.num_envs, bool)
+        if options and "reset_mask" in options:
+            rows = np.array(options["reset_mask"], bool)  # the environment takes the mask out of the options
+        observations, infos = self.env.reset(seed=seed, options=options)  # type: ignore[arg-type]
+        self._ended[rows] = False
+        return self._tracker.start(observations, rows), infos
+
+    def step(self, actions):
+        observations, rewards, terminated, truncated, infos = self.env.step(actions)
+        ended = np.logical_or(terminated, truncated)
+        if self._mode is AutoresetMode.SAME_STEP:
+            latents, final = self._tracker.step(observations, ended, _final_observations(infos, ended))
+            infos = _with_final(infos, ended, final)
+        else:
+            started = self._ended if self._mode is AutoresetMode.NEXT_STEP else np.zeros_like(ended)
+            latents, _ = self._tracker.step(observations, started)
+        self._ended = ended
+        return latents, rewards, terminated, truncated, infos
+
+
+def _final_observations(infos: dict[str, Any], ended: np.ndarray) -> list[Any]:
+    """The final observations of the rows that ended, whether kept per row or as a dict of arrays."""
+    rows = np.flatnonzero(ended)
+    if not rows.size:
+        return []
+    if "final_obs" not in infos:
+        raise ValueError(
+            f"SAME_STEP autoreset needs infos['final_obs'] when an episode ends, got the keys {list(infos)}; "
+            "fix the vector environment or use AutoresetMode.NEXT_STEP"
+        )
+    final = infos["final_obs"]
+    if isinstance(final, dict):
+        return [{name: part[row] for name, part in final.items()} for row in rows]
+    return [final[row] for row in rows]
+
+
+def _with_final(infos: dict[str, Any], ended: np.ndarray, latents: np.ndarray) -> dict[str, Any]:
+    if not ended.any():
+        return infos
+    final = np.full(len(ended), None, dtype=object)
+    for row, latent in zip(np.flatnonzero(ended), latents, strict=True):
+        final[row] = latent
+    return {**infos, "final_obs": final}

@@ -1,0 +1,1 @@
+"""Control: what reward adds to a world model."""

@@ -1,0 +1,92 @@
+"""A mixture of Gaussians for the next latent."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from jepa_rl.dynamics.base import Standardised, entrance, in_chunks
+from jepa_rl.dynamics.point import GatedBlock
+
+
+class MixtureDynamics(Standardised):
+    """A mixture-density network (Bishop 1994): the next latent is drawn from one of ``components`` Gaussians.
+
+    The components have diagonal covariances, so that what varies together within one of them is drawn apart.
+
+    Args:
+        latent_dim, action_dim: widths of latent and action.
+        components: Gaussians.
+        width, depth: hidden units, gated blocks.
+
+    Raises:
+        ValueError: for sizes below 1.
+    """
+
+    def __init__(
+        self, latent_dim: int, action_dim: int, components: int = 4, width: int = 192, depth: int = 2
+    ) -> None:
+        super().__init__(latent_dim, action_dim)
+        if components < 1 or width < 1 or depth < 1:
+            raise ValueError(f"sizes must be at least 1, got {components}, {width}, {depth}")
+        self.components = components
+        self.embed_latent = entrance(latent_dim, width, bias=True)
+        self.embed_action = entrance(action_dim, width)
+        self.hidden = nn.Sequential(*(GatedBlock(width) for _ in range(depth)), nn.LayerNorm(width))
+        self.out = nn.Linear(width, components * (2 * latent_dim + 1))
+
+    def _step(self, z: Float[Tensor, "*b d"], action: Float[Tensor, "*b a"]) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits "*b k", means and log standard deviations "*b k d" of the next latent, standardised."""
+        y = self.out(self.hidden(self.embed_latent(z) + self.embed_action(action)))
+        logits, rest = y.split((self.components, y.shape[-1] - self.components), dim=-1)
+        mean, scale = rest.unflatten(-1, (self.components, -1)).chunk(2, dim=-1)
+        return logits, z.unsqueeze(-2) + self.change * mean, self.change.log() + scale.clamp(-6.0, 3.0)
+
+    def rollout(
+        self,
+        z: Float[Tensor, "b d"],
+        actions: Float[Tensor, "b h a"],
+        *,
+        futures: int = 1,
+        generator: torch.Generator | None = None,
+    ) -> Float[Tensor, "b n h+1 d"]:
+        """Paths drawn step by step; all rows meet the same noise. Raises as ``Standardised.check``."""
+        self.check(z, actions, futures)
+        draw: dict[str, Any] = dict(generator=generator, device=z.device, dtype=z.dtype)
+        h = actions.shape[1]
+        noise = torch.randn(futures, h, z.shape[-1], **draw)
+        gumbel = (
+            -torch.empty(futures, h, self.components, device=z.device, dtype=z.dtype)
+            .exponential_(generator=generator)
+            .log()
+        )
+
+        def part(rows: Tensor, taken: Tensor) -> Tensor:
+            now, path = self.standardise(rows)[:, None].expand(-1, futures, -1), []
+            for i, action in enumerate(self.standardise_actions(taken)[:, None].unbind(2)):
+                logits, mean, scale = self._step(now, action)
+                chosen = F.one_hot((logits + gumbel[:, i]).argmax(-1), self.components).to(mean)[..., None]
+                now = (chosen * mean).sum(-2) + (chosen * scale).sum(-2).exp() * noise[:, i]
+                path.append(now)
+            return self.destandardise(torch.stack(path, dim=2), rows)
+
+        held = futures * (h + 1) * self.latent_dim
+        return in_chunks(part, z, actions, futures * self.out.out_features, held)
+
+    def loss(
+        self,
+        latents: Float[Tensor, "b t d"],
+        actions: Float[Tensor, "b h a"],
+        generator: torch.Generator | None = None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Negative log likelihood of each state given the one before, in nats a dimension."""
+        path = self.standardise(latents)
+        logits, mean, scale = self._step(path[:, :-1], self.standardise_actions(actions))
+        off = (path[:, 1:, None] - mean) * (-scale).exp()
+        each = logits.log_softmax(-1) - (off.square() / 2 + scale).sum(-1)
+        nll = -each.logsumexp(-1).mean() / path.shape[-1]
+        return nll, {"nll": nll}

@@ -1,0 +1,95 @@
+"""A second phase of training: the dynamics alone, on latents of the frozen encoder.
+
+Joint training spends nearly all its time in the encoder, and sharp events such as contacts are rare in its
+batches. Behind a frozen encoder an update costs a few matrix products, so that the predictor can see a hundred
+times as many, longer windows. The encoder cannot collapse in it: it does not move.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from jepa_rl.data.latent_windows import LatentBatch, LatentEpisodes, LatentWindowSampler
+from jepa_rl.data.store import EpisodeStore
+from jepa_rl.data.view import EpisodeView
+from jepa_rl.training import TrainConfig, TrainResult, fit
+from jepa_rl.world_model import WorldModel, WorldModelConfig, dynamics_loss
+
+
+@dataclass(frozen=True)
+class FrozenConfig:
+    """What a checkpoint of this phase belongs to.
+
+    Attributes:
+        model: the world model's.
+        encoder: the fingerprint of its encoder: dynamics of other latents are no start.
+    """
+
+    model: WorldModelConfig
+    encoder: str
+
+
+class FrozenEncoder(nn.Module):
+    """What ``fit`` trains in this phase: the dynamics of a world model alone.
+
+    Args:
+        model: its encoder stays as it is; its dynamics learn, in place.
+    """
+
+    def __init__(self, model: WorldModel) -> None:
+        super().__init__()
+        self.config = FrozenConfig(model.config, model.encoder_fingerprint())
+        self.dynamics, self.save = model.dynamics, model.save
+
+    def loss(
+        self, batch: LatentBatch, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Error of the open-loop rollout over the window, or the loss of dynamics that draw futures."""
+        return dynamics_loss(self.dynamics, batch.latents, batch.actions, generator)
+
+    def after_update(self) -> None:
+        getattr(self.dynamics, "after_update", lambda: None)()
+
+
+REFINE = TrainConfig(
+    steps=6000, batch_size=256, learning_rate=2e-3, warmup=0.1, weight_decay=1e-3, checkpoint_every=1000
+)
+
+
+def refine_dynamics(
+    model: WorldModel,
+    episodes: EpisodeStore | EpisodeView | LatentEpisodes,
+    out: str | Path,
+    *,
+    steps: int = 6,
+    config: TrainConfig = REFINE,
+    resume: bool = True,
+    progress: bool = True,
+) -> TrainResult:
+    """Encodes the episodes once and trains the dynamics of ``model`` on them, in place.
+
+    Args:
+        model: a trained world model.
+        episodes: those that it was trained on, or more; or the same encoded already (``LatentEpisodes.encode``).
+        out: folder of the run, another than that of the joint training; see ``fit`` for what is written there.
+        steps: latent steps of the windows, h; longer than in joint training.
+        config: how long and how fast.
+        resume, progress: as for ``fit``.
+
+    Raises:
+        ValueError: ``out`` holds a run on another encoder's latents; and as ``fit``, ``LatentEpisodes.encode`` and
+            ``LatentWindowSampler``.
+    """
+    latents = episodes if isinstance(episodes, LatentEpisodes) else LatentEpisodes.encode(model, episodes)
+    sampler = LatentWindowSampler(latents, steps, model.spec.block)
+    if hasattr(model.dynamics, "observe"):
+        seen = sampler.sample(10_000, np.random.default_rng(config.seed))
+        model.dynamics.observe(seen.latents, seen.actions)
+    result = fit(FrozenEncoder(model), sampler, config, out, resume=resume, progress=progress)
+    model.eval()
+    return result
