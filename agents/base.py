@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from gymnasium import spaces
 from jaxtyping import Float, UInt8
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.vec_env import VecEnv
@@ -18,8 +16,9 @@ from torch import Tensor, nn
 
 from jepa_rl.files import load_tensors, save_tensors
 from jepa_rl.modes import evaluating
-from jepa_rl.types import JSON, ActionSpec, WorldSpec
-from jepa_rl.world_model import WorldModel, WorldModelConfig
+from jepa_rl.spaces import check_fits, env_spaces
+from jepa_rl.types import JSON, WorldSpec
+from jepa_rl.world_model import WorldModel, build_saved, config_header
 
 Observation = np.ndarray | dict[str, np.ndarray]
 
@@ -122,7 +121,7 @@ class LatentAgent:
             for name, module in {"model": self.model, **modules}.items()
             for key, tensor in module.state_dict().items()
         }
-        save_tensors(_file(path), kind, tensors, {"config": asdict(self.model.config), "settings": settings})
+        save_tensors(_file(path), kind, tensors, config_header(self.model.config) | {"settings": settings})
 
     @staticmethod
     def _load(
@@ -134,29 +133,14 @@ class LatentAgent:
         for name, tensor in tensors.items():
             module, key = name.split(".", 1)
             modules.setdefault(module, {})[key] = tensor
-        try:
-            model = WorldModel(WorldModelConfig.from_json(header["config"])).to(device)
-            model.load_state_dict(modules.pop("model"))
-            settings = header["settings"]
-        except (TypeError, KeyError, RuntimeError) as error:
-            raise ValueError(f"{path} does not describe an agent of this version: {error}") from error
-        return model.eval(), settings, modules
+        model = build_saved(path, modules.pop("model", {}), header).to(device)
+        return model.eval(), header.get("settings", {}), modules
 
     # -- what Stable-Baselines3's callbacks ask for ------------------------------------------------
 
     def set_env(self, env: VecEnv) -> None:
         """Raises ValueError if the environment shows other pixels or takes other actions than the model's."""
-        space = env.observation_space
-        pixels = space.spaces.get("pixels") if isinstance(space, spaces.Dict) else space
-        if not isinstance(pixels, spaces.Box) or pixels.shape != self.spec.pixels or pixels.dtype != np.uint8:
-            raise ValueError(
-                f"the model reads uint8 pixels {self.spec.pixels}, the environment shows {space}"
-            )
-        if not _same_actions(env.action_space, self.spec.action):
-            raise ValueError(
-                f"the model is driven by {self.spec.action}, the environment by {env.action_space}; use the "
-                "environment (and action wrappers) that the model was trained on"
-            )
+        check_fits(self.spec, env_spaces(env))
         self._env = env
 
     def get_env(self) -> VecEnv | None:
@@ -164,17 +148,6 @@ class LatentAgent:
 
     def get_vec_normalize_env(self) -> None:
         """None: pictures are not normalised."""
-
-
-def _same_actions(space: spaces.Space, action: ActionSpec) -> bool:
-    if action.kind == "discrete":
-        return isinstance(space, spaces.Discrete) and (space.n, space.start) == (action.size, action.start)
-    return (
-        isinstance(space, spaces.Box)
-        and space.shape == (action.size,)
-        and np.allclose(space.low, action.low)
-        and np.allclose(space.high, action.high)
-    )
 
 
 def _file(path: str | Path) -> Path:

@@ -52,7 +52,7 @@ from jepa_rl.data.latent_windows import LatentEpisodes
 from jepa_rl.data.view import EpisodeView
 from jepa_rl.diagnostics import Probe, bootstrap_interval
 from jepa_rl.dynamics import energy_score
-from jepa_rl.envs import fork
+from jepa_rl.envs.worlds import fork
 from jepa_rl.envs.worlds import table_edge_rules as rules
 from jepa_rl.envs.worlds.mujoco_table_edge import MujocoTableEdgeEnv
 from jepa_rl.envs.worlds.table_edge import TableEdgeEnv
@@ -441,7 +441,7 @@ def at_the_fork(args: Args, seed: int) -> dict[str, Any]:
     out, episodes = args.out / "fork" / f"seed_{seed}", int(args.train_episodes * SHARE["fork"])
     store = random_play(out, episodes, seed, fork.ForkEnv, extras=("position", "side"))
     # A stronger SIGReg than TableEdge's: which door is open is a small part of the picture.
-    objective = replace(example.OBJECTIVE, sigreg=1.0)
+    objective = example.OBJECTIVE | {"sigreg": 1.0}
     world = learn_world(store, out, args.updates, seed, objective)
     latents = LatentEpisodes.encode(world, store)
     fitted = partial(learn_dynamics, world, latents, out=out, updates=args.dynamics_updates // 4, seed=seed)

@@ -25,9 +25,9 @@ from torch import nn
 
 from jepa_rl.agents import JEPAMPC
 from jepa_rl.agents.sb3.jepa_mpc import PRESETS, jepa_mpc_preset
-from jepa_rl.agents.sb3.jepa_mpc.networks import random_shift
 from jepa_rl.encoders import FramesEncoder
 from jepa_rl.memory import keep_freed_memory
+from jepa_rl.objectives import random_shift
 
 
 @dataclass(frozen=True)
@@ -83,12 +83,12 @@ def measure(name: str, repeats: int, device: str) -> dict[str, float]:
     model = agent(name, device)
     model._n_updates = 1
     control, replay, batch = model.policy.model, model.replay_buffer, model.batch_size
-    pictures = next(iter(control.encoder.pictures.values()))
+    pictures = control.world.encoder
     assert isinstance(pictures, FramesEncoder)
     windows = replay.sample(batch, model.steps, model.rng, model.n_step_now, model.gamma)
-    pixels = torch.from_numpy(windows.observations["observation"]).to(device)
+    pixels = windows.pixels.to(device)
     now = pixels[:, 0].contiguous()
-    later = control.encoder.runs({"observation": pixels[:, 1:]})["observation"]
+    later = pictures.runs(pixels[:, 1:])
     naive = copy.deepcopy(pictures)
     stem = naive.frame.convolutions[0]
     naive.frame.convolutions[0] = Naive(stem).to(device, memory_format=torch.channels_last)
@@ -97,7 +97,7 @@ def measure(name: str, repeats: int, device: str) -> dict[str, float]:
         encoder.train()
         encoder(now).sum().backward()
         with torch.no_grad():
-            encoder.windows(later)
+            encoder.windows(later, model.steps)
 
     observation = model.env.reset()
     found = {

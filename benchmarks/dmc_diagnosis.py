@@ -107,7 +107,7 @@ def play(agent: JEPAMPC, task: Task, episodes: int, plan: bool = True) -> dict[s
             actions, value = policy.average.policy.mode(z).cpu().numpy(), np.zeros(episodes, np.float32)
         before, reward = np.stack([o["state"] for o in seen]), np.zeros(episodes, np.float32)
         was_over, ended = over.copy(), np.zeros(episodes, bool)
-        for i, raw in enumerate(policy.codec.decode(actions)):
+        for i, raw in enumerate(policy.action.decode(actions)):
             if not over[i]:
                 seen[i], paid, ended[i], truncated, _ = envs[i].step(raw)
                 reward[i], over[i] = paid, ended[i] or truncated

@@ -261,10 +261,13 @@ def evaluation(args: Args, task: Task, folder: Path, make: Callable[[], gym.Env]
 def make_jepa_mpc(
     args: Args, task: Task, folder: Path, seed: int, decisions: int, **changes: dict[str, Any]
 ) -> JEPAMPC:
-    """The preset's agent; ``changes``: of the ``model`` and of the ``search``."""
+    """The preset's agent; ``changes``: of the ``world``, of ``control`` and of the ``search``."""
     settings = jepa_mpc_preset(args.preset)
     policy = settings["policy_kwargs"] | changes.get("search", {})
-    policy["model"] = replace(policy["model"], keypoints=task.keypoints, **changes.get("model", {}))
+    policy["world"] = policy.get("world", {}) | changes.get("world", {})
+    if task.keypoints:
+        policy["world"]["encoder_options"] = {"keypoints": task.keypoints}
+    policy["control"] = replace(policy["control"], **changes.get("control", {}))
     return JEPAMPC(
         "CnnPolicy", make_pixels(task, training=True), seed=seed, gamma=task.gamma, device=args.device,
         buffer_size=decisions + 1000, learning_starts=min(500, decisions // 4), train_freq=task.every,

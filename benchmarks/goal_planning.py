@@ -30,7 +30,7 @@ import tyro
 from _record import write_results
 from torch import Tensor, nn
 
-from jepa_rl import EpisodeStore, Objective, WindowSampler, WorldModel, fit, preset, world_model_evaluation
+from jepa_rl import EpisodeStore, WindowSampler, WorldModel, fit, preset, world_model_evaluation
 from jepa_rl.agents import CEM, MPCAgent, fit_inverse_model
 from jepa_rl.costs import GoalCost
 from jepa_rl.diagnostics import fit_mlp_probe, r2_score, wilson_interval
@@ -44,7 +44,7 @@ from jepa_rl.types import ActionSpec, Planner
 REPORT, TUNE = 2_000_000, 1_000_000
 # Of the first phase. What never changes in an episode, the target of reacher, is the easiest thing to predict, and a
 # large weight on prediction fills the latents with it; what the actions moved has to be in them instead.
-OBJECTIVE = Objective(prediction=1.0, sigreg=4.0, inverse_dynamics=40.0)
+OBJECTIVE = {"prediction": 1.0, "sigreg": 4.0, "inverse_dynamics": 40.0}
 
 
 @dataclass(frozen=True)
@@ -222,7 +222,7 @@ def play_script(args: Args, path: Path, seed: int) -> EpisodeStore:
 def train_model(args: Args, train: Any, held_out: Any, out: Path, seed: int) -> tuple[WorldModel, nn.Module]:
     """Encoder and dynamics, then the dynamics alone, then the map to rest."""
     config, training, _ = preset("laptop", train.spec.with_block(args.block))
-    config = replace(config, latent_dim=args.latent_dim, objective=OBJECTIVE)
+    config = replace(config, latent_dim=args.latent_dim, objective_options=OBJECTIVE)
     window = 2  # the second phase learns the longer rollouts
     training = replace(
         training, steps=args.updates, learning_rate=args.learning_rate, seed=seed, evaluate_every=1000

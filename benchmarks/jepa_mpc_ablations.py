@@ -34,21 +34,21 @@ from _record import origin, recorded_results, write_results
 from dmc_pixels import TASKS, Task, evaluation, make_jepa_mpc, make_pixels, random_play
 
 import jepa_rl.envs
-from jepa_rl import Objective, TrainConfig, WindowSampler, WorldModel, WorldModelConfig, fit
+from jepa_rl import TrainConfig, WindowSampler, WorldModel, fit
 from jepa_rl.agents import JEPAMPC, ResumableRun
 from jepa_rl.files import write_atomic
 from jepa_rl.memory import keep_freed_memory
 from jepa_rl.objectives.terms import VICREG_COVARIANCE
 
-# Of ModelConfig and of the search, in place of the preset's.
+# Of the world model, of control and of the search, in place of the preset's.
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "full": {},
     "no_prior": {"search": {"proposals": 0}},
     "no_value": {"search": {"proposals": 0, "terminal_value": False, "horizon": 20}},
-    "no_prediction": {"model": {"consistency": 0.0, "anti_collapse": 0.0}},
-    "reconstruction": {"model": {"objective": "reconstruction"}},
+    "no_prediction": {"control": {"shaping": 0.0}},
+    "reconstruction": {"world": {"objective": "reconstruction"}},
     "warm_start": {},
-    "frozen": {"model": {"frozen": True}},
+    "frozen": {"control": {"frozen": True}},
 }
 Variant = Literal["full", "no_prior", "no_value", "no_prediction", "reconstruction", "warm_start", "frozen"]
 
@@ -147,22 +147,16 @@ def random_world_model(args: Args, task: Task, agent: JEPAMPC, seed: int) -> tup
         shutil.rmtree(folder, ignore_errors=True)
         began, decisions = time.perf_counter(), args.random_frames // task.repeat
         sampler = WindowSampler(random_play(task, folder / "episodes", decisions, seed), steps=agent.steps)
-        config = agent.policy.model.config
-        # What JEPAMPC's own loss is without reward and value.
-        objective = Objective(
-            prediction=config.consistency,
-            variance=config.anti_collapse,
-            covariance=VICREG_COVARIANCE * config.anti_collapse,
-            target="stop_gradient",
-        )
-        options = {"frames": agent.frames, "frame_dim": config.frame_dim, "keypoints": config.keypoints}
+        # The agent's own parts; an objective that is what its own is without reward and value.
+        objective = {
+            "sigreg": 0.0,
+            "variance": 1.0,
+            "covariance": VICREG_COVARIANCE,
+            "target": "stop_gradient",
+        }
+        config = replace(agent.world.config, spec=sampler.spec, objective="jepa", objective_options=objective)
         torch.manual_seed(seed)
-        world = WorldModel(
-            WorldModelConfig(
-                sampler.spec, config.latent_dim, "frames", "mlp", options,
-                {"width": config.width, "depth": config.depth}, objective,
-            )
-        )  # fmt: skip
+        world = WorldModel(config)
         train = TrainConfig(steps=args.pretraining, seed=seed)
         fit(world.to(args.device), sampler, train, folder / "world", progress=False)
         write_atomic(spent, json.dumps(time.perf_counter() - began).encode())

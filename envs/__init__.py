@@ -11,7 +11,6 @@ import gymnasium as gym
 from jepa_rl.envs.collect import collect
 from jepa_rl.envs.dm_control import register_dm_control
 from jepa_rl.envs.policies import RandomPolicy, SmoothRandomPolicy
-from jepa_rl.envs.spec import action_spec, world_spec
 from jepa_rl.envs.worlds.fork import ForkEnv
 from jepa_rl.envs.worlds.table_edge import TableEdgeEnv
 from jepa_rl.envs.worlds.two_rooms import TwoRoomsEnv, TwoRoomsVectorEnv
@@ -22,6 +21,7 @@ from jepa_rl.envs.wrappers.pixels import PixelObservation
 from jepa_rl.envs.wrappers.sb3_latent import VecLatentObservation
 from jepa_rl.envs.wrappers.vector_latent import VectorLatentObservation
 from jepa_rl.envs.wrappers.wrap import wrap
+from jepa_rl.spaces import action_spec, world_spec
 
 __all__ = [
     "ActionRepeat",

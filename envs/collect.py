@@ -15,7 +15,7 @@ from jepa_rl.data import Episode, EpisodeStore
 from jepa_rl.data.layout import Layout
 from jepa_rl.envs.policies import Policy, RandomPolicy
 from jepa_rl.envs.recorder import Recorder
-from jepa_rl.envs.spec import world_spec
+from jepa_rl.spaces import world_spec
 from jepa_rl.types import ActionSpec, WorldSpec
 
 _Act = Callable[[Any, np.ndarray], np.ndarray]

@@ -16,7 +16,7 @@ from gymnasium import spaces
 
 from jepa_rl.data import Episode, EpisodeStore, EpisodeView
 from jepa_rl.data.layout import Layout
-from jepa_rl.envs.spec import action_spec, channels_first
+from jepa_rl.spaces import action_spec, channels_first
 from jepa_rl.types import ActionSpec
 
 if TYPE_CHECKING:

@@ -35,7 +35,7 @@ class SmoothRandomPolicy:
     with probability r and otherwise drawn anew.
 
     Args:
-        action: the action space (``jepa_rl.envs.spec.action_spec``).
+        action: the action space (``jepa_rl.spaces.action_spec``).
         num_envs: how many environments it acts in.
         time_constant: environment steps over which an action is remembered.
         std: standard deviation of the process, in units where the bounds are -1 and 1.

@@ -25,7 +25,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
-from jepa_rl import EpisodeStore, Objective, TrainConfig, WindowSampler, WorldModel, fit, preset
+from jepa_rl import EpisodeStore, TrainConfig, WindowSampler, WorldModel, fit, preset
 from jepa_rl.agents import CEM, MPCAgent
 from jepa_rl.agents.evaluation import add_animation
 from jepa_rl.data.latent_windows import LatentEpisodes
@@ -74,7 +74,7 @@ LATENTS = 16
 # The target of the prediction gets no gradient: where it does, the encoder learns to hide what cannot be predicted, and
 # what a branching world turns on is just that. A light SIGReg: five numbers spread over all directions of a space lie
 # crumpled in it and are hard to predict.
-OBJECTIVE = Objective(sigreg=0.1, inverse_dynamics=4.0, target="stop_gradient")
+OBJECTIVE = {"sigreg": 0.1, "inverse_dynamics": 4.0, "target": "stop_gradient"}
 EVALUATION_SEED = 1_000_000  # of the first episode that is played; training draws its seeds below
 
 
@@ -145,13 +145,13 @@ def random_play(
 
 
 def learn_world(
-    train: Any, out: Path, updates: int, seed: int, objective: Objective = OBJECTIVE
+    train: Any, out: Path, updates: int, seed: int, objective: dict[str, Any] = OBJECTIVE
 ) -> WorldModel:
     """The encoder, by prediction in latent space; its own point dynamics predict the mean of what may happen."""
     config, training, window = preset("laptop", train.spec)
     options = {"widths": (32, 32), "sharpness": 1.0, "blur": 1.5}
     config = replace(
-        config, encoder="keypoints", encoder_options=options, latent_dim=LATENTS, objective=objective
+        config, encoder="keypoints", encoder_options=options, latent_dim=LATENTS, objective_options=objective
     )
     training = replace(training, steps=updates, seed=seed, evaluate_every=updates)
     torch.manual_seed(seed)

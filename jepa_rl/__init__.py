@@ -8,7 +8,9 @@ from jepa_rl.data import Episode, EpisodeStore, WindowSampler
 from jepa_rl.diagnostics import world_model_evaluation
 from jepa_rl.objectives import Objective
 from jepa_rl.presets import PRESETS, Preset, preset
-from jepa_rl.training import TrainConfig, TrainResult, fit
+from jepa_rl.registry import register_dynamics, register_encoder, register_objective
+from jepa_rl.spaces import action_spec, world_spec
+from jepa_rl.training import TrainConfig, TrainResult, fit, refine_dynamics
 from jepa_rl.types import ActionSpec, Batch, Plan, WorldSpec
 from jepa_rl.version import __version__
 from jepa_rl.world_model import WorldModel, WorldModelConfig
@@ -29,9 +31,15 @@ __all__ = [
     "WorldModelConfig",
     "WorldSpec",
     "__version__",
+    "action_spec",
     "fit",
     "preset",
+    "refine_dynamics",
+    "register_dynamics",
+    "register_encoder",
+    "register_objective",
     "world_model_evaluation",
+    "world_spec",
 ]
 
 _moved.install()

@@ -11,7 +11,7 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 
 _PLANNERS = ("cem", "icem", "mppi", "categorical", "gradient", "tree")
-_JEPA_MPC = ("algorithm", "model", "monitor", "networks", "policy", "presets", "replay", "resume", "spaces")
+_JEPA_MPC = ("algorithm", "monitor", "policy", "presets", "resume")
 _WRAPPERS = ("latent", "vector_latent", "sb3_latent", "pixels", "goal", "action_repeat", "wrap")
 _WORLDS = ("two_rooms", "two_rooms_rules", "fork", "table_edge", "table_edge_rules", "mujoco_table_edge")
 
@@ -23,11 +23,16 @@ MOVED = {
     "jepa_rl.diagnostics.latents": "jepa_rl.diagnostics.collapse",
     "jepa_rl.dynamics.rivals": "jepa_rl.dynamics",
     "jepa_rl.dynamics.sampling": "jepa_rl.dynamics.base",
+    "jepa_rl.envs.spec": "jepa_rl.spaces",
     "jepa_rl.agents.baselines": "jepa_rl.agents.sb3.baselines",
     "jepa_rl.agents.online_latents": "jepa_rl.agents.sb3.online",
     "jepa_rl.agents.sampling": "jepa_rl.agents.planners.base",
     "jepa_rl.agents.jepa_mpc": "jepa_rl.agents.sb3.jepa_mpc",
     **{f"jepa_rl.agents.jepa_mpc.{name}": f"jepa_rl.agents.sb3.jepa_mpc.{name}" for name in _JEPA_MPC},
+    "jepa_rl.agents.jepa_mpc.model": "jepa_rl.control",
+    "jepa_rl.agents.jepa_mpc.networks": "jepa_rl.control",
+    "jepa_rl.agents.jepa_mpc.replay": "jepa_rl.data.replay",
+    "jepa_rl.agents.jepa_mpc.spaces": "jepa_rl.spaces",
     **{f"jepa_rl.agents.{name}": f"jepa_rl.agents.planners.{name}" for name in _PLANNERS},
     **{f"jepa_rl.envs.{name}": f"jepa_rl.envs.wrappers.{name}" for name in _WRAPPERS},
     **{f"jepa_rl.envs.{name}": f"jepa_rl.envs.worlds.{name}" for name in _WORLDS},

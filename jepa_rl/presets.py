@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from jepa_rl.objectives import Objective
 from jepa_rl.training import TrainConfig
 from jepa_rl.types import WorldSpec
 from jepa_rl.world_model import WorldModelConfig
@@ -31,7 +30,8 @@ def laptop(spec: WorldSpec) -> Preset:
         encoder="conv",
         dynamics="mlp",
         dynamics_options={"width": 192, "depth": 2},
-        objective=Objective(sigreg=1.0, inverse_dynamics=2.0),
+        objective="jepa",
+        objective_options={"sigreg": 1.0, "inverse_dynamics": 2.0},
     )
     return Preset(model, TrainConfig(steps=4500, batch_size=128, learning_rate=1e-3), steps=3)
 
@@ -46,7 +46,8 @@ def base(spec: WorldSpec) -> Preset:
         encoder_options={"width": 192, "depth": 12, "heads": 3, "patch": 8},
         dynamics="transformer",
         dynamics_options={"width": 192, "depth": 6, "heads": 16, "head_dim": 64, "mlp_width": 2048},
-        objective=Objective(sigreg=0.5, inverse_dynamics=1.0, projections=1024),
+        objective="jepa",
+        objective_options={"sigreg": 0.5, "inverse_dynamics": 1.0, "projections": 1024},
     )
     train = TrainConfig(
         steps=50_000,

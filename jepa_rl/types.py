@@ -25,13 +25,16 @@ discrete actions one-hot. ``ActionSpec.encode`` and ``ActionSpec.decode`` are th
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol, runtime_checkable
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal, Protocol, Self, runtime_checkable
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
+
+Metrics = dict[str, float]
+JSON = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,9 @@ class ActionSpec:
         size: number of vector components, or number of choices.
         low, high: bounds of each component (continuous only), in the environment's own units.
         start: the environment's number for the first choice (discrete only).
+        choices: of several choices side by side (MultiDiscrete), the number of options of each, which add up to
+            ``size``; empty for a single one.
+        starts: the environment's number for the first option of each of them.
     """
 
     kind: Literal["continuous", "discrete"]
@@ -50,12 +56,24 @@ class ActionSpec:
     low: tuple[float, ...] = ()
     high: tuple[float, ...] = ()
     start: int = 0
+    choices: tuple[int, ...] = ()
+    starts: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.kind not in ("continuous", "discrete"):
             raise ValueError(f"action kind must be 'continuous' or 'discrete', got {self.kind!r}")
         if self.size < 1:
             raise ValueError(f"action size must be at least 1, got {self.size}")
+        if self.choices and (
+            self.kind != "discrete"
+            or sum(self.choices) != self.size
+            or min(self.choices) < 1
+            or len(self.starts) != len(self.choices)
+        ):
+            raise ValueError(
+                f"choices must be options of a discrete action that add up to size={self.size}, with a start for each, "
+                f"got kind={self.kind!r}, choices={self.choices}, starts={self.starts}"
+            )
         if self.kind == "continuous":
             if len(self.low) != self.size or len(self.high) != self.size:
                 raise ValueError(
@@ -71,6 +89,19 @@ class ActionSpec:
                     "bound the environment's actions first (gymnasium.wrappers.TransformAction)"
                 )
 
+    @property
+    def groups(self) -> tuple[int, ...]:
+        """Number of options of each choice; empty for continuous actions."""
+        if self.kind == "continuous":
+            return ()
+        return self.choices or (self.size,)
+
+    def _single_choices(self) -> list[ActionSpec]:
+        """Each of several choices as an action of its own."""
+        return [
+            ActionSpec("discrete", n, start=start) for n, start in zip(self.choices, self.starts, strict=True)
+        ]
+
     def encode(self, actions: np.ndarray) -> np.ndarray:
         """Environment actions ``(..., size)`` or integer ``(...)`` to model actions float32 ``(..., size)``.
 
@@ -78,6 +109,11 @@ class ActionSpec:
             ValueError: if the shape does not fit, a choice is out of range or a value is NaN or infinite.
         """
         actions = np.asarray(actions)
+        if self.choices:
+            if actions.shape[-1:] != (len(self.choices),):
+                raise ValueError(f"actions must have shape (..., {len(self.choices)}), got {actions.shape}")
+            parts = [part.encode(actions[..., i]) for i, part in enumerate(self._single_choices())]
+            return np.concatenate(parts, axis=-1)
         if self.kind == "discrete":
             if not np.issubdtype(actions.dtype, np.integer):
                 raise ValueError(f"discrete actions must be integers, got dtype {actions.dtype}")
@@ -100,6 +136,10 @@ class ActionSpec:
         actions = np.asarray(actions)
         if actions.shape[-1:] != (self.size,):
             raise ValueError(f"model actions must have shape (..., {self.size}), got {actions.shape}")
+        if self.choices:
+            columns = np.split(actions, np.cumsum(self.choices)[:-1], axis=-1)
+            decoded = zip(self._single_choices(), columns, strict=True)
+            return np.stack([part.decode(column) for part, column in decoded], axis=-1)
         if self.kind == "discrete":
             return actions.argmax(-1).astype(np.int64) + self.start
         low, high = np.asarray(self.low, np.float32), np.asarray(self.high, np.float32)
@@ -108,29 +148,56 @@ class ActionSpec:
         )
 
 
+# What an environment shows: one tensor, or tensors by name where it shows several things.
+Observations = Tensor | dict[str, Tensor]
+OBSERVATION = "observation"  # the name of the only one
+
+
 @dataclass(frozen=True)
 class WorldSpec:
-    """What a world model reads and what it is driven by.
+    """What a world model reads and is driven by.
 
     Attributes:
-        pixels: shape ``(frames * channels, y, x)`` of one uint8 observation, oldest frame first.
-        frames: how many frames are stacked in it.
+        pixels: shape ``(frames * channels, y, x)`` of one uint8 picture, oldest frame first; None where the
+            environment shows no picture, or several.
+        frames: how many frames are stacked in every picture.
         action: the action space of one environment step.
         block: environment steps (and actions) in one latent step.
+        parts: (name, shape) of everything that is observed, where that is more or other than one picture: pictures
+            ``(frames * channels, y, x)`` and vectors ``(size,)``. Empty where the picture is all.
+        source: how the observations were made (environment, arguments, wrappers), as JSON; empty if unknown. It
+            travels in checkpoints, and does not count when two specs are compared.
+
+    Raises:
+        ValueError: for shapes, frames or a block that make no sense.
     """
 
-    pixels: tuple[int, int, int]
+    pixels: tuple[int, int, int] | None
     frames: int
     action: ActionSpec
     block: int = 1
+    parts: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    source: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
-        if len(self.pixels) != 3 or min(self.pixels) < 1:
-            raise ValueError(f"pixels must be a shape (frames * channels, y, x), got {self.pixels}")
-        if self.frames < 1 or self.pixels[0] % self.frames:
-            raise ValueError(f"{self.pixels[0]} channels cannot be split into {self.frames} frames")
+        if self.frames < 1:
+            raise ValueError(f"frames must be at least 1, got {self.frames}")
+        for name, shape in self.shapes.items():
+            if len(shape) not in (1, 3) or min(shape) < 1:
+                raise ValueError(
+                    f"{name} must be pixels of a shape (frames * channels, y, x) or a vector (size,), got {shape}"
+                )
+            if len(shape) == 3 and shape[0] % self.frames:
+                raise ValueError(f"{shape[0]} channels cannot be split into {self.frames} frames")
         if self.block < 1:
             raise ValueError(f"block must be at least 1, got {self.block}")
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of everything that is observed, by name."""
+        if self.parts:
+            return dict(self.parts)
+        return {OBSERVATION: (0,) if self.pixels is None else self.pixels}
 
     @property
     def action_dim(self) -> int:
@@ -138,7 +205,25 @@ class WorldSpec:
         return self.block * self.action.size
 
     def with_block(self, block: int) -> WorldSpec:
+        """The same with another number of environment steps in a latent step."""
         return replace(self, block=block)
+
+    def named(self, observations: Observations) -> dict[str, Tensor]:
+        """Observations by name."""
+        return observations if isinstance(observations, dict) else {next(iter(self.shapes)): observations}
+
+    @classmethod
+    def from_json(cls, data: JSON) -> WorldSpec:
+        """The inverse of ``dataclasses.asdict``, from values in which tuples may have become lists."""
+        data = {name: as_tuples(value) for name, value in data.items()}
+        return cls(action=ActionSpec(**data.pop("action")), **data)
+
+
+def as_tuples(value: Any) -> Any:
+    """JSON values with tuples for lists."""
+    if isinstance(value, dict):
+        return {name: as_tuples(inner) for name, inner in value.items()}
+    return tuple(map(as_tuples, value)) if isinstance(value, list) else value
 
 
 @dataclass(frozen=True)
@@ -146,24 +231,79 @@ class Batch:
     """A batch of windows cut out of episodes; see the time-alignment picture above.
 
     Attributes:
-        pixels: stacked frames, uint8.
+        observations: "b t ...": uint8 pixels "b t c y x" where the picture is all, otherwise tensors by name.
         actions: model actions (see ``ActionSpec.encode``), blocks concatenated.
         rewards: summed over each block.
         terminated: whether the episode ended (not by a time limit) inside the step.
+        valid: False behind the end of an episode, where the last state is repeated; None where no window reaches there.
     """
 
-    pixels: UInt8[Tensor, "b t c y x"]
+    observations: Observations
     actions: Float[Tensor, "b h a"]
     rewards: Float[Tensor, "b h"]
     terminated: Bool[Tensor, "b h"]
+    valid: Bool[Tensor, "b h"] | None = None
+
+    @property
+    def pixels(self) -> UInt8[Tensor, "b t c y x"]:
+        """The pictures, where they are all that is observed.
+
+        Raises:
+            TypeError: where there are several observations by name.
+        """
+        if isinstance(self.observations, dict):
+            raise TypeError(
+                f"this batch holds {sorted(self.observations)}, not one picture; read batch.observations"
+            )
+        return self.observations
 
     @property
     def states(self) -> int:
         """How many states the batch holds."""
-        return self.pixels.shape[0] * self.pixels.shape[1]
+        return self.actions.shape[0] * (self.actions.shape[1] + 1)
 
-    def to(self, device: torch.device | str) -> Batch:
-        return Batch(*(getattr(self, f).to(device) for f in ("pixels", "actions", "rewards", "terminated")))
+    def to(self, device: torch.device | str) -> Self:
+        """The same batch on another device."""
+        return replace(self, **{f.name: on_device(getattr(self, f.name), device) for f in fields(self)})
+
+    def whole(self) -> Self:
+        """The windows that lie inside their episodes; all of them where fewer than two do."""
+        if self.valid is None or self.valid.all() or int(self.valid.all(1).sum()) < 2:
+            return self
+        rows = self.valid.all(1)
+        return replace(self, **{f.name: rows_of(getattr(self, f.name), rows) for f in fields(self)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class ControlBatch(Batch):
+    """Windows with what values are learned from.
+
+    Attributes:
+        returns: discounted rewards from each step up to ``future``.
+        discounts: of what follows ``future``, seen from each step.
+        ended: whether the episode had terminated by then, so that nothing follows.
+        future: observations, "b ...", that lie further ahead than the window, or where the episode ends; None where
+            these are the last of ``observations``.
+    """
+
+    returns: Float[Tensor, "b h"]
+    discounts: Float[Tensor, "b h"]
+    ended: Bool[Tensor, " b"]
+    future: Observations | None
+
+
+def on_device(value: Any, device: torch.device | str) -> Any:
+    """A tensor, a dict of them or None, moved."""
+    if isinstance(value, dict):
+        return {name: on_device(part, device) for name, part in value.items()}
+    return None if value is None else value.to(device)
+
+
+def rows_of(value: Any, rows: Tensor) -> Any:
+    """Rows of a tensor, of a dict of them or of None."""
+    if isinstance(value, dict):
+        return {name: part[rows] for name, part in value.items()}
+    return None if value is None else value[rows]
 
 
 @dataclass(frozen=True)
@@ -213,6 +353,38 @@ class Dynamics(Protocol):
         ...
 
 
+class World(Protocol):
+    """What an objective sees of the world model that it trains."""
+
+    spec: WorldSpec
+    latent_dim: int
+    action_dim: int
+    encoder: Any
+    dynamics: Any
+
+    def encode(self, observations: Observations) -> Float[Tensor, "b d"]: ...
+
+    def encode_windows(self, observations: Observations) -> Float[Tensor, "b t d"]: ...
+
+    def rollout(
+        self,
+        z: Float[Tensor, "b d"],
+        actions: Float[Tensor, "b h a"],
+        *,
+        futures: int = 1,
+        generator: torch.Generator | None = None,
+    ) -> Tensor: ...
+
+
+@runtime_checkable
+class Imagination(Protocol):
+    """What a dream environment and a return need of a world with reward."""
+
+    def reward(self, z: Float[Tensor, "b d"], action: Float[Tensor, "b a"]) -> Float[Tensor, " b"]: ...
+
+    def alive(self, z: Float[Tensor, "b d"]) -> Float[Tensor, " b"]: ...
+
+
 # latents "b n t d", actions "b t-1 a" -> costs "b n"; lower is better.
 Cost = Callable[[Tensor, Tensor], Tensor]
 
@@ -234,7 +406,3 @@ class Planner(Protocol):
     ) -> Plan:
         """``warm_start`` is where the search begins; ``proposals`` are ``p`` plans that compete in it."""
         ...
-
-
-Metrics = dict[str, float]
-JSON = dict[str, Any]

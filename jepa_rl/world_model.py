@@ -2,36 +2,26 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from jepa_rl.dynamics import (
-    CausalTransformerDynamics,
-    EnsembleDynamics,
-    FlowDynamics,
-    GRUDynamics,
-    MixtureDynamics,
-    MLPDynamics,
-)
-from jepa_rl.dynamics.base import Standardised, check_rollout
-from jepa_rl.encoders import ConvEncoder, FramesEncoder, KeypointEncoder, ViTEncoder
+import jepa_rl.dynamics
+import jepa_rl.encoders
+import jepa_rl.objectives  # noqa: F401  (each registers its parts)
+from jepa_rl.dynamics.base import TrainableDynamics, check_rollout
+from jepa_rl.encoders.base import ObservationEncoder
 from jepa_rl.files import load_tensors, save_tensors
-from jepa_rl.objectives import Objective, prediction
-from jepa_rl.types import ActionSpec, Batch, WorldSpec
-
-ENCODERS = {"conv": ConvEncoder, "frames": FramesEncoder, "keypoints": KeypointEncoder, "vit": ViTEncoder}
-# Those that draw futures bring a loss of their own; of the others the open-loop rollout is held against the window.
-DYNAMICS = {
-    "mlp": MLPDynamics, "gru": GRUDynamics, "transformer": CausalTransformerDynamics,
-    "flow": FlowDynamics, "ensemble": EnsembleDynamics, "mixture": MixtureDynamics,
-}  # fmt: skip
+from jepa_rl.modes import evaluating
+from jepa_rl.objectives.base import Objective, each
+from jepa_rl.registry import DYNAMICS, ENCODERS, OBJECTIVES
+from jepa_rl.types import JSON, OBSERVATION, Batch, Observations, WorldSpec, as_tuples
 
 
 @dataclass(frozen=True)
@@ -39,90 +29,105 @@ class WorldModelConfig:
     """All that is needed to build a world model again; plain numbers and names, written into checkpoints.
 
     Attributes:
-        spec: the pixels and actions it speaks.
+        spec: the observations and actions it speaks.
         latent_dim: width of the latent.
-        encoder, dynamics: names in ``ENCODERS`` and ``DYNAMICS``.
-        encoder_options, dynamics_options: further constructor arguments of these.
-        objective: what training minimises.
+        encoder, dynamics, objective: names of registered parts; the encoder is that of pictures.
+        encoder_options, dynamics_options, objective_options: further constructor arguments of these.
+
+    Raises:
+        ValueError: for a name that is not registered, a latent_dim below 1, or pictures that are not square.
     """
 
     spec: WorldSpec
     latent_dim: int = 64
-    encoder: Literal["conv", "frames", "keypoints", "vit"] = "conv"
-    dynamics: Literal["mlp", "gru", "transformer", "flow", "ensemble", "mixture"] = "mlp"
+    encoder: str = "conv"
+    dynamics: str = "mlp"
     encoder_options: dict[str, Any] = field(default_factory=dict)
     dynamics_options: dict[str, Any] = field(default_factory=dict)
-    objective: Objective = field(default_factory=lambda: Objective(sigreg=0.5))
+    objective: str = "jepa"
+    objective_options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.latent_dim < 1:
             raise ValueError(f"latent_dim must be at least 1, got {self.latent_dim}")
-        if self.encoder not in ENCODERS or self.dynamics not in DYNAMICS:
-            raise ValueError(
-                f"encoder must be one of {list(ENCODERS)} and dynamics one of {list(DYNAMICS)}, "
-                f"got {self.encoder!r} and {self.dynamics!r}"
-            )
-        if self.spec.pixels[1] != self.spec.pixels[2]:
-            raise ValueError(
-                f"pixels must be square, got {self.spec.pixels}; use PixelObservation(env, size=...)"
-            )
+        for registry, name in (
+            (ENCODERS, self.encoder),
+            (DYNAMICS, self.dynamics),
+            (OBJECTIVES, self.objective),
+        ):
+            registry.check(name)
+        for shape in self.spec.shapes.values():
+            if len(shape) == 3 and shape[1] != shape[2]:
+                raise ValueError(f"pixels must be square, got {shape}; use PixelObservation(env, size=...)")
 
     @classmethod
-    def from_json(cls, data: dict[str, Any]) -> WorldModelConfig:
-        """The inverse of ``dataclasses.asdict`` followed by JSON, which turns tuples into lists."""
-        data = {name: _tuples(value) for name, value in data.items()}
-        spec = data.pop("spec")
-        action = ActionSpec(**spec.pop("action"))
-        return cls(
-            spec=WorldSpec(action=action, **spec), objective=Objective(**data.pop("objective")), **data
-        )
+    def from_json(cls, data: JSON) -> WorldModelConfig:
+        """The inverse of ``dataclasses.asdict`` followed by JSON, which turns tuples into lists.
 
-
-def _tuples(value: Any) -> Any:
-    """JSON values with tuples for lists."""
-    if isinstance(value, dict):
-        return {name: _tuples(inner) for name, inner in value.items()}
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+        Reads configurations of version 0.1.0, too, whose objective was a dict of weights.
+        """
+        data = {name: as_tuples(value) for name, value in data.items() if name != "spec"} | {
+            "spec": data["spec"]
+        }
+        if isinstance(data["objective"], dict):
+            data |= {"objective": "jepa", "objective_options": data["objective"]}
+        return cls(**data | {"spec": WorldSpec.from_json(data["spec"])})
 
 
 class WorldModel(nn.Module):
-    """A joint-embedding predictive world model: it encodes pixels and predicts encodings, never pixels.
+    """A joint-embedding predictive world model: it encodes observations and predicts encodings, never pixels.
 
     ``encode`` serves the wrappers, ``rollout`` the planners (it is a ``Dynamics``), ``loss`` the training.
 
     Args:
         config: what to build; ``WorldModelConfig(spec)`` is the small default.
+
+    Raises:
+        ValueError: if an option is unknown, or a part does not keep its contract: another ``latent_dim``, latents or
+            paths of other shapes.
     """
 
     def __init__(self, config: WorldModelConfig) -> None:
         super().__init__()
         self.config, self.spec = config, config.spec
         self.latent_dim, self.action_dim = config.latent_dim, config.spec.action_dim
-        channels, size, _ = config.spec.pixels
-        self.encoder = ENCODERS[config.encoder](channels, size, config.latent_dim, **config.encoder_options)
-        self.dynamics = DYNAMICS[config.dynamics](
-            config.latent_dim, self.action_dim, **config.dynamics_options
-        )
-        if config.objective.inverse_dynamics:
-            self.inverse = nn.Sequential(
-                nn.Linear(2 * config.latent_dim, 256), nn.SiLU(), nn.Linear(256, self.action_dim)
-            )
-        if config.objective.target == "ema":
-            self.target_encoder = copy.deepcopy(self.encoder).requires_grad_(False)
+        self.encoder = build_encoder(config)
+        known = {"latent_dim": self.latent_dim, "action_dim": self.action_dim, "spec": self.spec}
+        self.dynamics: Any = DYNAMICS.build(config.dynamics, config.dynamics_options, known)
+        check_parts(self)
+        known["encoder"] = self.encoder
+        self.objective: Any = OBJECTIVES.build(config.objective, config.objective_options, known)
+        for name, part, base in (
+            ("dynamics", self.dynamics, TrainableDynamics),
+            ("objective", self.objective, Objective),
+        ):
+            if not isinstance(part, base):
+                raise ValueError(
+                    f"{name} {getattr(config, name)!r} must be a subclass of {base.__name__}, got {type(part).__name__}"
+                )
 
-    def encode(self, pixels: UInt8[Tensor, "b c y x"]) -> Float[Tensor, "b d"]:
-        """Latents float32 of stacked frames uint8.
+    def encode(self, observations: Observations) -> Float[Tensor, "b d"]:
+        """Latents float32 "b d" of uint8 pixels "b c y x", or of observations "b ..." by name.
 
         Raises:
-            ValueError: if shape or dtype differ from what the model was built for.
+            ValueError: if names, shapes or dtypes differ from what the model was built for.
         """
-        if pixels.dtype != torch.uint8 or tuple(pixels.shape[1:]) != self.spec.pixels:
-            raise ValueError(
-                f"expected uint8 pixels of shape (b, {', '.join(map(str, self.spec.pixels))}), got {pixels.dtype} "
-                f"{tuple(pixels.shape)}; PixelObservation(env, size={self.spec.pixels[1]}, "
-                f"frames={self.spec.frames}) makes them"
-            )
-        return self.encoder(pixels)
+        seen = self.spec.named(observations)
+        for name, shape in self.spec.shapes.items():
+            x = seen.get(name)
+            picture = len(shape) == 3
+            if x is None or tuple(x.shape[1:]) != shape or (picture and x.dtype != torch.uint8):
+                found = f"{sorted(seen)}" if x is None else f"{x.dtype} {tuple(x.shape)}"
+                fix = (
+                    f"PixelObservation(env, size={shape[1]}, frames={self.spec.frames}) makes them"
+                    if picture
+                    else "use observations of the environment that it was trained on"
+                )
+                raise ValueError(
+                    f"expected {'uint8 pixels' if picture else name} of shape (b, {', '.join(map(str, shape))}), got "
+                    f"{found}; {fix}"
+                )
+        return self.encoder(seen if self.spec.parts else next(iter(seen.values())))
 
     def step(self, z: Float[Tensor, "b d"], action: Float[Tensor, "b a"]) -> Float[Tensor, "b d"]:
         """The next latent."""
@@ -145,47 +150,26 @@ class WorldModel(nn.Module):
         check_rollout(self.latent_dim, self.action_dim, z, actions, futures, self.spec.block)
         return self.dynamics.rollout(z, actions, futures=futures, generator=generator)
 
-    def encode_windows(self, pixels: UInt8[Tensor, "b t c y x"]) -> Float[Tensor, "b t d"]:
-        """Latents of windows, encoded as one batch."""
-        return self.encode(pixels.flatten(0, 1)).unflatten(0, pixels.shape[:2])
+    @property
+    def markov(self) -> bool:
+        """See ``TrainableDynamics.markov``."""
+        return self.dynamics.markov
+
+    def encode_windows(self, observations: Observations) -> Float[Tensor, "b t d"]:
+        """Latents of windows "b t ...", encoded as one batch."""
+        b, t = next(iter(self.spec.named(observations).values())).shape[:2]
+        return self.encode(each(observations, lambda x: x.flatten(0, 1))).unflatten(0, (b, t))
 
     def loss(
         self, batch: Batch, generator: torch.Generator | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The objective's total and its terms on a batch of windows."""
-        objective = self.config.objective
-        latents = self.encode_windows(batch.pixels)
-        if objective.target == "ema":
-            with torch.no_grad():
-                targets = self.target_encoder(batch.pixels[:, 1:].flatten(0, 1)).view_as(latents[:, 1:])
-        else:
-            targets = latents[:, 1:] if objective.target == "online" else latents[:, 1:].detach()
-        path = torch.cat([latents[:, :1], targets], dim=1)
-        if self.training and isinstance(self.dynamics, Standardised):
-            self.dynamics.follow(path.detach(), batch.actions)
-        missed, _ = dynamics_loss(self.dynamics, path, batch.actions, generator)
-        discrete = self.spec.action.kind == "discrete"
-        guesses = self._guess_actions(latents, batch.actions) if objective.inverse_dynamics else None
-        return objective(latents, missed, guesses, discrete, generator)
+        return self.objective.loss(self, batch, generator)
 
-    def _guess_actions(self, latents: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
-        guess = self.inverse(torch.cat([latents[:, :-1], latents[:, 1:]], dim=-1))
-        if self.spec.action.kind == "discrete":  # one softmax for each action of the block
-            sizes = (self.spec.block, self.spec.action.size)
-            return guess.unflatten(-1, sizes), actions.unflatten(-1, sizes)
-        return guess, actions
-
-    @torch.no_grad()
     def after_update(self) -> None:
-        """Moves the target encoder, and the average of the dynamics; call after every optimiser step."""
-        getattr(self.dynamics, "after_update", lambda: None)()
-        if self.config.objective.target != "ema":
-            return
-        decay = self.config.objective.ema_decay
-        for target, online in zip(self.target_encoder.parameters(), self.encoder.parameters(), strict=True):
-            target.lerp_(online, 1.0 - decay)
-        for target, online in zip(self.target_encoder.buffers(), self.encoder.buffers(), strict=True):
-            target.copy_(online)
+        """Moves what follows the weights (averages, teachers); call after every optimiser step."""
+        self.dynamics.after_update()
+        self.objective.after_update(self)
 
     # -- other dynamics behind the same encoder ----------------------------------------------------
 
@@ -193,10 +177,10 @@ class WorldModel(nn.Module):
         """A world model with a copy of this encoder and new, untrained dynamics: train them with ``refine_dynamics``.
 
         Args:
-            dynamics: a name in ``DYNAMICS``.
+            dynamics: a registered name.
             options: further constructor arguments of these.
         """
-        config = replace(self.config, dynamics=dynamics, dynamics_options=options)  # type: ignore[arg-type]
+        config = replace(self.config, dynamics=dynamics, dynamics_options=options)
         other = WorldModel(config).to(next(self.parameters()).device)
         fresh = {f"dynamics.{name}": tensor for name, tensor in other.dynamics.state_dict().items()}
         kept = {k: v for k, v in self.state_dict().items() if not k.startswith("dynamics.")}
@@ -238,7 +222,7 @@ class WorldModel(nn.Module):
         tensors, header = load_tensors(path, ("dynamics",))
         self.check_encoder(path, header.get("encoder"), "refine_dynamics")
         try:
-            other = self.with_dynamics(header["dynamics"], **_tuples(header["dynamics_options"]))
+            other = self.with_dynamics(header["dynamics"], **as_tuples(header["dynamics_options"]))
             other.dynamics.load_state_dict(tensors)
         except (TypeError, KeyError, RuntimeError) as error:
             raise ValueError(f"{path} does not describe dynamics of this version: {error}") from error
@@ -248,7 +232,7 @@ class WorldModel(nn.Module):
 
     def save(self, path: str | Path) -> None:
         """Writes one safetensors file, configuration included; atomic."""
-        save_tensors(path, "world_model", self.state_dict(), {"config": asdict(self.config)})
+        save_tensors(path, "world_model", self.state_dict(), config_header(self.config))
 
     @classmethod
     def load(cls, path: str | Path, device: str = "cpu") -> WorldModel:
@@ -266,22 +250,81 @@ class WorldModel(nn.Module):
         tensors, header = load_tensors(path, ("world_model", "training"), device)
         if any(name.startswith("model.") for name in tensors):
             tensors = {name[6:]: tensor for name, tensor in tensors.items() if name.startswith("model.")}
-        try:
-            model = cls(WorldModelConfig.from_json(header["config"])).to(device)
-            model.load_state_dict(tensors)
-        except (TypeError, KeyError, AttributeError, RuntimeError) as error:
-            raise ValueError(f"{path} does not describe a world model of this version: {error}") from error
-        return model.eval()
+        return build_saved(path, tensors, header).to(device).eval()
 
 
-def dynamics_loss(
-    dynamics: Any,
-    latents: Float[Tensor, "b t d"],
-    actions: Float[Tensor, "b h a"],
-    generator: torch.Generator | None = None,
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """What dynamics have to pay on windows of latents, and its terms: their own loss, or their rollout's error."""
-    if hasattr(dynamics, "loss"):
-        return dynamics.loss(latents, actions, generator)
-    error = prediction(dynamics.rollout(latents[:, 0], actions)[:, 0, 1:], latents[:, 1:])
-    return error, {"prediction": error}
+def build_encoder(config: WorldModelConfig) -> nn.Module:
+    """The encoder of the only picture, or one of everything that is observed."""
+
+    def make_picture(shape: tuple[int, ...]) -> nn.Module:
+        channels, size, _ = shape
+        known = {"channels": channels, "size": size, "frames": config.spec.frames}
+        known |= {"spec": config.spec, "latent_dim": config.latent_dim}
+        return ENCODERS.build(config.encoder, config.encoder_options, known)
+
+    if config.spec.parts:
+        return ObservationEncoder(config.spec, config.latent_dim, make_picture)
+    return make_picture(config.spec.shapes[OBSERVATION])
+
+
+@torch.no_grad()
+def check_parts(world: WorldModel) -> None:
+    """Raises ValueError unless encoder and dynamics answer in the shapes of their contracts; tried on zeros."""
+    d, a, config = world.latent_dim, world.action_dim, world.config
+    for name, part in (("encoder", world.encoder), ("dynamics", world.dynamics)):
+        if getattr(part, "latent_dim", None) != d:
+            raise ValueError(
+                f"{name} {getattr(config, name)!r} must have latent_dim={d}, as the configuration says, got "
+                f"{getattr(part, 'latent_dim', None)}"
+            )
+    seen = {
+        name: torch.zeros(2, *shape, dtype=torch.uint8 if len(shape) == 3 else torch.float32)
+        for name, shape in world.spec.shapes.items()
+    }
+    with evaluating(world):
+        z = world.encoder(seen if world.spec.parts else seen[OBSERVATION])
+        if tuple(z.shape) != (2, d) or z.dtype != torch.float32:
+            raise ValueError(
+                f"encoder {config.encoder!r} must answer float32 latents (b, {d}), here (2, {d}), got {z.dtype} "
+                f"{tuple(z.shape)}"
+            )
+        path = world.dynamics.rollout(
+            torch.zeros(2, d), torch.zeros(2, 3, a), futures=2, generator=torch.Generator().manual_seed(0)
+        )
+    if path.ndim != 4 or path.shape[1] not in (1, 2) or (path.shape[0], *path.shape[2:]) != (2, 4, d):
+        raise ValueError(
+            f"dynamics {config.dynamics!r} must answer latents (b, futures, h + 1, {d}), here (2, 1 or 2, 4, {d}) for "
+            f"h = 3 actions, got {tuple(path.shape)}"
+        )
+
+
+def config_header(config: WorldModelConfig) -> JSON:
+    """What a file says of its world model: the configuration, and where parts that are not ours are registered."""
+    named = {"encoder": ENCODERS, "dynamics": DYNAMICS, "objective": OBJECTIVES}
+    homes = {kind: registry.home(getattr(config, kind)) for kind, registry in named.items()}
+    own = {kind: home for kind, home in homes.items() if not home.startswith("jepa_rl.")}
+    return {"config": asdict(config)} | ({"registered_by": own} if own else {})
+
+
+def build_saved(path: str | Path, tensors: Mapping[str, Tensor], header: JSON) -> WorldModel:
+    """The world model of a file's tensors and header, in training mode.
+
+    Raises:
+        ValueError: if they do not describe one of this version, or name a part that is not registered.
+    """
+    try:
+        data, homes = header["config"], header.get("registered_by", {})
+        old = isinstance(data["objective"], dict)
+        for kind, registry in (("encoder", ENCODERS), ("dynamics", DYNAMICS), ("objective", OBJECTIVES)):
+            if not (old and kind == "objective"):
+                registry.check(data[kind], homes.get(kind))
+        model = WorldModel(WorldModelConfig.from_json(data))
+        model.load_state_dict({current_name(name): tensor for name, tensor in tensors.items()})
+    except (TypeError, KeyError, AttributeError, RuntimeError) as error:
+        raise ValueError(f"{path} does not describe a world model of this version: {error}") from error
+    return model
+
+
+def current_name(name: str) -> str:
+    """Of a tensor in a world model's file: version 0.1.0 kept the objective's parts in the model itself."""
+    return f"objective.{name}" if name.split(".")[0] in ("inverse", "target_encoder") else name

@@ -13,7 +13,7 @@ from stable_baselines3.common.callbacks import ConvertCallback
 from stable_baselines3.common.utils import set_random_seed
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from jepa_rl import Objective, WorldModel, WorldModelConfig
+from jepa_rl import WorldModel, WorldModelConfig
 from jepa_rl.agents.evaluation import EvaluationCallback, play_episodes
 from jepa_rl.agents.sb3.online import (
     LatentFeatures,
@@ -139,9 +139,9 @@ class Glow(gym.Env):
 def test_the_world_model_learns_beside_the_agent_and_only_from_its_own_loss(algorithm):
     env = Glow(discrete=algorithm is DQN)
     torch.manual_seed(0)
-    objective = Objective(sigreg=0.5, inverse_dynamics=1.0)
+    objective = {"sigreg": 0.5, "inverse_dynamics": 1.0}
     world = WorldModel(
-        WorldModelConfig(world_spec(env), 8, objective=objective, dynamics_options={"width": 16})
+        WorldModelConfig(world_spec(env), 8, objective_options=objective, dynamics_options={"width": 16})
     )
     agent = algorithm(
         "CnnPolicy", env, learning_starts=20, batch_size=16, buffer_size=200, seed=0,

@@ -12,7 +12,6 @@ from jepa_rl import (
     ActionSpec,
     Episode,
     EpisodeStore,
-    Objective,
     TrainConfig,
     WindowSampler,
     WorldModel,
@@ -420,10 +419,10 @@ def test_futures_are_learned_beside_the_encoder_from_the_episode_store(tmp_path)
         sides = np.where(rng.random(13) < np.append(0.5, (1 + actions) / 2), 1, -1)
         store.append(Episode(frames=lamps(sides, rng), actions=actions, rewards=np.zeros(12, np.float32)))
     torch.manual_seed(0)
-    objective = Objective(sigreg=1.0, inverse_dynamics=4.0, target="stop_gradient")
+    objective = {"sigreg": 1.0, "inverse_dynamics": 4.0, "target": "stop_gradient"}
     options = dict(width=32, average_rate=0.02)
     config = WorldModelConfig(
-        store.spec, latent_dim=4, dynamics="flow", dynamics_options=options, objective=objective
+        store.spec, latent_dim=4, dynamics="flow", dynamics_options=options, objective_options=objective
     )
     world = WorldModel(config)
     training = TrainConfig(steps=300, batch_size=64, learning_rate=2e-3)

@@ -21,27 +21,27 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.logger import configure
 
-from jepa_rl.agents.sb3.jepa_mpc import (
-    JEPAMPC,
-    PRESETS,
-    ControlModel,
-    ModelConfig,
-    ReturnCost,
-    jepa_mpc_preset,
-)
+from jepa_rl.agents.sb3.jepa_mpc import JEPAMPC, PRESETS, jepa_mpc_preset
 from jepa_rl.agents.sb3.jepa_mpc.monitor import PlanRecord, search_metrics
-from jepa_rl.agents.sb3.jepa_mpc.networks import random_shift
 from jepa_rl.agents.sb3.jepa_mpc.policy import JEPAMPCPolicy
 from jepa_rl.agents.sb3.jepa_mpc.resume import settings_of
-from jepa_rl.agents.sb3.jepa_mpc.spaces import ActionCodec
+from jepa_rl.control import ControlConfig, ControlModel, ReturnCost, world_config
 from jepa_rl.envs import ActionRepeat
+from jepa_rl.objectives import random_shift, shifted
+from jepa_rl.spaces import action_spec, observed_spec
 from jepa_rl.testing import DynamicsContract
 from jepa_rl.types import ActionSpec, Plan, WorldSpec
 from jepa_rl.world_model import WorldModel, WorldModelConfig
 
-TINY = ModelConfig(latent_dim=32, width=48)
-# As in TD-MPC2; takes lower rates than the default ones.
-SIMPLEX = {"latent": "simplex", "consistency": 20.0, "reward": 0.1, "value": 0.1, "target_rate": 0.01}
+
+def parts(control=None, **world):
+    """Policy arguments of a tiny agent: fields of ``ControlConfig``, and of the world model's configuration."""
+    small = {"latent_dim": 32, "dynamics_options": {"width": 48, "depth": 2}}
+    return {"world": small | world, "control": ControlConfig(**{"width": 48} | (control or {}))}
+
+
+TINY = parts()
+SMALL_PICTURES = parts(encoder_options={"widths": (16, 16)}, objective_options={"shift": 0})
 SEARCH = dict(samples=16, elites=4, iterations=2, proposals=2)
 
 
@@ -103,7 +103,7 @@ class Pictures(gym.Env):
 
 
 def tiny(env, **options) -> JEPAMPC:
-    kwargs = dict(model=TINY) | SEARCH | options.pop("policy_kwargs", {})
+    kwargs = TINY | SEARCH | options.pop("policy_kwargs", {})
     settings = (
         dict(seed=0, learning_starts=40, batch_size=16, n_step=3) | options
     )  # short: episodes have ten steps
@@ -118,8 +118,9 @@ def mean_return(agent, make_env, episodes: int) -> float:
 class TestControlModel(DynamicsContract):
     def make_dynamics(self):
         torch.manual_seed(0)
-        space = {"observation": spaces.Box(-1, 1, (3,), np.float32)}
-        return ControlModel(space, 2, (), TINY, 0.9).eval()
+        spec = observed_spec(spaces.Box(-1, 1, (3,), np.float32), spaces.Box(-1, 1, (2,), np.float32))
+        world = WorldModel(world_config(spec, TINY["world"]))
+        return ControlModel(world, TINY["control"], 0.9).eval()
 
 
 def test_the_return_of_a_plan_is_its_discounted_rewards_while_alive_and_the_value_at_its_end():
@@ -156,9 +157,7 @@ def test_learns_to_walk_to_the_goal():
 
 @pytest.mark.parametrize("termination", [True, False])
 def test_an_end_that_is_ignored_is_walked_into(termination):
-    # What lies behind the end is never learned, and is worth what resembles it: more so on a simplex.
-    policy = {"model": replace(TINY, termination=termination, **SIMPLEX)}
-    agent = tiny(Cliff(), gamma=0.95, learning_rate=3e-4, encoder_rate=0.3, policy_kwargs=policy)
+    agent = tiny(Cliff(), gamma=0.95, policy_kwargs=parts({"termination": termination}))
     agent.learn(900)
     action, _ = agent.predict(np.array([1.0, 0.0], np.float32), deterministic=True)
     assert action == (0 if termination else 1)
@@ -182,14 +181,21 @@ def test_pictures_and_vectors_in_many_environments(tmp_path):
     assert list(tmp_path.rglob("events*"))
 
 
+def pictures_by(shared, keypoints=0, **options):
+    """Stacked frames read one by one, or as channels; by convolutions, or as keypoints."""
+    if keypoints:
+        options["keypoints"] = keypoints
+    encoder = "frames" if shared else "keypoints" if keypoints else "conv"
+    return {"encoder": encoder, "encoder_options": options}
+
+
 @pytest.mark.parametrize("shared", [True, False])
 @pytest.mark.parametrize("keypoints", [0, 4])
 def test_windows_are_encoded_as_their_observations_are(shared, keypoints):
-    model = replace(TINY, latent="sigreg", share_frames=shared, keypoints=keypoints)
-    agent = tiny(Pictures(), policy_kwargs={"model": model})
+    agent = tiny(Pictures(), policy_kwargs=parts(**pictures_by(shared, keypoints=keypoints)))
     agent.learn(100)
-    encoder = agent.policy.model.encoder.eval()
-    windows = agent._tensors(agent.replay_buffer.sample(64, 3, np.random.default_rng(0)))
+    encoder = agent.policy.model.world.encoder.eval()
+    windows = agent.replay_buffer.sample(64, 3, np.random.default_rng(0))
     whole = windows.valid.all(1)  # behind the end of an episode frames are repeated
     seen = {name: x[whole] for name, x in windows.observations.items()}
     with torch.no_grad():
@@ -358,15 +364,21 @@ def test_observations_of_another_kind_are_refused(space, message):
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ({"latent": "VICReg"}, r"latent must be one of .*'vicreg'.*, got 'VICReg'"),
-        ({"objective": "recon"}, "objective must be one of"),
-        ({"width": 0}, "width must be at least 1, got 0"),
-        ({"consistency": float("nan")}, "consistency must be at least 0"),
+        (dict(objective_options={"kind": "VICReg"}), r"kind must be one of .*'vicreg'.*, got 'VICReg'"),
+        (dict(objective="recon"), r"there is no objective 'recon', only .*'reconstruction'"),
+        (dict(latent=8), r"world takes .*'latent_dim'.*, got \['latent'\]"),
+        (dict(encoder_options={"frames": 2}), "gets frames=3 from the spec, the options say 2"),
+        (dict(objective_options={"consistency": float("nan")}), "at least 0, got {'consistency': nan}"),
     ],
 )
-def test_a_model_that_is_none_is_refused(setting, message):
+def test_a_world_model_that_is_none_is_refused(setting, message):
     with pytest.raises(ValueError, match=message):
-        replace(TINY, **setting)
+        tiny(OnlyPictures() if "encoder_options" in setting else Goal1D(), policy_kwargs=parts(**setting))
+
+
+def test_sizes_below_one_are_refused():
+    with pytest.raises(ValueError, match="width must be at least 1, got 0"):
+        ControlConfig(width=0)
 
 
 def test_an_action_is_repeated_and_its_rewards_summed():
@@ -413,7 +425,7 @@ def test_several_choices_at_once():
 
 
 def test_choices_and_their_codes_are_inverse():
-    codec = ActionCodec(Doors.action_space)
+    codec = action_spec(Doors.action_space)
     choices = np.array([[0, 1], [1, 3], [1, 2]])
     codes = codec.encode(choices)
     np.testing.assert_array_equal(codes, [[1, 0, 1, 0, 0], [0, 1, 0, 0, 1], [0, 1, 0, 1, 0]])
@@ -444,7 +456,7 @@ def test_the_value_of_a_chain_of_two_states_is_known():
     model = agent.policy.model.eval()
     states = torch.eye(2)
     with torch.no_grad():
-        z = model.encode({"observation": states})
+        z = model.encode(states)
         action = torch.zeros(2, 1)
         value, reward = model.value(z, action).mean(0), model.reward(z, action)
     torch.testing.assert_close(value, torch.tensor([0.5 + 0.9 * 2.0, 2.0]), atol=0.15, rtol=0)
@@ -470,7 +482,7 @@ def test_a_time_limit_is_not_the_end_of_what_is_paid():
     agent.learn(300)
     model = agent.policy.model.eval()
     with torch.no_grad():
-        z = model.encode({"observation": torch.ones(1, 1)})
+        z = model.encode(torch.ones(1, 1))
         value = model.value(z, torch.zeros(1, 1)).mean().item()
     assert value == pytest.approx(1 / (1 - 0.8), abs=0.5)  # five steps alone are worth 3.4
 
@@ -493,25 +505,25 @@ def test_training_that_a_callback_stopped_goes_on_in_a_new_episode():
 def test_prediction_alone_collapses_and_the_term_against_it_prevents_that():
     spread = {}
     for weight in (0.0, 1.0):
-        model = replace(TINY, reward=0.0, value=0.0, anti_collapse=weight)
-        agent = tiny(Goal1D(), policy_kwargs={"model": model})
+        alone = parts({"reward": 0.0, "value": 0.0}, objective_options={"anti_collapse": weight})
+        agent = tiny(Goal1D(), policy_kwargs=alone)
         agent.learn(400)
         states = torch.linspace(-1.5, 1.5, 64)[:, None]
         with torch.no_grad():
-            spread[weight] = agent.policy.model.eval().encode({"observation": states}).std(0).mean().item()
+            spread[weight] = agent.policy.model.eval().encode(states).std(0).mean().item()
     assert spread[1.0] > 5 * spread[0.0]
 
 
 def test_acting_reads_the_statistics_of_states_that_windows_start_with():
     agent = tiny(OnlyPictures())
     agent.learn(60)
-    batch = agent._tensors(agent.replay_buffer.sample(64, 3, np.random.default_rng(0), 9, 0.9))
-    norm, found = next(iter(agent.policy.model.encoder.pictures.values())).norm, []
+    batch = agent.replay_buffer.sample(64, 3, np.random.default_rng(0), 9, 0.9)
+    norm, found = agent.policy.model.world.encoder.norm, []
     before = {name: value.clone() for name, value in norm.state_dict().items()}
     for brightness in (0, 255):
         norm.load_state_dict(before)
-        future = {name: torch.full_like(x, brightness) for name, x in batch.future.items()}
-        agent.policy.model.train().loss(batch._replace(future=future), torch.Generator().manual_seed(0))
+        future = torch.full_like(batch.future, brightness)
+        agent.policy.model.train().loss(replace(batch, future=future), torch.Generator().manual_seed(0))
         found.append(torch.cat([norm.running_mean, norm.running_var]))
     torch.testing.assert_close(*found, rtol=0, atol=0)
     assert not torch.equal(found[0], torch.cat([before["running_mean"], before["running_var"]]))
@@ -520,24 +532,23 @@ def test_acting_reads_the_statistics_of_states_that_windows_start_with():
 def test_the_last_state_of_a_window_is_not_encoded_twice_for_the_value_target():
     agent = tiny(Goal1D())
     agent.learn(60)
-    batch = agent._tensors(agent.replay_buffer.sample(32, 3, np.random.default_rng(0), 3, 0.9))
+    batch = agent.replay_buffer.sample(32, 3, np.random.default_rng(0), 3, 0.9)
     assert batch.future is None
-    last = {name: x[:, -1] for name, x in batch.observations.items()}
+    last = batch.observations[:, -1]
     model = agent.policy.model.train()
     once = model.loss(batch, torch.Generator().manual_seed(0))
-    twice = model.loss(batch._replace(future=last), torch.Generator().manual_seed(0))
+    twice = model.loss(replace(batch, future=last), torch.Generator().manual_seed(0))
     torch.testing.assert_close(once.terms, twice.terms)
-    other = {name: x + 1 for name, x in last.items()}
-    unlike = model.loss(batch._replace(future=other), torch.Generator().manual_seed(0))
+    unlike = model.loss(replace(batch, future=last + 1), torch.Generator().manual_seed(0))
     assert unlike.terms["value"] != once.terms["value"]
 
 
 @pytest.mark.parametrize("shared", [True, False])
 def test_the_state_behind_a_window_is_the_last_that_was_seen_at_a_time_limit_too(shared):
     """Windows that run over the end repeat its frame: their last stack shows a standstill that was not."""
-    agent = tiny(Pictures(), policy_kwargs={"model": replace(TINY, shift=0, share_frames=shared)})
+    agent = tiny(Pictures(), policy_kwargs=parts(**pictures_by(shared), objective_options={"shift": 0}))
     agent.learn(60)
-    batch = agent._tensors(agent.replay_buffer.sample(64, 3, np.random.default_rng(0), 3, 0.9))
+    batch = agent.replay_buffer.sample(64, 3, np.random.default_rng(0), 3, 0.9)
     assert batch.future is None and not batch.valid[:, -1].all()
     rows = torch.arange(64)
     model, last = agent.policy.model.eval(), batch.valid.sum(1)
@@ -549,31 +560,30 @@ def test_the_state_behind_a_window_is_the_last_that_was_seen_at_a_time_limit_too
     torch.testing.assert_close(asked[0], expected)
 
 
-def test_what_lies_behind_an_end_is_not_painted():
-    agent = tiny(OnlyPictures(), policy_kwargs={"model": replace(TINY, objective="reconstruction", shift=0)})
+def test_what_lies_behind_an_end_is_not_decoded():
+    agent = tiny(
+        OnlyPictures(), policy_kwargs=parts(objective="reconstruction", objective_options={"shift": 0})
+    )
     agent.learn(60)
-    batch = agent._tensors(agent.replay_buffer.sample(64, 3, np.random.default_rng(0), 3, 0.9))
-    model, painted = agent.policy.model.eval(), []
+    batch = agent.replay_buffer.sample(64, 3, np.random.default_rng(0), 3, 0.9)
+    model, decoded = agent.policy.model.eval(), []
     behind = ~torch.nn.functional.pad(batch.valid, (1, 0), value=True)
     for rows in (behind, ~behind):
         for brightness in (0, 255):
-            seen = batch.observations["observation"].clone()
+            seen = batch.observations.clone()
             seen[rows] = brightness
-            seen[:, 0] = batch.observations["observation"][:, 0]  # where the path begins
-            changed = batch._replace(observations={"observation": seen})
-            painted.append(model.loss(changed).terms["reconstruction"].item())
-    assert painted[0] == pytest.approx(painted[1], rel=1e-5)
-    assert abs(painted[2] - painted[3]) > 1e-3
+            seen[:, 0] = batch.observations[:, 0]  # where the path begins
+            changed = replace(batch, observations=seen)
+            decoded.append(model.loss(changed).terms["reconstruction"].item())
+    assert decoded[0] == pytest.approx(decoded[1], rel=1e-5)
+    assert abs(decoded[2] - decoded[3]) > 1e-3
 
 
-def test_what_is_painted_is_shifted_as_what_is_seen():
-    agent = tiny(OnlyPictures(), policy_kwargs={"model": replace(TINY, objective="reconstruction")})
+def test_all_pictures_of_a_window_are_shifted_alike():
     windows = torch.randint(0, 256, (8, 4, 3, 16, 16), dtype=torch.uint8)
-    moved = agent.policy.model._shifted({"pixels": windows}, torch.Generator().manual_seed(0))["pixels"]
+    moved = shifted(windows, 3, torch.Generator().manual_seed(0))
     assert not torch.equal(moved, windows)
-    each = agent.policy.model._shifted(
-        {"pixels": windows[:, :1].expand_as(windows)}, torch.Generator().manual_seed(0)
-    )["pixels"]
+    each = shifted(windows[:, :1].expand_as(windows), 3, torch.Generator().manual_seed(0))
     assert torch.equal(each[:, :1].expand_as(each), each)
     torch.testing.assert_close(each[:, 0], moved[:, 0], rtol=0, atol=0)
 
@@ -615,12 +625,10 @@ def test_a_linear_quadratic_task_is_steered_with_the_optimal_gain():
     assert np.abs(actions + gain * x).max() < 0.3
 
 
-@pytest.mark.parametrize("latent", ["simplex", "sigreg", "vicreg"])
-def test_every_latent_learns_to_walk_to_the_goal(latent):
-    simplex = latent == "simplex"
-    policy = {"model": replace(TINY, **SIMPLEX if simplex else {"latent": latent, "anti_collapse": 0.05})}
-    rate = 3e-4 if simplex else 1e-3
-    agent = tiny(Goal1D(), gamma=0.9, learning_rate=rate, policy_kwargs=policy)
+@pytest.mark.parametrize("kind", ["sigreg", "vicreg"])
+def test_every_anti_collapse_term_learns_to_walk_to_the_goal(kind):
+    policy = parts(objective_options={"kind": kind, "anti_collapse": 0.05})
+    agent = tiny(Goal1D(), gamma=0.9, learning_rate=1e-3, policy_kwargs=policy)
     agent.learn(600)
     assert mean_return(agent, Goal1D, 10) > -2.5
 
@@ -630,7 +638,7 @@ def test_every_latent_learns_to_walk_to_the_goal(latent):
     [
         {"proposals": 0},
         {"terminal_value": False, "horizon": 6},
-        {"model": replace(TINY, objective="reconstruction")},
+        parts(objective="reconstruction"),
     ],
     ids=["no_prior", "no_terminal_value", "reconstruction"],
 )
@@ -648,7 +656,7 @@ def pixel_world(tmp_path, shared=True):
         spec,
         32,
         encoder="frames" if shared else "conv",
-        encoder_options={"widths": (8, 8), **({"frames": 3} if shared else {})},
+        encoder_options={"widths": (8, 8)},
         dynamics_options={"width": 48, "depth": 2},
     )
     world = WorldModel(config)
@@ -667,15 +675,15 @@ class OnlyPictures(Pictures):
 @pytest.mark.parametrize("shared", [True, False])
 def test_a_world_model_that_was_trained_without_reward_is_taken_over(tmp_path, frozen, shared):
     world = pixel_world(tmp_path, shared)
-    model = replace(TINY, latent="sigreg", frozen=frozen, encoder_widths=(8, 8), share_frames=shared)
-    agent = tiny(OnlyPictures(), policy_kwargs={"model": model})
+    small = parts({"frozen": frozen}, **pictures_by(shared, widths=(8, 8)))
+    agent = tiny(OnlyPictures(), policy_kwargs=small)
     agent.policy.warm_start(tmp_path / "world.safetensors")
     pixels = torch.randint(0, 256, (5, 3, 16, 16), dtype=torch.uint8)
     actions = torch.rand(5, 3, 2)
 
     def latents():
         with torch.no_grad():
-            z = agent.policy.model.eval().encode({"observation": pixels})
+            z = agent.policy.model.eval().encode(pixels)
             return agent.policy.model.rollout(z, actions)
 
     with torch.no_grad():
@@ -688,15 +696,11 @@ def test_a_world_model_that_was_trained_without_reward_is_taken_over(tmp_path, f
 
 def test_a_world_model_of_another_size_is_refused(tmp_path):
     pixel_world(tmp_path)
-    agent = tiny(OnlyPictures(), policy_kwargs={"model": replace(TINY, latent="sigreg")})
+    agent = tiny(OnlyPictures(), policy_kwargs=TINY)
     before = {name: value.clone() for name, value in agent.policy.state_dict().items()}
     with pytest.raises(ValueError, match=r"does not fit: .*convolutions.*instead of"):
         agent.policy.warm_start(tmp_path / "world.safetensors")
     assert all(torch.equal(before[name], value) for name, value in agent.policy.state_dict().items())
-    with pytest.raises(ValueError, match="SimplexDynamics"):
-        tiny(OnlyPictures(), policy_kwargs={"model": replace(TINY, **SIMPLEX)}).policy.warm_start(
-            tmp_path / "world.safetensors"
-        )
 
 
 def test_value_targets_reach_less_far_in_the_second_half_of_the_training(tmp_path):
@@ -786,7 +790,7 @@ def test_the_replay_is_saved_and_loaded_without_pickle(tmp_path):
     other.load_replay_buffer(tmp_path / "replay.safetensors")
     assert len(other.replay_buffer) == len(agent.replay_buffer) == 60
     a, b = (m.replay_buffer.sample(30, 3, np.random.default_rng(0)) for m in (agent, other))
-    np.testing.assert_array_equal(a.observations["observation"], b.observations["observation"])
+    np.testing.assert_array_equal(a.observations, b.observations)
     other.load_replay_buffer(tmp_path / "replay.safetensors")  # in place of what is there, as in SB3
     assert len(other.replay_buffer) == 60
     with pytest.raises(ValueError, match="use the environment it is from"):
@@ -891,7 +895,9 @@ class SeenGoal1D(Goal1D):
 
 def test_learns_to_walk_to_a_goal_that_it_only_sees():
     agent = tiny(
-        SeenGoal1D(), gamma=0.9, policy_kwargs={"model": replace(TINY, shift=0, encoder_widths=(16, 16))}
+        SeenGoal1D(),
+        gamma=0.9,
+        policy_kwargs=SMALL_PICTURES,
     )
     agent.learn(400)
     assert mean_return(agent, SeenGoal1D, 10) > -3.0  # the best are about -0.6, random ones about -9
@@ -919,7 +925,9 @@ class SeenAndTold(SeenGoal1D):
 
 def test_learns_from_pictures_and_vectors_what_neither_says_alone():
     agent = tiny(
-        SeenAndTold(), gamma=0.9, policy_kwargs={"model": replace(TINY, shift=0, encoder_widths=(16, 16))}
+        SeenAndTold(),
+        gamma=0.9,
+        policy_kwargs=SMALL_PICTURES,
     )
     agent.learn(600)
     assert mean_return(agent, SeenAndTold, 10) > -6.0  # the best are about -1.2, standing still gives -10

@@ -19,10 +19,15 @@ from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNormalize
 
 from jepa_rl.agents import JEPAMPC, ResumableRun
-from jepa_rl.agents.sb3.jepa_mpc import ModelConfig
 from jepa_rl.agents.sb3.jepa_mpc.resume import environment_of, run_state
+from jepa_rl.control import ControlConfig
 
-TINY = ModelConfig(latent_dim=16, width=24, bins=21, values=2, encoder_widths=(8, 8))
+TINY = {
+    "world": {
+        "latent_dim": 16, "encoder_options": {"widths": (8, 8)}, "dynamics_options": {"width": 24, "depth": 2}
+    },
+    "control": ControlConfig(width=24, bins=21),
+}  # fmt: skip
 SEARCH = dict(samples=8, elites=3, iterations=2, proposals=2)
 
 
@@ -59,7 +64,7 @@ class Spot(gym.Env):
 
 
 def agent(env=None, **options) -> JEPAMPC:
-    settings = dict(model=TINY) | SEARCH | options.pop("policy_kwargs", {})
+    settings = TINY | SEARCH | options.pop("policy_kwargs", {})
     options = dict(n_step=(6, 3), learning_rate=LinearSchedule(1e-3, 1e-4, 1.0)) | options
     return JEPAMPC(
         "CnnPolicy", env or Spot(), seed=3, learning_starts=30, batch_size=8, buffer_size=120,
@@ -241,7 +246,7 @@ def test_another_environment_of_equal_spaces_is_refused(tmp_path, processes):
 def test_another_environment_space_or_preset_is_refused_before_anything_changes(tmp_path):
     agent().learn(60, callback=ResumableRun(tmp_path, every=30))
     before = {path: path.read_bytes() for path in tmp_path.rglob("*.safetensors")}
-    wider = {"model": ModelConfig(**{**vars(TINY), "width": 32})}
+    wider = {"control": ControlConfig(width=32, bins=21)}
     for other, message in [
         (agent(policy_kwargs=wider), "policy"),
         (agent(gamma=0.5), "gamma"),

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from jepa_rl.envs import PixelObservation, action_spec, world_spec
-from jepa_rl.envs.spec import channels_first, pixel_space
+from jepa_rl.spaces import channels_first, pixel_space
 from jepa_rl.types import ActionSpec, WorldSpec
 
 

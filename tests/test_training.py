@@ -14,7 +14,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from jepa_rl import (
     EpisodeStore,
-    Objective,
     TrainConfig,
     WindowSampler,
     WorldModel,
@@ -48,8 +47,10 @@ def store(tmp_path_factory):
 
 def build(store, **options):
     torch.manual_seed(0)
-    objective = Objective(sigreg=0.5, inverse_dynamics=1.0, projections=8)
-    return WorldModel(WorldModelConfig(store.spec.with_block(2), 8, **{"objective": objective, **options}))
+    objective = {"sigreg": 0.5, "inverse_dynamics": 1.0, "projections": 8}
+    return WorldModel(
+        WorldModelConfig(store.spec.with_block(2), 8, **{"objective_options": objective, **options})
+    )
 
 
 def train(store, out, config=CONFIG, model=None, **options):
@@ -163,7 +164,7 @@ def test_another_configuration_is_refused(store, tmp_path):
     with pytest.raises(ValueError, match="learning_rate"):
         train(store, tmp_path, replace(CONFIG, learning_rate=5e-3))
     with pytest.raises(ValueError, match="sigreg"):
-        train(store, tmp_path, model=build(store, objective=Objective(sigreg=0.1)))
+        train(store, tmp_path, model=build(store, objective_options={"sigreg": 0.1}))
     with pytest.raises(ValueError, match="resume=True"):
         train(store, tmp_path, resume=False)
 
@@ -188,7 +189,7 @@ def test_a_diverging_run_says_so_and_keeps_its_checkpoint(store, tmp_path):
 
 def test_collapse_is_called_by_its_name(store, tmp_path):
     """Without an anti-collapse term and without batch norm's help, prediction alone flattens the latents."""
-    model = build(store, objective=Objective(prediction=1.0))
+    model = build(store, objective_options={"sigreg": 0.0})
     model.encoder.norm = torch.nn.Identity()
     _, result = train(
         store, tmp_path, replace(CONFIG, steps=150, learning_rate=3e-3, evaluate_every=50), model

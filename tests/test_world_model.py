@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from jepa_rl import ActionSpec, Batch, Objective, WorldModel, WorldModelConfig, WorldSpec
+from jepa_rl import ActionSpec, Batch, WorldModel, WorldModelConfig, WorldSpec
 from jepa_rl.dynamics import CausalTransformerDynamics, GRUDynamics, HeldActions, MLPDynamics
 from jepa_rl.encoders import ConvEncoder, FramesEncoder, KeypointEncoder, ViTEncoder
 from jepa_rl.encoders.conv import PatchConv
@@ -196,10 +196,10 @@ def test_pictures_too_small_or_odd(make):
 
 
 @pytest.mark.parametrize("spec", [CONTINUOUS, DISCRETE], ids=["continuous", "discrete"])
-@pytest.mark.parametrize("objective", [LEWM, EB_JEPA, EMA, replace(LEWM, inverse_dynamics=1.0)])
+@pytest.mark.parametrize("objective", [LEWM, EB_JEPA, EMA, LEWM | {"inverse_dynamics": 1.0}])
 @pytest.mark.parametrize("dynamics", ["mlp", "gru", "transformer"])
 def test_every_combination_trains(spec, objective, dynamics):
-    model, batch = build(spec, objective=objective, dynamics=dynamics), windows(spec)
+    model, batch = build(spec, objective_options=objective, dynamics=dynamics), windows(spec)
     optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
     losses = []
     for _ in range(12):
@@ -216,7 +216,7 @@ def test_every_combination_trains(spec, objective, dynamics):
 def test_the_target_that_takes_no_gradient():
     """With stop-gradient, only what is predicted *from* moves the encoder: a last state alone gets no gradient."""
     for target, moves in (("online", True), ("stop_gradient", False)):
-        model = build(objective=Objective(prediction=1.0, target=target)).eval()  # batch norm mixes no rows
+        model = build(objective_options={"sigreg": 0.0, "target": target}).eval()  # batch norm mixes no rows
         batch = windows(CONTINUOUS, h=1)
         first = model.encode(batch.pixels[:, 0]).detach()
         model.encode = lambda pixels, z=first, m=model: (
@@ -229,14 +229,14 @@ def test_the_target_that_takes_no_gradient():
 
 
 def test_the_moving_average_follows_its_formula():
-    model = build(objective=replace(EMA, ema_decay=0.9))
-    before = [p.clone() for p in model.target_encoder.parameters()]
+    model = build(objective_options=EMA | {"ema_decay": 0.9})
+    before = [p.clone() for p in model.objective.target_encoder.parameters()]
     with torch.no_grad():
         for p in model.encoder.parameters():
             p.add_(1.0)
     model.after_update()
     for old, new, online in zip(
-        before, model.target_encoder.parameters(), model.encoder.parameters(), strict=True
+        before, model.objective.target_encoder.parameters(), model.encoder.parameters(), strict=True
     ):
         torch.testing.assert_close(new, 0.9 * old + 0.1 * online)
         assert not new.requires_grad
@@ -244,7 +244,7 @@ def test_the_moving_average_follows_its_formula():
 
 @pytest.mark.parametrize("spec", [CONTINUOUS, DISCRETE])
 def test_a_saved_model_is_the_same_model(spec, tmp_path):
-    model = build(spec, objective=EB_JEPA, encoder_options={"widths": (8, 16)}).eval()
+    model = build(spec, objective_options=EB_JEPA, encoder_options={"widths": (8, 16)}).eval()
     model.save(tmp_path / "deep" / "model.safetensors")
     for path in (tmp_path / "deep" / "model.safetensors", tmp_path / "deep"):
         again = WorldModel.load(path)

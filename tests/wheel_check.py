@@ -41,7 +41,7 @@ assert observation.shape == info["goal"].shape == (2, 64, 64), observation.shape
 observation, reward, terminated, truncated, info = env.step(env.action_space.sample())
 
 import torch
-from jepa_rl.envs.spec import world_spec
+from jepa_rl.spaces import world_spec
 from jepa_rl.world_model import WorldModel, WorldModelConfig
 model = WorldModel(WorldModelConfig(world_spec(env))).eval()
 z = model.encode(torch.from_numpy(observation)[None])

@@ -8,7 +8,7 @@ import cv2
 import gymnasium as gym
 import numpy as np
 
-from jepa_rl.envs.spec import check_actions
+from jepa_rl.spaces import check_actions
 
 SIZE = 64  # pixels
 LENGTH = 12  # steps to the wall at the end

@@ -9,8 +9,8 @@ import numpy as np
 from gymnasium.error import ClosedEnvironmentError, ResetNeeded
 
 from jepa_rl.envs.gl import Renderer, backend_environment
-from jepa_rl.envs.spec import check_actions
 from jepa_rl.envs.worlds import table_edge_rules as rules
+from jepa_rl.spaces import check_actions
 
 HEIGHT = 0.4  # of the table, m; it is 1 m wide
 SPEED = 0.84  # of the hardest flick, m/s: 0.12 m at the median friction

@@ -8,8 +8,8 @@ import cv2
 import gymnasium as gym
 import numpy as np
 
-from jepa_rl.envs.spec import check_actions
 from jepa_rl.envs.worlds import table_edge_rules as rules
+from jepa_rl.spaces import check_actions
 
 
 class TableEdgeEnv(gym.Env[np.ndarray, np.ndarray]):

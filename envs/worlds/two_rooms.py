@@ -9,8 +9,8 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AutoresetMode
 
-from jepa_rl.envs.spec import check_actions
 from jepa_rl.envs.worlds.two_rooms_rules import SIZE, Reward, Start, TwoRoomsCore, TwoRoomsState
+from jepa_rl.spaces import check_actions
 
 PIXELS = gym.spaces.Box(0, 255, (2, SIZE, SIZE), np.uint8)
 ACTIONS = gym.spaces.Box(-1.0, 1.0, (2,), np.float32)

@@ -8,7 +8,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-from jepa_rl.envs.spec import pixel_space
+from jepa_rl.spaces import pixel_space
 
 
 class GoalObservation(gym.Wrapper, gym.utils.RecordConstructorArgs):

@@ -17,8 +17,8 @@ import torch
 from gymnasium import spaces
 from torch import nn
 
-from jepa_rl.envs.spec import EnvSpaces, action_spec, env_spaces, pixel_space
 from jepa_rl.modes import evaluating
+from jepa_rl.spaces import EnvSpaces, check_fits, env_spaces, pixel_space
 from jepa_rl.types import Encoder, WorldSpec
 from jepa_rl.world_model import WorldModel
 
@@ -104,7 +104,9 @@ class LatentTracker:
             state = _state_space(source.observation)
             low, high = state.low, state.high
         self.encoder = load_encoder(encoder, device)
-        check_fits(self.encoder, source)
+        spec = getattr(self.encoder, "spec", None)  # an encoder of the user's need not know its world
+        if isinstance(spec, WorldSpec):
+            check_fits(spec, source)
         self._history = np.zeros((n, history, self.encoder.latent_dim), np.float32)
         bound = np.full(history * self.encoder.latent_dim, np.inf, np.float32)
         self.space = spaces.Box(np.r_[-bound, low], np.r_[bound, high], dtype=np.float32)
@@ -206,31 +208,6 @@ def load_encoder(encoder: Any, device: str = "cpu") -> Encoder:
             f"latent_dim, got {type(encoder).__name__}"
         )
     return encoder
-
-
-def check_fits(encoder: Any, source: EnvSpaces) -> None:
-    """Raise ValueError where an encoder that knows its world (``.spec``) does not fit the environment."""
-    spec = getattr(encoder, "spec", None)
-    if not isinstance(spec, WorldSpec):
-        return
-    gray = ", grayscale=True" if spec.pixels[0] == spec.frames else ""
-    fix = f"wrap it in PixelObservation(env, size={spec.pixels[1]}, frames={spec.frames}{gray})"
-    pixels = pixel_space(source.observation).shape
-    if pixels != spec.pixels:
-        raise ValueError(
-            f"the encoder reads pixels of shape {spec.pixels}, the environment shows {pixels}; {fix}"
-        )
-    if source.frames != spec.frames:
-        raise ValueError(
-            f"the encoder reads {spec.frames} stacked frames, the environment stacks {source.frames}; {fix} "
-            "(an environment that stacks frames itself says so in metadata['frames'])"
-        )
-    action = action_spec(source.action)
-    if action != spec.action:
-        raise ValueError(
-            f"the encoder's world is driven by {spec.action}, the environment by {action}; use the "
-            "environment (and action wrappers) that the model was trained on"
-        )
 
 
 def _state_space(space: gym.Space) -> spaces.Box:

@@ -8,8 +8,8 @@ from typing import cast
 import numpy as np
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 
-from jepa_rl.envs.spec import env_spaces
 from jepa_rl.envs.wrappers.latent import LatentTracker, Observations
+from jepa_rl.spaces import env_spaces
 from jepa_rl.types import Encoder
 
 

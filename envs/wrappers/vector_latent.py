@@ -9,8 +9,8 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from gymnasium.vector.utils import batch_space
 
-from jepa_rl.envs.spec import env_spaces
 from jepa_rl.envs.wrappers.latent import LatentTracker
+from jepa_rl.spaces import env_spaces
 from jepa_rl.types import Encoder
 
 

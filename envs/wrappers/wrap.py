@@ -7,9 +7,9 @@ from typing import Any
 
 import gymnasium as gym
 
-from jepa_rl.envs.spec import env_spaces, pixel_space
 from jepa_rl.envs.wrappers.latent import LatentObservation, load_encoder
 from jepa_rl.envs.wrappers.pixels import PixelObservation
+from jepa_rl.spaces import env_spaces, pixel_space
 from jepa_rl.types import WorldSpec
 
 

@@ -94,7 +94,7 @@ class WindowSampler:
         """The windows with the given numbers, ``(b,)``."""
         episode, start = self.locate(windows)
         return Batch(
-            pixels=self._pixels(episode, self._states(start, self.steps)),
+            observations=self._pixels(episode, self._states(start, self.steps)),
             actions=self._actions(episode, start, self.steps),
             rewards=self._rewards(episode, start),
             terminated=self._ended(episode, start),

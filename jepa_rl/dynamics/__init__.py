@@ -1,6 +1,6 @@
-"""Latents and actions to the next latents."""
+"""Latents and actions to the next latents. ``@register_dynamics("mine")`` adds dynamics of yours."""
 
-from jepa_rl.dynamics.base import energy_score
+from jepa_rl.dynamics.base import Standardised, TrainableDynamics, energy_score
 from jepa_rl.dynamics.compiled import CompiledDynamics, captured
 from jepa_rl.dynamics.ensemble import EnsembleDynamics
 from jepa_rl.dynamics.flow import FlowDynamics, schedule
@@ -9,6 +9,7 @@ from jepa_rl.dynamics.held import HeldActions
 from jepa_rl.dynamics.mixture import MixtureDynamics
 from jepa_rl.dynamics.point import GRUDynamics, MLPDynamics, PointDynamics, SimplexDynamics, simplex
 from jepa_rl.dynamics.transformer import CausalTransformerDynamics
+from jepa_rl.registry import register_dynamics
 
 __all__ = [
     "CausalTransformerDynamics",
@@ -22,8 +23,11 @@ __all__ = [
     "MixtureDynamics",
     "PointDynamics",
     "SimplexDynamics",
+    "Standardised",
+    "TrainableDynamics",
     "captured",
     "energy_score",
+    "register_dynamics",
     "schedule",
     "simplex",
 ]

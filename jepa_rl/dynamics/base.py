@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -14,7 +15,69 @@ AT_ONCE = 2**19
 HELD_AT_ONCE = 2**26
 
 
-class Standardised(nn.Module):
+class TrainableDynamics(nn.Module):
+    """Base of dynamics that learn; a subclass gives ``rollout``, and what else differs from these defaults.
+
+    Args:
+        latent_dim, action_dim: widths of latent and action.
+
+    Attributes:
+        markov: whether the newest latent says all that ``rollout`` knows of the past, so that rolling out in two parts
+            is rolling out at once. Searches that go on from imagined states need it.
+
+    Raises:
+        ValueError: for widths below 1.
+    """
+
+    markov: bool = True
+
+    def __init__(self, latent_dim: int, action_dim: int) -> None:
+        super().__init__()
+        if latent_dim < 1 or action_dim < 1:
+            raise ValueError(f"latent_dim and action_dim must be at least 1, got {latent_dim}, {action_dim}")
+        self.latent_dim, self.action_dim = latent_dim, action_dim
+
+    def rollout(
+        self,
+        z: Float[Tensor, "b d"],
+        actions: Float[Tensor, "b h a"],
+        *,
+        futures: int = 1,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Latents "b n h+1 d" with ``z`` first; see ``jepa_rl.types.Dynamics``."""
+        raise NotImplementedError
+
+    def step(
+        self, z: Float[Tensor, "b d"], action: Float[Tensor, "b a"], generator: torch.Generator | None = None
+    ) -> Float[Tensor, "b d"]:
+        """The next latent, or one draw of it."""
+        return self.rollout(z, action.unsqueeze(1), generator=generator)[:, 0, 1]
+
+    def loss(
+        self,
+        latents: Float[Tensor, "b t d"],
+        actions: Float[Tensor, "b h a"],
+        generator: torch.Generator | None = None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Scalar loss on windows of latents, already averaged, and its terms.
+
+        The default is the mean squared error of the open-loop rollout (LeWorldModel, arXiv:2603.19312, eq. 1).
+        """
+        error = F.mse_loss(self.rollout(latents[:, 0], actions)[:, 0, 1:], latents[:, 1:])
+        return error, {"prediction": error}
+
+    def observe(self, latents: Float[Tensor, "b t d"], actions: Float[Tensor, "b h a"]) -> None:
+        """Takes statistics of the training data, once, before the dynamics learn on frozen latents."""
+
+    def follow(self, latents: Float[Tensor, "b t d"], actions: Float[Tensor, "b h a"]) -> None:
+        """Moves such statistics towards a batch, where the encoder learns too and its latents move."""
+
+    def after_update(self) -> None:
+        """Called after every step of the optimiser."""
+
+
+class Standardised(TrainableDynamics):
     """Base of dynamics that learn on standardised latents and actions; ``observe`` takes the spread from data.
 
     Networks whose inputs are small learn sharp changes late: on TableEdge standardised actions cut the error of the
@@ -33,10 +96,7 @@ class Standardised(nn.Module):
     action_std: Tensor
 
     def __init__(self, latent_dim: int, action_dim: int) -> None:
-        super().__init__()
-        if latent_dim < 1 or action_dim < 1:
-            raise ValueError(f"latent_dim and action_dim must be at least 1, got {latent_dim}, {action_dim}")
-        self.latent_dim, self.action_dim = latent_dim, action_dim
+        super().__init__(latent_dim, action_dim)
         self.register_buffer("mean", torch.zeros(latent_dim))
         self.register_buffer("std", torch.ones(latent_dim))
         self.register_buffer("change", torch.ones(latent_dim))

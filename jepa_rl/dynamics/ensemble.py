@@ -8,8 +8,10 @@ from torch import Tensor, nn
 
 from jepa_rl.dynamics.base import Standardised, in_chunks
 from jepa_rl.dynamics.point import MLPDynamics
+from jepa_rl.registry import register_dynamics
 
 
+@register_dynamics("ensemble")
 class EnsembleDynamics(Standardised):
     """Several point predictors; every future follows one of them (PETS's TS-infinity, Chua et al. 2018).
 

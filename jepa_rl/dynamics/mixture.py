@@ -11,8 +11,10 @@ from torch import Tensor, nn
 
 from jepa_rl.dynamics.base import Standardised, entrance, in_chunks
 from jepa_rl.dynamics.point import GatedBlock
+from jepa_rl.registry import register_dynamics
 
 
+@register_dynamics("mixture")
 class MixtureDynamics(Standardised):
     """A mixture-density network (Bishop 1994): the next latent is drawn from one of ``components`` Gaussians.
 

@@ -6,17 +6,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from jepa_rl.dynamics.base import TrainableDynamics
+from jepa_rl.registry import register_dynamics
 
-class PointDynamics(nn.Module):
+
+class PointDynamics(TrainableDynamics):
     """Base of predictors with one future. Subclasses give ``step``."""
 
-    def __init__(self, latent_dim: int, action_dim: int) -> None:
-        super().__init__()
-        if latent_dim < 1 or action_dim < 1:
-            raise ValueError(f"latent_dim and action_dim must be at least 1, got {latent_dim}, {action_dim}")
-        self.latent_dim, self.action_dim = latent_dim, action_dim
-
-    def step(self, z: Float[Tensor, "b d"], action: Float[Tensor, "b a"]) -> Float[Tensor, "b d"]:
+    def step(
+        self, z: Float[Tensor, "b d"], action: Float[Tensor, "b a"], generator: torch.Generator | None = None
+    ) -> Float[Tensor, "b d"]:
         raise NotImplementedError
 
     def rollout(
@@ -52,6 +51,7 @@ class GatedBlock(nn.Module):
         return x + self.down(nn.functional.silu(gate) * value)
 
 
+@register_dynamics("mlp")
 class MLPDynamics(PointDynamics):
     """A residual perceptron of gated blocks: ``z' = z + f(z, a)``.
 
@@ -70,7 +70,9 @@ class MLPDynamics(PointDynamics):
         self.hidden = nn.Sequential(*(GatedBlock(width) for _ in range(depth)))
         self.out = nn.Linear(width, latent_dim)
 
-    def step(self, z: Float[Tensor, "b d"], action: Float[Tensor, "b a"]) -> Float[Tensor, "b d"]:
+    def step(
+        self, z: Float[Tensor, "b d"], action: Float[Tensor, "b a"], generator: torch.Generator | None = None
+    ) -> Float[Tensor, "b d"]:
         return z + self.out(self.hidden(self.embed_latent(z) + self.embed_action(action)))
 
 
@@ -86,10 +88,13 @@ def simplex(x: Float[Tensor, "*b d"], group: int = 8) -> Float[Tensor, "*b d"]:
 class SimplexDynamics(MLPDynamics):
     """A perceptron of gated blocks between latents that went through ``simplex``: ``z' = simplex(f(z, a))``."""
 
-    def step(self, z: Float[Tensor, "b d"], action: Float[Tensor, "b a"]) -> Float[Tensor, "b d"]:
+    def step(
+        self, z: Float[Tensor, "b d"], action: Float[Tensor, "b a"], generator: torch.Generator | None = None
+    ) -> Float[Tensor, "b d"]:
         return simplex(self.out(self.hidden(self.embed_latent(z) + self.embed_action(action))))
 
 
+@register_dynamics("gru")
 class GRUDynamics(PointDynamics):
     """A gated recurrent cell whose hidden state starts from the latent and which reads actions only.
 
@@ -98,13 +103,17 @@ class GRUDynamics(PointDynamics):
         width: hidden units.
     """
 
+    markov = False  # the hidden state remembers the actions
+
     def __init__(self, latent_dim: int, action_dim: int, width: int = 256) -> None:
         super().__init__(latent_dim, action_dim)
         self.start = nn.Linear(latent_dim, width)
         self.cell = nn.GRUCell(action_dim, width)
         self.out = nn.Linear(width, latent_dim)
 
-    def step(self, z: Float[Tensor, "b d"], action: Float[Tensor, "b a"]) -> Float[Tensor, "b d"]:
+    def step(
+        self, z: Float[Tensor, "b d"], action: Float[Tensor, "b a"], generator: torch.Generator | None = None
+    ) -> Float[Tensor, "b d"]:
         return z + self.out(self.cell(action, torch.tanh(self.start(z))))
 
     def rollout(

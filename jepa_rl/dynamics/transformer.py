@@ -7,6 +7,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from jepa_rl.dynamics.base import TrainableDynamics
+from jepa_rl.registry import register_dynamics
+
 # Rows rolled out at a time when no gradient is wanted, so that activations stay in the processor's cache.
 ROWS = 512
 
@@ -17,7 +20,8 @@ FEW = 4
 KeysValues = tuple[list[Tensor], list[Tensor]]
 
 
-class CausalTransformerDynamics(nn.Module):
+@register_dynamics("transformer")
+class CausalTransformerDynamics(TrainableDynamics):
     """The predictor of LeWorldModel (Maes et al. 2026): causal attention, AdaLN-zero actions.
 
     The next latent is read off the newest token of a window of the last ``context`` latents. Each
@@ -53,13 +57,13 @@ class CausalTransformerDynamics(nn.Module):
         context: int = 3,
         dropout: float = 0.1,
     ) -> None:
-        super().__init__()
-        sizes = dict(latent_dim=latent_dim, action_dim=action_dim, width=width, depth=depth, heads=heads)
+        super().__init__(latent_dim, action_dim)
+        sizes = dict(width=width, depth=depth, heads=heads)
         sizes |= dict(head_dim=head_dim, mlp_width=mlp_width, context=context)
         wrong = {name: size for name, size in sizes.items() if size < 1}
         if wrong or not 0.0 <= dropout < 1.0:
             raise ValueError(f"sizes must be at least 1 and dropout in [0, 1), got {wrong or dropout}")
-        self.latent_dim, self.action_dim, self.context = latent_dim, action_dim, context
+        self.context, self.markov = context, context == 1
         self.position = nn.Parameter(0.02 * torch.randn(context, 1, latent_dim))
         same = latent_dim == width
         self.embed_latent = nn.Identity() if same else nn.Linear(latent_dim, width)

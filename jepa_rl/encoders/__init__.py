@@ -1,8 +1,24 @@
-"""Pixels to latents: a small conv net (default), the same on every frame of a stack, keypoints, and a small ViT."""
+"""Observations to latents: a small conv net, the same on every frame of a stack, keypoints, and a small ViT.
 
+``@register_encoder("mine")`` adds one of yours.
+"""
+
+from jepa_rl.encoders.base import ObservationEncoder, PictureEncoder, runs_of, windows_of
 from jepa_rl.encoders.conv import ConvEncoder
 from jepa_rl.encoders.frames import FramesEncoder, picture_encoder
 from jepa_rl.encoders.keypoints import KeypointEncoder
 from jepa_rl.encoders.vit import ViTEncoder
+from jepa_rl.registry import register_encoder
 
-__all__ = ["ConvEncoder", "FramesEncoder", "KeypointEncoder", "ViTEncoder", "picture_encoder"]
+__all__ = [
+    "ConvEncoder",
+    "FramesEncoder",
+    "KeypointEncoder",
+    "ObservationEncoder",
+    "PictureEncoder",
+    "ViTEncoder",
+    "picture_encoder",
+    "register_encoder",
+    "runs_of",
+    "windows_of",
+]

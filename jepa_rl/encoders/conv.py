@@ -10,6 +10,9 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from jepa_rl.encoders.base import PictureEncoder
+from jepa_rl.registry import register_encoder
+
 
 def bfloat16_is_fast(device: torch.device) -> bool:
     """Whether convolutions in bfloat16 pay on this device (AVX512-BF16 or AMX on a processor, Ampere on a GPU)."""
@@ -52,7 +55,8 @@ class PatchConv(nn.Conv2d):
         return flat.view(b, y, x, -1).permute(0, 3, 1, 2)
 
 
-class ConvEncoder(nn.Module):
+@register_encoder("conv")
+class ConvEncoder(PictureEncoder):
     """A patch convolution, stride-2 convolutions, one linear layer and a batch norm without parameters.
 
     The first layer reads non-overlapping patches: on a processor the early, large feature maps cost most of a
@@ -101,5 +105,3 @@ class ConvEncoder(nn.Module):
         with torch.autocast(pixels.device.type, torch.bfloat16, enabled=half):
             x = self.convolutions(pixels)
         return self.norm(self.project(x.float().flatten(1)))
-
-    encode = forward

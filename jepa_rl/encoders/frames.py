@@ -8,8 +8,10 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
+from jepa_rl.encoders.base import PictureEncoder
 from jepa_rl.encoders.conv import ConvEncoder
 from jepa_rl.encoders.keypoints import KeypointEncoder
+from jepa_rl.registry import register_encoder
 
 
 def picture_encoder(
@@ -28,7 +30,8 @@ def picture_encoder(
     return ConvEncoder(channels, size, latent_dim, **options)
 
 
-class FramesEncoder(nn.Module):
+@register_encoder("frames")
+class FramesEncoder(PictureEncoder):
     """Stacked frames, each through the same small encoder; what they and their differences say makes the latent.
 
     Where things are is learned once and not anew for every place in the stack, and how fast they move is a difference
@@ -79,15 +82,17 @@ class FramesEncoder(nn.Module):
 
     def forward(self, pixels: UInt8[Tensor, "b c y x"]) -> Float[Tensor, "b d"]:
         """Latents float32."""
-        return self.windows(pixels)[:, 0]
+        return self.windows(pixels, 1)[:, 0]
 
-    def windows(self, pixels: UInt8[Tensor, "b f*c y x"]) -> Float[Tensor, "b f-k+1 d"]:
-        """Latents of every ``k = frames`` frames in a row, of ``f`` that follow each other; each is read once."""
-        frames = pixels.unflatten(1, (-1, self.channels)).flatten(0, 1)
-        each = self.frame(frames).unflatten(0, (len(pixels), -1))
+    def runs(self, windows: UInt8[Tensor, "b t c y x"]) -> UInt8[Tensor, "b f y x"]:
+        """All frames of each window, none of them twice, as channels of one picture."""
+        return torch.cat([windows[:, 0], windows[:, 1:, -self.channels :].flatten(1, 2)], dim=1)
+
+    def windows(self, runs: UInt8[Tensor, "b f y x"], steps: int) -> Float[Tensor, "b t d"]:
+        """Latents of every ``frames`` frames in a row; each frame is read once."""
+        frames = runs.unflatten(1, (-1, self.channels)).flatten(0, 1)
+        each = self.frame(frames).unflatten(0, (len(runs), -1))
         stacks = each.unfold(1, self.frames, 1).movedim(-1, 2)  # b t k n
         parts = torch.cat([stacks[:, :, -1:], stacks.diff(dim=2)], dim=2)
         latents = self.norm(self.join(parts.flatten(2)).flatten(0, 1))
-        return latents.unflatten(0, (len(pixels), -1))
-
-    encode = forward
+        return latents.unflatten(0, (len(runs), -1))

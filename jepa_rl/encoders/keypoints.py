@@ -9,10 +9,13 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from jepa_rl.encoders.base import PictureEncoder
 from jepa_rl.encoders.conv import PatchConv, bfloat16_is_fast
+from jepa_rl.registry import register_encoder
 
 
-class KeypointEncoder(nn.Module):
+@register_encoder("keypoints")
+class KeypointEncoder(PictureEncoder):
     """Maps of features, each read as the place of its peak and how high it is; a linear layer mixes them.
 
     The spatial softmax of Levine et al. 2016 (arXiv:1504.00702) and Finn et al. 2016 (arXiv:1509.06113): every map
@@ -96,8 +99,6 @@ class KeypointEncoder(nn.Module):
         # Bounded and flattened: a map that found its thing says so, and no more the more of it there is.
         there = torch.tanh(0.3 * height)
         return self.norm(self.project(torch.cat([where.flatten(1), there], dim=1)))
-
-    encode = forward
 
 
 def gaussian(size: int, std: float) -> Float[Tensor, "n n"]:

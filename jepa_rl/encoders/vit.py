@@ -6,10 +6,13 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
+from jepa_rl.encoders.base import PictureEncoder
 from jepa_rl.encoders.conv import bfloat16_is_fast
+from jepa_rl.registry import register_encoder
 
 
-class ViTEncoder(nn.Module):
+@register_encoder("vit")
+class ViTEncoder(PictureEncoder):
     """Patches, a few transformer blocks, the mean over patches, a linear layer and a batch norm.
 
     The last layer before the batch norm is linear: a layer norm there would block SIGReg (LeWorldModel).
@@ -54,5 +57,3 @@ class ViTEncoder(nn.Module):
             tokens = self.patches(pixels.to(torch.bfloat16 if half else torch.float32).mul_(1 / 255))
             tokens = self.blocks(tokens.flatten(2).transpose(1, 2) + self.positions)
         return self.norm(self.project(tokens.float().mean(1)))
-
-    encode = forward

@@ -1,6 +1,10 @@
-"""What shapes the latent space: prediction and anti-collapse terms, and weighted sums of them."""
+"""What shapes the latent space. ``@register_objective("mine")`` adds an objective of yours."""
 
-from jepa_rl.objectives.objective import EB_JEPA, EMA, LEWM, Objective
+from jepa_rl.objectives.augment import random_shift, shifted
+from jepa_rl.objectives.base import Objective, Unrolled
+from jepa_rl.objectives.consistency import Consistency
+from jepa_rl.objectives.jepa import EB_JEPA, EMA, JEPA, LEWM
+from jepa_rl.objectives.reconstruction import Reconstruction
 from jepa_rl.objectives.terms import (
     covariance,
     inverse_dynamics,
@@ -10,15 +14,23 @@ from jepa_rl.objectives.terms import (
     time_similarity,
     variance,
 )
+from jepa_rl.registry import register_objective
 
 __all__ = [
     "EB_JEPA",
     "EMA",
+    "JEPA",
     "LEWM",
+    "Consistency",
     "Objective",
+    "Reconstruction",
+    "Unrolled",
     "covariance",
     "inverse_dynamics",
     "prediction",
+    "random_shift",
+    "register_objective",
+    "shifted",
     "sigreg",
     "straightness",
     "time_similarity",

@@ -18,7 +18,7 @@ from jepa_rl.data.latent_windows import LatentBatch, LatentEpisodes, LatentWindo
 from jepa_rl.data.store import EpisodeStore
 from jepa_rl.data.view import EpisodeView
 from jepa_rl.training import TrainConfig, TrainResult, fit
-from jepa_rl.world_model import WorldModel, WorldModelConfig, dynamics_loss
+from jepa_rl.world_model import WorldModel, WorldModelConfig
 
 
 @dataclass(frozen=True)
@@ -50,10 +50,10 @@ class FrozenEncoder(nn.Module):
         self, batch: LatentBatch, generator: torch.Generator | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Error of the open-loop rollout over the window, or the loss of dynamics that draw futures."""
-        return dynamics_loss(self.dynamics, batch.latents, batch.actions, generator)
+        return self.dynamics.loss(batch.latents, batch.actions, generator)
 
     def after_update(self) -> None:
-        getattr(self.dynamics, "after_update", lambda: None)()
+        self.dynamics.after_update()
 
 
 REFINE = TrainConfig(
@@ -87,9 +87,8 @@ def refine_dynamics(
     """
     latents = episodes if isinstance(episodes, LatentEpisodes) else LatentEpisodes.encode(model, episodes)
     sampler = LatentWindowSampler(latents, steps, model.spec.block)
-    if hasattr(model.dynamics, "observe"):
-        seen = sampler.sample(10_000, np.random.default_rng(config.seed))
-        model.dynamics.observe(seen.latents, seen.actions)
+    seen = sampler.sample(10_000, np.random.default_rng(config.seed))
+    model.dynamics.observe(seen.latents, seen.actions)
     result = fit(FrozenEncoder(model), sampler, config, out, resume=resume, progress=progress)
     model.eval()
     return result

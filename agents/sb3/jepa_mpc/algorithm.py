@@ -16,13 +16,13 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule, TrainFreq
 from stable_baselines3.common.utils import LinearSchedule
 
-from jepa_rl.agents.sb3.jepa_mpc.model import ControlBatch
 from jepa_rl.agents.sb3.jepa_mpc.monitor import EnvClock, PlanRecord, model_metrics, search_metrics
 from jepa_rl.agents.sb3.jepa_mpc.policy import JEPAMPCPolicy
-from jepa_rl.agents.sb3.jepa_mpc.replay import EpisodeReplay, Windows
-from jepa_rl.agents.sb3.jepa_mpc.spaces import by_name, observation_boxes
+from jepa_rl.data.replay import EpisodeReplay
 from jepa_rl.memory import keep_freed_memory
+from jepa_rl.spaces import by_name, observation_boxes, source_of
 from jepa_rl.training import descend
+from jepa_rl.world_model import WorldModel
 
 
 class JEPAMPC(OffPolicyAlgorithm):
@@ -66,7 +66,8 @@ class JEPAMPC(OffPolicyAlgorithm):
             what earlier, worse agents were paid.
         encoder_rate: the encoder's learning rate, relative to the rest.
         max_grad_norm: largest gradient norm.
-        policy_kwargs: of ``JEPAMPCPolicy``: the search, and ``model=ModelConfig(...)``.
+        policy_kwargs: of ``JEPAMPCPolicy``: the search, ``world=dict(...)`` (encoder, dynamics and objective) and
+            ``control=ControlConfig(...)``.
         seed: without one the first weights and the environments (``ResumableRun``'s excepted) differ from run to run;
             what draws batches, searches and exploration starts from 0 all the same, so that a run can be resumed.
         stats_window_size, tensorboard_log, verbose, device: as in Stable-Baselines3.
@@ -132,7 +133,7 @@ class JEPAMPC(OffPolicyAlgorithm):
             raise ValueError(
                 f"n_step must be at least steps={steps}, which must be at least 1, and must not rise; got {n_step}"
             )
-        self.steps, self.n_step, self.frames = steps, n_step, 1
+        self.steps, self.n_step, self.frames, self.source = steps, n_step, 1, ""
         self.encoder_rate, self.max_grad_norm = encoder_rate, max_grad_norm
         self._n_updates = 0
         self._unstored = False  # whether a step was begun that is not in the replay
@@ -147,19 +148,20 @@ class JEPAMPC(OffPolicyAlgorithm):
         self.set_random_seed(self.seed)
         seed = 0 if self.seed is None else self.seed
         if self.env is not None:
-            self.frames = self._stacked_frames()
+            self.frames, self.source = self._stacked_frames(), source_of(self.env)
         policy = self.policy_class(
             self.observation_space,
             self.action_space,
             self.lr_schedule,
             discount=self.gamma,
             frames=self.frames,
+            source=self.source,
             seed=seed,
             **self.policy_kwargs,
         )
         self.policy = cast(JEPAMPCPolicy, policy.to(self.device))
         model, rate = self.policy.model, self.lr_schedule(1)
-        encoder = list(model.encoder.parameters())
+        encoder = list(model.world.encoder.parameters())
         known = {id(p) for p in (*encoder, *model.policy.parameters(), *model.target_heads.parameters())}
         rest = [p for p in model.parameters() if id(p) not in known]
         self.model_optimizer = torch.optim.Adam(
@@ -193,7 +195,7 @@ class JEPAMPC(OffPolicyAlgorithm):
     def _make_replay(self) -> None:
         self.replay_buffer = EpisodeReplay(
             observation_boxes(self.observation_space),
-            self.policy.codec.size,
+            self.policy.action.size,
             self.buffer_size,
             frames=self.frames,
             num_envs=self.n_envs,
@@ -264,11 +266,11 @@ class JEPAMPC(OffPolicyAlgorithm):
         if self.num_timesteps < learning_starts:
             actions = np.array([self.action_space.sample() for _ in range(n_envs)])
             self._clock.began = time.perf_counter()
-            return actions, self.policy.codec.encode(actions)
+            return actions, self.policy.action.encode(actions)
         assert self._last_obs is not None, "SB3 resets the environments before it asks for actions"
         tensors, _ = self.policy.obs_to_tensor(self._last_obs)
         model_actions, self._plans = self.policy.act(
-            by_name(tensors), self._plans, self._last_episode_starts, deterministic=False
+            tensors, self._plans, self._last_episode_starts, deterministic=False
         )
         plan, policy = self.policy.last_plan, self.policy
         assert plan is not None
@@ -278,7 +280,7 @@ class JEPAMPC(OffPolicyAlgorithm):
         for name, value in metrics.items():
             self.logger.record_mean(name, value)
         self._clock.began = time.perf_counter()
-        return policy.codec.decode(model_actions), model_actions
+        return policy.action.decode(model_actions), model_actions
 
     def _store_transition(
         self, replay_buffer: Any, buffer_action: np.ndarray, new_obs: Any, reward: np.ndarray,
@@ -314,8 +316,8 @@ class JEPAMPC(OffPolicyAlgorithm):
         self.policy.set_training_mode(True)
         learning = [p for group in self.model_optimizer.param_groups for p in group["params"]]
         for _ in range(gradient_steps):
-            windows = self.replay_buffer.sample(batch_size, self.steps, self.rng, self.n_step_now, self.gamma)
-            batch = self._tensors(windows)
+            batch = self.replay_buffer.sample(batch_size, self.steps, self.rng, self.n_step_now, self.gamma)
+            batch = batch.to(self.device)
             losses = model.loss(batch, self.noise)
             norm = descend(losses.total, [self.model_optimizer], learning, self.max_grad_norm)
             acting = model.policy_loss(losses, self.noise)
@@ -335,6 +337,11 @@ class JEPAMPC(OffPolicyAlgorithm):
             )
         for name, value in found.items():
             self.logger.record(f"train/{name}", value)
+
+    @property
+    def world(self) -> WorldModel:
+        """The world model that acts, the averaged one: ``wrap(env, agent.world)``, ``agent.world.save(path)``."""
+        return self.policy.world
 
     @property
     def n_step_now(self) -> int:
@@ -357,22 +364,12 @@ class JEPAMPC(OffPolicyAlgorithm):
         )
         return self.gradient_steps * rollouts
 
-    def _tensors(self, windows: Windows) -> ControlBatch:
-        def put(x: Any) -> Any:
-            if x is None:
-                return None
-            if isinstance(x, dict):
-                return {name: put(part) for name, part in x.items()}
-            return torch.from_numpy(np.ascontiguousarray(x)).to(self.device)
-
-        return ControlBatch(**{field: put(x) for field, x in windows._asdict().items()})
-
     def dump_logs(self) -> None:
         """Stable-Baselines3's, with ``jepa/*`` measured on windows from the replay."""
         if self._n_updates and len(self.replay_buffer):
             # A generator of its own: what is logged must not change what is learned.
-            windows = self.replay_buffer.sample(256, self.steps, np.random.default_rng(self.num_timesteps))
-            for name, value in model_metrics(self.policy.average, self._tensors(windows)).items():
+            batch = self.replay_buffer.sample(256, self.steps, np.random.default_rng(self.num_timesteps))
+            for name, value in model_metrics(self.policy.average, batch.to(self.device)).items():
                 self.logger.record(name, value)
         super().dump_logs()
 

@@ -10,11 +10,11 @@ from jaxtyping import Bool, Float
 from stable_baselines3.common.callbacks import BaseCallback
 from torch import Tensor
 
-from jepa_rl.agents.sb3.jepa_mpc.model import ControlBatch, ControlModel
-from jepa_rl.agents.sb3.jepa_mpc.replay import discounted
+from jepa_rl.control import ControlModel
+from jepa_rl.data.replay import discounted
 from jepa_rl.diagnostics import effective_rank
 from jepa_rl.modes import evaluating
-from jepa_rl.types import Metrics, Plan
+from jepa_rl.types import ControlBatch, Metrics, Plan
 
 
 class EnvClock(BaseCallback):
@@ -104,9 +104,7 @@ def model_metrics(model: ControlModel, batch: ControlBatch) -> Metrics:
     the mean absolute error of the reward of step k, from a latent predicted k - 1 steps ahead.
     """
     with evaluating(model):
-        b, h = batch.rewards.shape
-        states = {name: x.flatten(0, 1) for name, x in batch.observations.items()}
-        z = model.encode(states).unflatten(0, (b, h + 1))
+        z = model.world.encode_windows(batch.observations)
         std = z[:, 0].std(0)
         found = {
             "jepa/effective_rank": effective_rank(z[:, 0]),

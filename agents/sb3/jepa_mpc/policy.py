@@ -18,11 +18,11 @@ from torch import Tensor
 from jepa_rl.agents.planners.base import best_of, pick
 from jepa_rl.agents.planners.categorical import CategoricalCEM
 from jepa_rl.agents.planners.mppi import MPPI
-from jepa_rl.agents.sb3.jepa_mpc.model import ControlModel, ReturnCost, move_towards
-from jepa_rl.agents.sb3.jepa_mpc.networks import ModelConfig
-from jepa_rl.agents.sb3.jepa_mpc.spaces import ActionCodec, by_name, observation_boxes
+from jepa_rl.control import ControlConfig, ControlModel, ReturnCost, move_towards, world_config
 from jepa_rl.dynamics import CompiledDynamics, captured
-from jepa_rl.types import Cost, Dynamics, Plan
+from jepa_rl.spaces import observed_spec
+from jepa_rl.types import Cost, Dynamics, Observations, Plan
+from jepa_rl.world_model import WorldModel
 
 
 class JEPAMPCPolicy(BasePolicy):
@@ -35,7 +35,9 @@ class JEPAMPCPolicy(BasePolicy):
     Args:
         observation_space, action_space: of the environment, as Stable-Baselines3 shows them.
         lr_schedule: unused; the algorithm holds the optimisers.
-        model: sizes and weights.
+        world: fields of the ``WorldModelConfig`` that differ from those of ``jepa_rl.control.world_config``, such as
+            ``{"latent_dim": 32, "encoder": "keypoints"}``: encoder, dynamics and objective by name and options.
+        control: sizes and weights of reward, value, termination and policy prior.
         horizon: steps that are looked ahead.
         samples, elites, iterations: of the search (``MPPI`` that returns its mean, or ``CategoricalCEM`` for choices).
         init_std, temperature: of ``MPPI``.
@@ -47,6 +49,7 @@ class JEPAMPCPolicy(BasePolicy):
             decisions then take a minute; on a processor it needs a C++ compiler and gains little.
         discount: of one step; JEPAMPC gives its own ``gamma``.
         frames: stacked in every picture; JEPAMPC asks its environment.
+        source: how the environment is made, see ``WorldSpec``; JEPAMPC asks its environment.
         seed: of the searches; JEPAMPC gives its own.
 
     Raises:
@@ -59,7 +62,8 @@ class JEPAMPCPolicy(BasePolicy):
         action_space: spaces.Space,
         lr_schedule: Callable[[float], float] | None = None,
         *,
-        model: ModelConfig | None = None,
+        world: dict[str, Any] | None = None,
+        control: ControlConfig | None = None,
         horizon: int = 5,
         samples: int = 64,
         elites: int = 32,
@@ -72,28 +76,31 @@ class JEPAMPCPolicy(BasePolicy):
         compile: bool = False,
         discount: float = 0.99,
         frames: int = 1,
+        source: str = "",
         seed: int = 0,
     ) -> None:
         if not 0 < average_rate <= 1:
             raise ValueError(f"average_rate must lie in (0, 1], got {average_rate}")
         super().__init__(observation_space, action_space)
-        model = model or ModelConfig()
+        control = control or ControlConfig()
         self.settings: dict[str, Any] = dict(
-            model=model, horizon=horizon, samples=samples, elites=elites, iterations=iterations,
+            world=dict(world or {}), control=control, horizon=horizon, samples=samples, elites=elites,
+            iterations=iterations,
             init_std=init_std, temperature=temperature, proposals=proposals, terminal_value=terminal_value,
-            average_rate=average_rate, compile=compile, discount=discount, frames=frames, seed=seed,
+            average_rate=average_rate, compile=compile, discount=discount, frames=frames,
+            source=source, seed=seed,
         )  # fmt: skip
-        self.codec = ActionCodec(action_space)
-        boxes = observation_boxes(observation_space)
-        self.model = ControlModel(boxes, self.codec.size, self.codec.groups, model, discount, frames)
+        spec = observed_spec(observation_space, action_space, frames, source)
+        self.action = spec.action
+        self.model = ControlModel(WorldModel(world_config(spec, world)), control, discount)
         self.average = copy.deepcopy(self.model).requires_grad_(False)
         self.average_rate = average_rate
         self.updates: Tensor
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
         search: dict[str, Any] = dict(horizon=horizon, samples=samples, elites=elites, iterations=iterations)
         self.planner = (
-            CategoricalCEM(**search, choices=self.codec.groups)
-            if self.codec.groups
+            CategoricalCEM(**search, choices=self.action.groups)
+            if self.action.groups
             else MPPI(**search, init_std=init_std, temperature=temperature, keep_best=False)
         )
         self.proposals, self.seed = proposals, seed
@@ -105,9 +112,18 @@ class JEPAMPCPolicy(BasePolicy):
         self.last_plan: Plan | None = None
         self.seconds: dict[str, float] = {}  # of the last call's parts
 
-    def warm_start(self, path: str | Path) -> None:
-        """``ControlModel.warm_start``, for the model and its average."""
-        self.model.warm_start(path)
+    @property
+    def world(self) -> WorldModel:
+        """The world model that acts: ``wrap(env, world)``, ``world.save(path)``."""
+        return self.average.world
+
+    def warm_start(self, world: WorldModel | str | Path) -> None:
+        """Takes encoder and dynamics from a world model, or from its file, for the model and its average.
+
+        Raises:
+            ValueError, FileNotFoundError: as ``WorldModel.load`` and ``ControlModel.warm_start``.
+        """
+        self.model.warm_start(world if isinstance(world, WorldModel) else WorldModel.load(world))
         self.average.load_state_dict(self.model.state_dict())
 
     def after_update(self) -> None:
@@ -131,14 +147,14 @@ class JEPAMPCPolicy(BasePolicy):
         """Stable-Baselines3's ``predict``. ``deterministic`` takes the search's answer, and equal calls give equal
         actions; otherwise one of the best eighth of its candidates is followed, by the generator of exploration."""
         tensors, vectorised = self.obs_to_tensor(observation)
-        actions, state = self.act(by_name(tensors), state, episode_start, deterministic)
-        decoded = self.codec.decode(actions)
+        actions, state = self.act(tensors, state, episode_start, deterministic)
+        decoded = self.action.decode(actions)
         return (decoded if vectorised else decoded[0]), state
 
     @torch.no_grad()
     def act(
         self,
-        observations: dict[str, Tensor],
+        observations: Observations,
         state: tuple[np.ndarray, ...] | None,
         episode_start: np.ndarray | None,
         deterministic: bool,
@@ -189,7 +205,7 @@ class JEPAMPCPolicy(BasePolicy):
             action, _ = self.average.policy.sample(rows, generator, self.proposals)
             action[:: self.proposals] = self.average.policy.mode(rows[:: self.proposals])
             actions.append(action)
-            rows = self.average.dynamics.step(rows, action)
+            rows = self.average.world.dynamics.step(rows, action, generator)
         return torch.stack(actions, 1).unflatten(0, (len(z), self.proposals))
 
     def _explore(self, plan: Plan, generator: torch.Generator) -> Float[Tensor, "b h a"]:
@@ -201,5 +217,5 @@ class JEPAMPCPolicy(BasePolicy):
 
     def _predict(self, observation: Any, deterministic: bool = False) -> Tensor:
         """Actions of the environment as a tensor."""
-        actions, _ = self.act(by_name(observation), None, None, deterministic)
-        return torch.from_numpy(np.asarray(self.codec.decode(actions)))
+        actions, _ = self.act(observation, None, None, deterministic)
+        return torch.from_numpy(np.asarray(self.action.decode(actions)))

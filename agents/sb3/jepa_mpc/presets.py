@@ -6,7 +6,7 @@ from typing import Any
 
 from stable_baselines3.common.utils import LinearSchedule
 
-from jepa_rl.agents.sb3.jepa_mpc.networks import ModelConfig
+from jepa_rl.control import ControlConfig
 
 
 def laptop() -> dict[str, Any]:
@@ -18,7 +18,7 @@ def laptop() -> dict[str, Any]:
     the first 10,000), 32 to 57 for 50,000 with one for every fourth (CartPole-v1). An update from 9 x 64 x 64 pixels
     takes 98 to 128 ms there, a decision 19 to 28 ms.
     """
-    return {"policy_kwargs": {"model": ModelConfig()}}
+    return {"policy_kwargs": {"control": ControlConfig()}}
 
 
 def small() -> dict[str, Any]:
@@ -27,8 +27,9 @@ def small() -> dict[str, Any]:
     Measured on one core, another run on the other: 414 ms an update, 128 ms a decision. Not timed on a GPU yet.
     """
     search = {"samples": 256, "elites": 128, "iterations": 4, "proposals": 16}
-    model = ModelConfig(latent_dim=128, width=256, values=3, bins=101)
-    return {"batch_size": 256, "policy_kwargs": {"model": model, **search}}
+    world = {"latent_dim": 128, "dynamics_options": {"width": 256, "depth": 2}}
+    control = ControlConfig(width=256, values=3, bins=101)
+    return {"batch_size": 256, "policy_kwargs": {"world": world, "control": control, **search}}
 
 
 def base() -> dict[str, Any]:
@@ -37,9 +38,14 @@ def base() -> dict[str, Any]:
     Measured on one core, another run on the other: 0.8 s an update, 1.3 s a decision. Not timed on a GPU yet.
     """
     search = {"samples": 512, "elites": 256, "iterations": 6, "proposals": 24}
-    model = ModelConfig(latent_dim=256, width=512, values=5, bins=101)
+    world = {"latent_dim": 256, "dynamics_options": {"width": 512, "depth": 2}}
+    control = ControlConfig(width=512, values=5, bins=101)
     rate = LinearSchedule(3e-4, 3e-5, 1.0)
-    return {"learning_rate": rate, "batch_size": 256, "policy_kwargs": {"model": model, **search}}
+    return {
+        "learning_rate": rate,
+        "batch_size": 256,
+        "policy_kwargs": {"world": world, "control": control, **search},
+    }
 
 
 PRESETS = {"laptop": laptop, "small": small, "base": base}

@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.type_aliases import TrainFreq
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
+from stable_baselines3.common.vec_env import VecEnv
 
 from jepa_rl.agents.sb3.jepa_mpc.monitor import PlanRecord
-from jepa_rl.agents.sb3.jepa_mpc.spaces import by_name
 from jepa_rl.files import load_tensors, save_tensors
+from jepa_rl.spaces import by_name, source_of
 from jepa_rl.training.checkpoint import check_same, optimizer_tensors, restore_optimizer
 
 if TYPE_CHECKING:
@@ -224,15 +224,7 @@ def settings_of(model: JEPAMPC) -> dict[str, Any]:
 
 def environment_of(env: VecEnv | None) -> str | None:
     """Id, arguments, time limit and wrappers of the first environment; of one in another process, no arguments."""
-    base = None if env is None else env.unwrapped
-    if base is None:
+    if env is None:
         return None
-    spec = base.envs[0].spec if isinstance(base, DummyVecEnv) else None
-    if spec is None:  # Gymnasium prints an environment by the names of its classes, and its id if it has one
-        return str(base.env_method("__str__", indices=[0])[0])
-    parts = [
-        (spec.id, spec.kwargs, spec.max_episode_steps),
-        *((wrapper.name, wrapper.kwargs or {}) for wrapper in spec.additional_wrappers),
-    ]
-    # Functions and objects show their types: their addresses differ from process to process.
-    return json.dumps(parts, default=lambda value: type(value).__qualname__, sort_keys=True)
+    # Gymnasium prints an environment by the names of its classes, and its id if it has one.
+    return source_of(env) or str(env.unwrapped.env_method("__str__", indices=[0])[0])

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from jepa_rl.dynamics.base import Standardised, energy_score, entrance, in_chunks, shared_noise
+from jepa_rl.registry import register_dynamics
 
 # Evaluations that the sampler is trained to make do with; other counts follow the plain flow.
 FEW_EVALUATIONS = (1, 2, 4)
@@ -22,6 +23,7 @@ LOW_NOISE = (0.05, 0.4)  # levels of the loss's term of this name
 Past = list[tuple[Tensor, Tensor]]
 
 
+@register_dynamics("flow")
 class FlowDynamics(Standardised):
     """Draws futures of latents from a conditional rectified flow over paths.
 

@@ -2,46 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Protocol
 
 import numpy as np
 import torch
-from gymnasium import spaces
 from jaxtyping import Bool, Float, Int64
+from torch import Tensor
 
 from jepa_rl.files import load_tensors, save_tensors
 from jepa_rl.memory import available_memory
+from jepa_rl.types import OBSERVATION, ControlBatch
 
 Observations = dict[str, np.ndarray]
 
 
-class Windows(NamedTuple):
-    """Windows of consecutive steps; see the time alignment in ``jepa_rl.types``.
+class Described(Protocol):
+    """An array by shape and dtype, such as a Gymnasium ``Box``."""
 
-    Attributes:
-        observations: by name, "b t ..." with ``t = h + 1``, in the environment's dtype.
-        actions: model actions.
-        rewards: of each step.
-        terminated: whether the episode ended there, not by a time limit.
-        valid: False behind the end of an episode, where the last state is repeated.
-        returns: discounted rewards from each step up to ``future``.
-        discounts: of what follows ``future``, seen from each step.
-        ended: whether the episode had terminated by then, so that nothing follows.
-        future: observations, "b ...", ``n_step`` steps behind the start of the window, or where the episode ends; None
-            where these are the last of ``observations``.
-    """
-
-    observations: Observations
-    actions: Float[np.ndarray, "b h a"]
-    rewards: Float[np.ndarray, "b h"]
-    terminated: Bool[np.ndarray, "b h"]
-    valid: Bool[np.ndarray, "b h"]
-    returns: Float[np.ndarray, "b h"]
-    discounts: Float[np.ndarray, "b h"]
-    ended: Bool[np.ndarray, " b"]
-    future: Observations | None
+    shape: tuple[int, ...]
+    dtype: Any
 
 
 class EpisodeReplay:
@@ -67,7 +48,7 @@ class EpisodeReplay:
 
     def __init__(
         self,
-        space: dict[str, spaces.Box],
+        space: Mapping[str, Described],
         action_dim: int,
         capacity: int,
         frames: int = 1,
@@ -84,7 +65,7 @@ class EpisodeReplay:
             )
         if capacity < 2 * num_envs:
             raise ValueError(f"capacity must be at least {2 * num_envs}, got {capacity}")
-        self.space, self.frames, self.capacity = space, frames, capacity
+        self.space, self.frames, self.capacity = dict(space), frames, capacity
         self.longest = min(longest, capacity - 1)
         columns: dict[str, tuple[tuple[int, ...], Any]] = {
             f"observation.{name}": (self._stored(box), box.dtype) for name, box in space.items()
@@ -152,7 +133,7 @@ class EpisodeReplay:
         rng: np.random.Generator,
         n_step: int | None = None,
         discount: float = 1.0,
-    ) -> Windows:
+    ) -> ControlBatch:
         """Windows that start anywhere in any finished episode.
 
         Args:
@@ -187,17 +168,22 @@ class EpisodeReplay:
         if reach > steps:
             future = {name: value[:, 0] for name, value in self._observations(first, last).items()}
         now = at[:, :steps]
-        return Windows(
-            self._observations(first, states),
-            self.columns["action"][now],
-            rewards[:, :steps],
-            terminated[:, :steps],
-            within[:, :steps],
-            discounted(rewards, discount)[:, :steps].astype(np.float32),
-            (discount**distance).astype(np.float32),
-            terminated.any(1),
-            future,
+        return ControlBatch(
+            observations=self._tensors(self._observations(first, states)),
+            actions=torch.from_numpy(self.columns["action"][now]),
+            rewards=torch.from_numpy(rewards[:, :steps]),
+            terminated=torch.from_numpy(terminated[:, :steps]),
+            valid=torch.from_numpy(within[:, :steps]),
+            returns=torch.from_numpy(discounted(rewards, discount)[:, :steps].astype(np.float32)),
+            discounts=torch.from_numpy((discount**distance).astype(np.float32)),
+            ended=torch.from_numpy(terminated.any(1)),
+            future=None if future is None else self._tensors(future),
         )
+
+    def _tensors(self, observations: Observations) -> Tensor | dict[str, Tensor]:
+        """Tensors by name; the only one alone."""
+        found = {name: torch.from_numpy(value) for name, value in observations.items()}
+        return found[OBSERVATION] if found.keys() == {OBSERVATION} else found
 
     def _observations(self, first: Int64[np.ndarray, " b"], offset: Int64[np.ndarray, "b t"]) -> Observations:
         """Frames stacked as they were seen."""
@@ -310,7 +296,7 @@ class EpisodeReplay:
 
     # -- rows ---------------------------------------------------------------------------------------
 
-    def _stored(self, box: spaces.Box) -> tuple[int, ...]:
+    def _stored(self, box: Described) -> tuple[int, ...]:
         shape = tuple(box.shape)
         return (shape[0] // self.frames, *shape[1:]) if len(shape) == 3 else shape
 

@@ -1,0 +1,79 @@
+"""Settings of control: sizes and weights of what reward adds, and the world model that JEPAMPC learns by default."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from jepa_rl.types import WorldSpec
+from jepa_rl.world_model import WorldModelConfig
+
+
+@dataclass(frozen=True)
+class ControlConfig:
+    """Sizes and weights; plain numbers. The defaults are those of the preset ``laptop``.
+
+    Attributes:
+        width, depth: hidden units and layers of the heads.
+        values: heads in the ensemble of action values.
+        bins: of reward and value distributions.
+        termination: whether a head predicts the end of the episode; without it plans and values ignore ends.
+        frozen: encoder and dynamics stay as they are, and the objective is left out (an ablation).
+        reward, value, end: weights of the heads' losses.
+        shaping: weight of the world model's objective beside them.
+        decay: weight of each further step of the rollout, relative to the one before.
+        entropy: weight of the policy's entropy.
+        target_rate: of the moving average that value targets come from, per update.
+
+    Raises:
+        ValueError: for a size below 1 or a negative weight.
+    """
+
+    width: int = 128
+    depth: int = 2
+    values: int = 2
+    bins: int = 51
+    termination: bool = True
+    frozen: bool = False
+    reward: float = 0.5
+    value: float = 0.5
+    end: float = 1.0
+    shaping: float = 1.0
+    decay: float = 0.5
+    entropy: float = 1e-4
+    target_rate: float = 0.02
+
+    def __post_init__(self) -> None:
+        for name in ("width", "depth", "values", "bins"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("reward", "value", "end", "shaping", "decay", "entropy", "target_rate"):
+            if not getattr(self, name) >= 0:  # NaN, too
+                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+
+
+def world_config(spec: WorldSpec, options: Mapping[str, Any] | None = None) -> WorldModelConfig:
+    """The world model that an agent learns from reward: the preset ``laptop``'s, but for what ``options`` say.
+
+    Args:
+        spec: what the environment shows and takes.
+        options: fields of ``WorldModelConfig``, such as ``latent_dim``, ``encoder`` and ``encoder_options``.
+
+    Raises:
+        ValueError: for another field, or the spec among them; and as ``WorldModelConfig``.
+    """
+    defaults: dict[str, Any] = {
+        "latent_dim": 64,
+        # Where things are is learned once, not anew for every place in the stack.
+        "encoder": "frames" if spec.frames > 1 else "conv",
+        "dynamics": "mlp",
+        "objective": "consistency",
+    }
+    given = dict(options or {})
+    if given.get("dynamics", "mlp") == "mlp":
+        defaults["dynamics_options"] = {"width": 128, "depth": 2}
+    known = set(WorldModelConfig.__dataclass_fields__) - {"spec"}
+    if unknown := sorted(given.keys() - known):
+        raise ValueError(f"world takes {sorted(known)}, got {unknown}; the spec comes from the environment")
+    return WorldModelConfig(spec, **defaults | given)

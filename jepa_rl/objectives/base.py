@@ -1,0 +1,139 @@
+"""The contract of objectives: what shapes the latent space of a world model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from jepa_rl.types import Batch, ControlBatch, Observations, World
+
+
+class Unrolled(NamedTuple):
+    """A world model rolled out over a batch: what reward and values are learned on.
+
+    Attributes:
+        path: imagined latents, the first encoded; with a gradient.
+        targets: encoded latents of the later states, without one.
+        future: latents of ``batch.future``, or of each window's last state; without a gradient.
+        seen: the observations that were encoded, after augmentation.
+    """
+
+    path: Float[Tensor, "b t d"]
+    targets: Float[Tensor, "b h d"]
+    future: Float[Tensor, "b d"]
+    seen: Observations
+
+
+class Objective(nn.Module):
+    """Base of objectives; a subclass gives ``loss``. It owns what only training needs: heads, teachers, augmentation.
+
+    Its constructor may ask for ``latent_dim``, ``action_dim``, ``spec`` and ``encoder``, which the world model knows;
+    everything else comes from ``WorldModelConfig.objective_options``.
+    """
+
+    def loss(
+        self, world: World, batch: Batch, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Total, a scalar with a gradient, and the named terms in it, scalars.
+
+        Args:
+            world: the world model, in training mode where it is trained.
+            batch: windows.
+            generator: draws whatever is drawn.
+        """
+        raise NotImplementedError
+
+    def after_update(self, world: World) -> None:
+        """Called after every step of the optimiser."""
+
+    # -- for agents that learn from reward beside it --------------------------------------------------
+
+    def unroll(self, world: World, batch: Batch, generator: torch.Generator | None = None) -> Unrolled:
+        """The path that the world model imagines from the first state of every window.
+
+        An objective that encodes the windows in a way of its own does it here once for itself and for the heads.
+        """
+        z = world.encode(each(batch.observations, lambda x: x[:, 0]))
+        with torch.no_grad(), statistics_kept(world.encoder):
+            targets = world.encode_windows(each(batch.observations, lambda x: x[:, 1:]))
+            future = future_of(world, batch, targets)
+        path = world.rollout(z, batch.actions, generator=generator)[:, 0]
+        return Unrolled(path, targets, future, batch.observations)
+
+    def shape(
+        self,
+        world: World,
+        batch: Batch,
+        unrolled: Unrolled,
+        decay: float,
+        generator: torch.Generator | None = None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """``loss`` beside reward and value.
+
+        Args:
+            world, batch, generator: as for ``loss``.
+            unrolled: what ``unroll`` gave for this batch.
+            decay: weight of each further step of the rollout, relative to the one before.
+        """
+        return self.loss(world, batch, generator)
+
+
+def each(observations: Observations, change: Callable[[Tensor], Tensor]) -> Observations:
+    """``change`` of a tensor, or of each by its name."""
+    if isinstance(observations, dict):
+        return {name: change(x) for name, x in observations.items()}
+    return change(observations)
+
+
+@contextmanager
+def statistics_kept(module: nn.Module) -> Iterator[None]:
+    """Batch norms inside normalise as they would, and remember nothing of it."""
+    norms = [part for part in module.modules() if isinstance(part, nn.BatchNorm1d)]
+    before = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, momentum in zip(norms, before, strict=True):
+            norm.momentum = momentum
+
+
+def future_of(world: World, batch: Batch, targets: Float[Tensor, "b h d"]) -> Float[Tensor, "b d"]:
+    """Latents of what values are counted up to: ``batch.future``, or of each window the last state inside its episode.
+
+    That state is taken as it was seen on the way: behind the end frames are repeated, so that stacks there show a
+    standstill that never was.
+    """
+    if isinstance(batch, ControlBatch) and batch.future is not None:
+        return world.encode(batch.future)
+    if batch.valid is None:
+        return targets[:, -1]
+    return targets[torch.arange(len(targets), device=targets.device), batch.valid.sum(1) - 1]
+
+
+def step_weights(batch: Batch, decay: float, first: bool = False) -> Float[Tensor, "b h"]:
+    """Weight of every step in a mean over windows: each ``decay`` times the one before, none behind an episode's end.
+
+    Args:
+        batch: windows of h steps.
+        decay: of each further step.
+        first: whether the first state counts as well, which is always there; the weights are then "b h+1".
+    """
+    b, h = batch.actions.shape[:2]
+    share = decay ** torch.arange(h + first, device=batch.actions.device)
+    valid = torch.ones(b, h, dtype=torch.bool, device=share.device) if batch.valid is None else batch.valid
+    if first:
+        valid = F.pad(valid, (1, 0), value=True)
+    return share * valid / share.sum() / b
+
+
+def weighted_mean(values: Float[Tensor, "b h"], weight: Float[Tensor, "b h"]) -> Float[Tensor, ""]:
+    """The sum of ``values`` times their weights."""
+    return (values * weight).sum()

@@ -1,0 +1,122 @@
+"""Latent consistency: predicted latents against encoded ones without a gradient, and an anti-collapse term."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from jepa_rl.dynamics.base import TrainableDynamics
+from jepa_rl.encoders.base import runs_of, windows_of
+from jepa_rl.objectives import terms
+from jepa_rl.objectives.augment import shifted
+from jepa_rl.objectives.base import (
+    Objective,
+    Unrolled,
+    each,
+    future_of,
+    statistics_kept,
+    step_weights,
+    weighted_mean,
+)
+from jepa_rl.registry import register_objective
+from jepa_rl.types import Batch, ControlBatch, World
+
+AntiCollapse = Literal["vicreg", "sigreg"]
+
+
+@register_objective("consistency")
+class Consistency(Objective):
+    r"""What shapes JEPAMPC's latents beside reward and value (after TD-MPC2, Hansen et al. 2024, arXiv:2310.16828).
+
+    .. math:: L = \lambda_p \sum_i w_i \|\hat z_i - sg(z_i)\|^2 + \lambda_a A(z_0)
+
+    with :math:`\hat z` rolled out from the first state of a window, :math:`sg` without gradient, and A VICReg's
+    variance and covariance, or SIGReg. TD-MPC2 keeps its latents apart by a simplex, which collapsed from pixels at
+    the rates that a few thousand updates need (docs/lab-notes.md). Dynamics with a loss of their own learn by that.
+
+    Args:
+        consistency, anti_collapse: weights of the two terms.
+        kind: of the anti-collapse term. Of what cartpole's pictures show SIGReg's latents knew less than VICReg's.
+        shift: pixels that pictures are shifted by at random (DrQ's augmentation).
+
+    Raises:
+        ValueError: for an unknown kind, or a weight or shift below 0.
+    """
+
+    def __init__(
+        self,
+        consistency: float = 1.0,
+        anti_collapse: float = 1.0,
+        kind: AntiCollapse = "vicreg",
+        shift: int = 3,
+    ) -> None:
+        super().__init__()
+        if kind not in get_args(AntiCollapse):
+            raise ValueError(f"kind must be one of {get_args(AntiCollapse)}, got {kind!r}")
+        check_not_negative(consistency=consistency, anti_collapse=anti_collapse, shift=shift)
+        self.weights = {"consistency": consistency, "anti_collapse": anti_collapse}
+        self.kind, self.shift = kind, shift
+
+    def loss(
+        self, world: World, batch: Batch, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """See ``Objective.loss``; without reward, every step weighs the same."""
+        return self.shape(world, batch, self.unroll(world, batch, generator), 1.0, generator)
+
+    def unroll(self, world: World, batch: Batch, generator: torch.Generator | None = None) -> Unrolled:
+        """See ``Objective.unroll``. The first states are shifted one way, the later ones another."""
+        h, encoder = batch.actions.shape[1], world.encoder
+        seen = world.spec.named(batch.observations)
+        first = shifted(each(seen, lambda x: x[:, 0]), self.shift, generator)
+        later = runs_of(encoder, _as_given(world, each(seen, lambda x: x[:, 1:])))
+        later = shifted(later, self.shift, generator)
+        z = world.encode(_as_given(world, first))
+        # Acting meets all states alike, and so do first states of windows. Later ones lie more often at episodes' ends:
+        # where episodes are short, their statistics would shrink the latents that are acted upon.
+        with torch.no_grad(), statistics_kept(encoder):
+            targets = windows_of(encoder, later, h)
+            if isinstance(batch, ControlBatch) and batch.future is not None:
+                batch = replace(batch, future=shifted(batch.future, self.shift, generator))
+            future = future_of(world, batch, targets)
+        path = world.rollout(z, batch.actions, generator=generator)[:, 0]
+        return Unrolled(path, targets, future, batch.observations)
+
+    def shape(
+        self,
+        world: World,
+        batch: Batch,
+        unrolled: Unrolled,
+        decay: float,
+        generator: torch.Generator | None = None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """See ``Objective.shape``."""
+        path, targets = unrolled.path, unrolled.targets
+        z, dynamics = path[:, :1], world.dynamics
+        if type(dynamics).loss is TrainableDynamics.loss:
+            error = weighted_mean((path[:, 1:] - targets).square().mean(-1), step_weights(batch, decay))
+        else:
+            seen = torch.cat([z, targets], dim=1)
+            if self.training:
+                dynamics.follow(seen.detach(), batch.actions)
+            rows = slice(None) if batch.valid is None or not batch.valid.all(1).any() else batch.valid.all(1)
+            error = dynamics.loss(seen[rows], batch.actions[rows], generator)[0]
+        if self.kind == "sigreg":
+            apart = terms.sigreg(z.transpose(0, 1), generator)
+        else:
+            apart = terms.variance(z) + terms.VICREG_COVARIANCE * terms.covariance(z)
+        found = {"consistency": error, "anti_collapse": apart}
+        return torch.stack([self.weights[name] * value for name, value in found.items()]).sum(), found
+
+
+def check_not_negative(**numbers: float) -> None:
+    """Raises ValueError for a number below 0, or NaN."""
+    if wrong := {name: number for name, number in numbers.items() if not number >= 0}:
+        raise ValueError(f"these must be at least 0, got {wrong}")
+
+
+def _as_given(world: World, observations: dict[str, Tensor]) -> Tensor | dict[str, Tensor]:
+    """A single picture as a tensor, several observations by name: what the encoder reads."""
+    return observations if world.spec.parts else next(iter(observations.values()))

@@ -1,0 +1,146 @@
+"""Joint-embedding prediction with an anti-collapse term: LeWorldModel, EB-JEPA, and a moving-average target."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, Literal, get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from jepa_rl.objectives import terms
+from jepa_rl.objectives.base import Objective, each
+from jepa_rl.registry import register_objective
+from jepa_rl.types import Batch, World, WorldSpec
+
+Target = Literal["online", "stop_gradient", "ema"]
+
+
+@register_objective("jepa")
+class JEPA(Objective):
+    r"""A weighted sum of terms over encoded windows :math:`z_0 .. z_h`; a weight of 0 leaves a term out.
+
+    .. math:: L = \lambda_p L_{dynamics}(z, a) + \lambda_s SIGReg(z) + \lambda_v V(z) + \lambda_c C(z)
+              + \lambda_t \|z_{i+1} - z_i\|^2 + \lambda_a L_{inverse}(z_i, z_{i+1}, a_i) + \lambda_k S(z)
+
+    Args:
+        latent_dim, spec, encoder: the world model's.
+        prediction: weight of the dynamics' loss, by default the open-loop rollout's error against the encoded future.
+        sigreg: isotropic Gaussian latents (LeJEPA, LeWorldModel).
+        variance, covariance, time_similarity, inverse_dynamics: the PLDM / EB-JEPA family.
+        straightness: straight latent paths.
+        target: what the prediction is compared with: the same encoder with gradient (``"online"``, needs an
+            anti-collapse term), without gradient (``"stop_gradient"``), or its moving average (``"ema"``, as in I-JEPA
+            and V-JEPA).
+        ema_decay: of the moving average, per update.
+        projections: random directions of SIGReg per update.
+
+    Raises:
+        ValueError: for weights that are negative, not finite or all 0, and other settings that make no sense.
+    """
+
+    def __init__(
+        self,
+        latent_dim: int,
+        spec: WorldSpec,
+        encoder: nn.Module,
+        prediction: float = 1.0,
+        sigreg: float = 0.5,
+        variance: float = 0.0,
+        covariance: float = 0.0,
+        time_similarity: float = 0.0,
+        inverse_dynamics: float = 0.0,
+        straightness: float = 0.0,
+        target: Target = "online",
+        ema_decay: float = 0.996,
+        projections: int = 64,
+    ) -> None:
+        super().__init__()
+        self.weights = {
+            "prediction": prediction, "sigreg": sigreg, "variance": variance, "covariance": covariance,
+            "time_similarity": time_similarity, "straightness": straightness, "inverse_dynamics": inverse_dynamics,
+        }  # fmt: skip
+        if not all(0 <= w < float("inf") for w in self.weights.values()) or not any(self.weights.values()):
+            raise ValueError(
+                f"objective weights must be finite, at least 0 and not all 0, got {self.weights}"
+            )
+        if projections < 1:
+            raise ValueError(f"projections must be at least 1, got {projections}")
+        if target not in get_args(Target):
+            raise ValueError(f"target must be 'online', 'stop_gradient' or 'ema', got {target!r}")
+        if not 0.0 <= ema_decay < 1.0:
+            raise ValueError(f"ema_decay must lie in [0, 1), got {ema_decay}")
+        self.spec, self.target, self.ema_decay, self.projections = spec, target, ema_decay, projections
+        if inverse_dynamics:
+            self.inverse = nn.Sequential(
+                nn.Linear(2 * latent_dim, 256), nn.SiLU(), nn.Linear(256, spec.action_dim)
+            )
+        if target == "ema":
+            self.target_encoder = copy.deepcopy(encoder).requires_grad_(False)
+
+    def loss(
+        self, world: World, batch: Batch, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """See ``Objective.loss``. Windows that run over an episode's end are left out."""
+        batch = batch.whole()
+        z, w = world.encode_windows(batch.observations), self.weights
+        path = torch.cat([z[:, :1], self._targets(z, batch)], dim=1)
+        if self.training:
+            world.dynamics.follow(path.detach(), batch.actions)
+        found = {"prediction": world.dynamics.loss(path, batch.actions, generator)[0]}
+        if w["sigreg"]:
+            found["sigreg"] = terms.sigreg(z.transpose(0, 1), generator, self.projections)
+        if w["variance"]:
+            found["variance"] = terms.variance(z)
+        if w["covariance"]:
+            found["covariance"] = terms.covariance(z)
+        if w["time_similarity"]:
+            found["time_similarity"] = terms.time_similarity(z)
+        if w["straightness"]:
+            found["straightness"] = terms.straightness(z)
+        if w["inverse_dynamics"]:
+            found["inverse_dynamics"] = self._inverse_dynamics(z, batch.actions)
+        return torch.stack([w[name] * value for name, value in found.items()]).sum(), found
+
+    def _targets(self, z: Float[Tensor, "b t d"], batch: Batch) -> Float[Tensor, "b h d"]:
+        """What the predictions of states 1 to h are compared with."""
+        if self.target == "online":
+            return z[:, 1:]
+        if self.target == "stop_gradient":
+            return z[:, 1:].detach()
+        later = each(batch.observations, lambda x: x[:, 1:].flatten(0, 1))
+        with torch.no_grad():
+            return self.target_encoder(later).view_as(z[:, 1:])
+
+    def _inverse_dynamics(self, z: Float[Tensor, "b t d"], actions: Float[Tensor, "b h a"]) -> Tensor:
+        guess = self.inverse(torch.cat([z[:, :-1], z[:, 1:]], dim=-1))
+        groups = self.spec.action.groups * self.spec.block
+        if not groups:
+            return terms.inverse_dynamics(guess, actions)
+        # One softmax for each choice of each action in the block.
+        parts = zip(guess.split(groups, -1), actions.split(groups, -1), strict=True)
+        if len(set(groups)) == 1:
+            logits, one_hot = (torch.stack(part, dim=-2) for part in zip(*parts, strict=True))
+            return terms.inverse_dynamics(logits, one_hot, discrete=True)
+        return torch.stack([terms.inverse_dynamics(*part, discrete=True) for part in parts]).mean()
+
+    @torch.no_grad()
+    def after_update(self, world: World) -> None:
+        """Moves the target encoder."""
+        if self.target != "ema":
+            return
+        online, target = world.encoder, self.target_encoder
+        for average, weight in zip(target.parameters(), online.parameters(), strict=True):
+            average.lerp_(weight, 1.0 - self.ema_decay)
+        for average, value in zip(target.buffers(), online.buffers(), strict=True):
+            average.copy_(value)
+
+
+# Weights of the papers' configurations, as options of "jepa"; the scale of the terms is that of ours.
+LEWM: dict[str, Any] = {"prediction": 1.0, "sigreg": 0.5}
+EB_JEPA: dict[str, Any] = {
+    "prediction": 1.0, "sigreg": 0.0, "variance": 16.0, "covariance": 8.0, "time_similarity": 12.0,
+    "inverse_dynamics": 1.0,
+}  # fmt: skip
+EMA: dict[str, Any] = {"prediction": 1.0, "sigreg": 0.0, "target": "ema"}
