@@ -89,6 +89,7 @@ class JEPA(Objective):
         if self.training:
             world.dynamics.follow(path.detach(), batch.actions)
         found = {"prediction": world.dynamics.loss(path, batch.actions, generator)[0]}
+        guess = self.inverse(torch.cat([z[:, :-1], z[:, 1:]], dim=-1)) if w["inverse_dynamics"] else None
         if w["sigreg"]:
             found["sigreg"] = terms.sigreg(z.transpose(0, 1), generator, self.projections)
         if w["variance"]:
@@ -99,8 +100,8 @@ class JEPA(Objective):
             found["time_similarity"] = terms.time_similarity(z)
         if w["straightness"]:
             found["straightness"] = terms.straightness(z)
-        if w["inverse_dynamics"]:
-            found["inverse_dynamics"] = self._inverse_dynamics(z, batch.actions)
+        if guess is not None:
+            found["inverse_dynamics"] = self._inverse_dynamics(guess, batch.actions)
         return torch.stack([w[name] * value for name, value in found.items()]).sum(), found
 
     def _targets(self, z: Float[Tensor, "b t d"], batch: Batch) -> Float[Tensor, "b h d"]:
@@ -113,8 +114,7 @@ class JEPA(Objective):
         with torch.no_grad():
             return self.target_encoder(later).view_as(z[:, 1:])
 
-    def _inverse_dynamics(self, z: Float[Tensor, "b t d"], actions: Float[Tensor, "b h a"]) -> Tensor:
-        guess = self.inverse(torch.cat([z[:, :-1], z[:, 1:]], dim=-1))
+    def _inverse_dynamics(self, guess: Float[Tensor, "b h a"], actions: Float[Tensor, "b h a"]) -> Tensor:
         groups = self.spec.action.groups * self.spec.block
         if not groups:
             return terms.inverse_dynamics(guess, actions)
