@@ -324,7 +324,7 @@ def test_wrong_inputs():
         model.encode(torch.zeros(1, 2, 64, 64, dtype=torch.uint8))
     with pytest.raises(ValueError, match="actions of width 4"):
         model.rollout(torch.zeros(1, 8), torch.zeros(1, 1, 2))
-    with pytest.raises(ValueError, match="encoder must be one of"):
+    with pytest.raises(ValueError, match="there is no encoder 'resnet', only"):
         WorldModelConfig(CONTINUOUS, encoder="resnet")
     with pytest.raises(ValueError, match="square"):
         WorldModelConfig(replace(CONTINUOUS, pixels=(2, 32, 48)))

@@ -59,8 +59,10 @@ class Objective(nn.Module):
 
         An objective that encodes the windows in a way of its own does it here once for itself and for the heads.
         """
-        z = world.encode(each(batch.observations, lambda x: x[:, 0]))
-        with torch.no_grad(), statistics_kept(world.encoder):
+        shared = SharedStatistics(world.encoder)
+        with shared.measured(len(batch.actions)):
+            z = world.encode(each(batch.observations, lambda x: x[:, 0]))
+        with torch.no_grad(), shared.used():
             targets = world.encode_windows(each(batch.observations, lambda x: x[:, 1:]))
             future = future_of(world, batch, targets)
         path = world.rollout(z, batch.actions, generator=generator)[:, 0]
@@ -91,18 +93,49 @@ def each(observations: Observations, change: Callable[[Tensor], Tensor]) -> Obse
     return change(observations)
 
 
-@contextmanager
-def statistics_kept(module: nn.Module) -> Iterator[None]:
-    """Batch norms inside normalise as they would, and remember nothing of it."""
-    norms = [part for part in module.modules() if isinstance(part, nn.BatchNorm1d)]
-    before = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.momentum = 0.0
-    try:
+class SharedStatistics:
+    """Batch norms that normalise one batch by another's statistics: those of the states that agents act on.
+
+    Acting reads averages of the statistics of windows' first states. Later states lie more often at episodes' ends, and
+    normalised by statistics of their own one picture had two latents, a third of its norm apart before training: one
+    that is acted upon, and one that values are learned from. So the first states are encoded inside ``measured``, which
+    the norms remember as ever, and what is compared with them inside ``used``.
+
+    Args:
+        module: whose ``BatchNorm1d`` are meant; without any, nothing changes.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._norms = [part for part in module.modules() if isinstance(part, nn.BatchNorm1d)]
+        self._measured: list[tuple[Tensor, Tensor]] = []
+
+    @contextmanager
+    def measured(self, rows: int) -> Iterator[None]:
+        """Inside, one batch of ``rows`` states is encoded; its statistics are kept for ``used``."""
+        live = [norm for norm in self._norms if norm.training]
+        before = [(norm.running_mean.clone(), norm.running_var.clone(), norm.momentum) for norm in live]
+        for norm in live:
+            norm.momentum = 1.0
         yield
-    finally:
-        for norm, momentum in zip(norms, before, strict=True):
+        for norm, (mean, var, momentum) in zip(live, before, strict=True):
             norm.momentum = momentum
+            # Training normalises by the biased variance, and remembers the unbiased one.
+            self._measured.append((norm.running_mean.clone(), norm.running_var * ((rows - 1) / rows)))
+            norm.running_mean.lerp_(mean, 1 - momentum)
+            norm.running_var.lerp_(var, 1 - momentum)
+
+    @contextmanager
+    def used(self) -> Iterator[None]:
+        """Inside, everything is normalised by the statistics of the batch that was measured."""
+        live = [norm for norm in self._norms if norm.training]
+        before = [(norm.running_mean, norm.running_var) for norm in live]
+        for norm, (mean, var) in zip(live, self._measured, strict=True):
+            norm.running_mean, norm.running_var, norm.training = mean, var, False
+        try:
+            yield
+        finally:
+            for norm, (mean, var) in zip(live, before, strict=True):
+                norm.running_mean, norm.running_var, norm.training = mean, var, True
 
 
 def future_of(world: World, batch: Batch, targets: Float[Tensor, "b h d"]) -> Float[Tensor, "b d"]:

@@ -14,10 +14,10 @@ from jepa_rl.objectives import terms
 from jepa_rl.objectives.augment import shifted
 from jepa_rl.objectives.base import (
     Objective,
+    SharedStatistics,
     Unrolled,
     each,
     future_of,
-    statistics_kept,
     step_weights,
     weighted_mean,
 )
@@ -73,10 +73,10 @@ class Consistency(Objective):
         first = shifted(each(seen, lambda x: x[:, 0]), self.shift, generator)
         later = runs_of(encoder, _as_given(world, each(seen, lambda x: x[:, 1:])))
         later = shifted(later, self.shift, generator)
-        z = world.encode(_as_given(world, first))
-        # Acting meets all states alike, and so do first states of windows. Later ones lie more often at episodes' ends:
-        # where episodes are short, their statistics would shrink the latents that are acted upon.
-        with torch.no_grad(), statistics_kept(encoder):
+        shared = SharedStatistics(encoder)
+        with shared.measured(len(batch.actions)):
+            z = world.encode(_as_given(world, first))
+        with torch.no_grad(), shared.used():
             targets = windows_of(encoder, later, h)
             if isinstance(batch, ControlBatch) and batch.future is not None:
                 batch = replace(batch, future=shifted(batch.future, self.shift, generator))
