@@ -171,6 +171,7 @@ def _same_actions(space: spaces.Space, action: ActionSpec) -> bool:
         return isinstance(space, spaces.Discrete) and (space.n, space.start) == (action.size, action.start)
     return (
         isinstance(space, spaces.Box)
+        and np.issubdtype(space.dtype, np.floating)
         and space.shape == (action.size,)
         and np.allclose(space.low, action.low)
         and np.allclose(space.high, action.high)

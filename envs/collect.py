@@ -209,7 +209,7 @@ def _actor(policy: str | Policy | Any, action: ActionSpec, num_envs: int, rng: n
         action.encode(actions)  # raises for NaN and for choices that do not exist
         if action.kind == "discrete":
             return actions.astype(np.int64)
-        return np.clip(actions, action.low, action.high).astype(np.float32)
+        return action.clip(actions)
 
     return act
 

@@ -25,13 +25,15 @@ discrete actions one-hot. ``ActionSpec.encode`` and ``ActionSpec.decode`` are th
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
+
+_NO_BOUND = 1e30  # bounds this large mean "none": np.finfo(np.float32).max is common
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,13 @@ class ActionSpec:
         size: number of vector components, or number of choices.
         low, high: bounds of each component (continuous only), in the environment's own units.
         start: the environment's number for the first choice (discrete only).
+        dtype: NumPy name of the environment's actions: ``"float16"``, ``"float32"`` or ``"float64"``; ``"int64"`` for
+            discrete actions. By default (files of version 0.1.0 do not say) float32 where it holds the bounds exactly,
+            else float64. Not part of comparisons: it changes how actions are written, not what they are.
+
+    Raises:
+        TypeError: if continuous actions are not floats.
+        ValueError: if a size, a bound or their number makes no sense, or a component is unbounded.
     """
 
     kind: Literal["continuous", "discrete"]
@@ -50,6 +59,7 @@ class ActionSpec:
     low: tuple[float, ...] = ()
     high: tuple[float, ...] = ()
     start: int = 0
+    dtype: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
         if self.kind not in ("continuous", "discrete"):
@@ -57,19 +67,39 @@ class ActionSpec:
         if self.size < 1:
             raise ValueError(f"action size must be at least 1, got {self.size}")
         if self.kind == "continuous":
-            if len(self.low) != self.size or len(self.high) != self.size:
-                raise ValueError(
-                    f"a continuous action of size {self.size} needs {self.size} low and high bounds, "
-                    f"got {len(self.low)} and {len(self.high)}"
-                )
-            if not all(
-                np.isfinite(lo) and np.isfinite(hi) and lo < hi
-                for lo, hi in zip(self.low, self.high, strict=True)
-            ):
-                raise ValueError(
-                    f"action bounds must be finite with low < high, got low={self.low}, high={self.high}; "
-                    "bound the environment's actions first (gymnasium.wrappers.TransformAction)"
-                )
+            self._check_bounds()
+        if not self.dtype:
+            object.__setattr__(self, "dtype", self._default_dtype())
+        allowed = ("int64",) if self.kind == "discrete" else ("float16", "float32", "float64")
+        if self.dtype not in allowed:
+            fix = "" if self.kind == "discrete" else "; use Discrete or MultiDiscrete for whole numbers"
+            raise TypeError(
+                f"{self.kind} actions must be of dtype {' or '.join(allowed)}, got {self.dtype}{fix}"
+            )
+
+    def _check_bounds(self) -> None:
+        if len(self.low) != self.size or len(self.high) != self.size:
+            raise ValueError(
+                f"a continuous action of size {self.size} needs {self.size} low and high bounds, "
+                f"got {len(self.low)} and {len(self.high)}"
+            )
+        low, high = np.array(self.low, np.float64), np.array(self.high, np.float64)
+        unbounded = ~((np.abs(low) < _NO_BOUND) & (np.abs(high) < _NO_BOUND))  # NaN, too
+        if unbounded.any():
+            raise ValueError(
+                f"actions must be bounded, but components {np.flatnonzero(unbounded).tolist()} have low="
+                f"{low[unbounded].tolist()} and high={high[unbounded].tolist()} (bounds from {_NO_BOUND:.0e} on count "
+                "as none); give them bounds: gymnasium.wrappers.TransformAction(env, lambda a: a, "
+                f"gymnasium.spaces.Box(-1, 1, ({self.size},)))"
+            )
+        if not (low < high).all():
+            raise ValueError(f"action bounds must have low < high, got low={self.low}, high={self.high}")
+
+    def _default_dtype(self) -> str:
+        if self.kind == "discrete":
+            return "int64"
+        bounds = np.array([*self.low, *self.high], np.float64)
+        return "float32" if (bounds.astype(np.float32) == bounds).all() else "float64"
 
     def encode(self, actions: np.ndarray) -> np.ndarray:
         """Environment actions ``(..., size)`` or integer ``(...)`` to model actions float32 ``(..., size)``.
@@ -92,20 +122,30 @@ class ActionSpec:
             raise ValueError(f"actions must have shape (..., {self.size}), got {actions.shape}")
         if not np.isfinite(actions).all():
             raise ValueError("actions hold NaN or infinite values; check the policy that made them")
-        low, high = np.asarray(self.low, np.float32), np.asarray(self.high, np.float32)
-        return (2.0 * (actions.astype(np.float32) - low) / (high - low) - 1.0).astype(np.float32)
+        low, high = np.array(self.low), np.array(self.high)
+        return (2.0 * (actions.astype(np.float64) - low) / (high - low) - 1.0).astype(np.float32)
 
     def decode(self, actions: np.ndarray) -> np.ndarray:
-        """Model actions float ``(..., size)`` to environment actions: clipped to the bounds, or the largest choice."""
+        """Model actions float ``(..., size)`` to environment actions: clipped to the bounds, or the largest choice.
+
+        The environment's action space contains them: they have its dtype, and rounding leads past no bound.
+        """
         actions = np.asarray(actions)
         if actions.shape[-1:] != (self.size,):
             raise ValueError(f"model actions must have shape (..., {self.size}), got {actions.shape}")
         if self.kind == "discrete":
             return actions.argmax(-1).astype(np.int64) + self.start
-        low, high = np.asarray(self.low, np.float32), np.asarray(self.high, np.float32)
-        return (low + (np.clip(actions, -1.0, 1.0).astype(np.float32) + 1.0) * 0.5 * (high - low)).astype(
-            np.float32
-        )
+        low, high = np.array(self.low), np.array(self.high)
+        share = (np.clip(actions, -1.0, 1.0).astype(np.float64) + 1.0) / 2.0
+        return self.clip((1.0 - share) * low + share * high)  # exact at both bounds
+
+    def clip(self, actions: np.ndarray) -> np.ndarray:
+        """Continuous environment actions ``(..., size)`` within the bounds, in the environment's dtype.
+
+        The cast comes first: 0.03 as float32 is 0.029999999, and a cast afterwards could round past a bound.
+        """
+        low, high = (np.array(bound, self.dtype) for bound in (self.low, self.high))
+        return np.clip(np.asarray(actions).astype(self.dtype), low, high)
 
 
 @dataclass(frozen=True)

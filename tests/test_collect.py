@@ -205,6 +205,27 @@ def test_stable_baselines_models_are_policies(tmp_path, algorithm, discrete):
     assert (actions >= (0 if discrete else -1)).all() and (actions <= 2).all()
 
 
+class Strict(Dial):
+    """Takes only actions that its space contains, in bounds that float32 does not hold."""
+
+    def __init__(self, dtype):
+        super().__init__()
+        self.action_space = gym.spaces.Box(np.array([-0.1], dtype), np.array([0.1], dtype), dtype=dtype)
+
+    def step(self, action):
+        assert self.action_space.contains(action), action
+        return super().step(action)
+
+
+@pytest.mark.parametrize("policy", ["random", lambda o, rng: rng.choice([-1.0, 0.0, 1.0], (1, 1))])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_an_environment_is_given_no_action_outside_its_space(tmp_path, dtype, policy):
+    env = PixelObservation(Strict(dtype), size=16, frames=1)
+    store = collect(env, tmp_path, policy=policy, steps=50, seed=0, progress=False)
+    assert store.spec.action.dtype == np.dtype(dtype).name
+    assert EpisodeStore.open(tmp_path).spec.action.dtype == np.dtype(dtype).name
+
+
 class Counting:
     """A policy with memory: its action is how many steps its episode has gone through."""
 

@@ -21,6 +21,7 @@ class ActionCodec:
 
     Raises:
         ValueError: for anything but a flat, bounded Box, a Discrete or a flat MultiDiscrete space.
+        TypeError: for a Box of whole numbers.
     """
 
     def __init__(self, space: spaces.Space) -> None:
@@ -32,7 +33,7 @@ class ActionCodec:
             self.parts = [ActionSpec("discrete", n, start=start) for n, start in starts]
         elif isinstance(space, spaces.Box) and len(space.shape) == 1:
             bounds = tuple(space.low.tolist()), tuple(space.high.tolist())
-            self.parts = [ActionSpec("continuous", space.shape[0], *bounds)]
+            self.parts = [ActionSpec("continuous", space.shape[0], *bounds, dtype=space.dtype.name)]
         else:
             raise ValueError(
                 f"actions must be a flat, bounded Box, Discrete or a flat MultiDiscrete, got {space}; convert them "
