@@ -18,6 +18,7 @@ from stable_baselines3.common.logger import TensorBoardOutputFormat
 from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import SummaryWriter
 
+from jepa_rl.acting import BatchActor, scalar_reward
 from jepa_rl.files import write_atomic
 
 FILMED = 300  # decisions: all pictures of a video are in memory at once
@@ -40,31 +41,36 @@ class Played(NamedTuple):
 def play_episodes(
     agent: Any, make_env: Callable[[], gym.Env], seeds: list[int], pictures: bool = False
 ) -> Played:
-    """Plays one episode from each seed, all at once, so that the agent plans for them in one batch.
+    """Plays one episode from each seed, side by side, so that the agent plans for all that still run in one batch.
 
     Args:
-        agent: anything with Stable-Baselines3's ``predict``.
+        agent: anything with Stable-Baselines3's ``predict``. Its own ``VecNormalize`` scales what it sees; returns are
+            those of the environments. Episodes that are over leave the batch if the agent has ``select_state``
+            (``jepa_rl.acting.SelectiveAgent``; the agents of this library do), and stay in it unused otherwise.
         make_env: called once for each seed; the environments are closed at the end.
         seeds: of the episodes' resets.
         pictures: whether to keep what ``render()`` shows of the first ``FILMED`` decisions of the first episode.
+
+    Raises:
+        ValueError: if an environment pays anything but one number a step.
     """
     envs = [make_env() for _ in seeds]
     try:
-        seen = [env.reset(seed=seed)[0] for env, seed in zip(envs, seeds, strict=True)]
+        seen = [env.reset(seed=int(seed))[0] for env, seed in zip(envs, seeds, strict=True)]
         returns, lengths = np.zeros(len(envs)), np.zeros(len(envs), np.int64)
-        running, state, starts = np.ones(len(envs), bool), None, np.ones(len(envs), bool)
+        running, starts = np.ones(len(envs), bool), np.ones(len(envs), bool)
+        act = BatchActor(agent, deterministic=True)
         shown: list[np.ndarray] = []
         while running.any():
-            # Episodes that are over stay in the batch, so that the state keeps its shape.
-            actions, state = agent.predict(_stack(seen), state, starts, deterministic=True)
+            actions = act(_stack(seen), starts, running)
             starts = np.zeros(len(envs), bool)
             for i in np.flatnonzero(running):
                 seen[i], reward, terminated, truncated, _ = envs[i].step(actions[i])
-                returns[i] += float(reward)
+                returns[i] += scalar_reward(reward)
                 lengths[i] += 1
                 running[i] = not (terminated or truncated)
                 if pictures and i == 0 and len(shown) < FILMED:
-                    shown.append(np.asarray(envs[0].render()))
+                    shown.append(np.array(envs[0].render()))  # a copy: renderers may reuse their buffer
         return Played(returns, lengths, shown)
     finally:
         for env in envs:

@@ -21,6 +21,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.logger import configure
 
+from jepa_rl.agents.evaluation import play_episodes
 from jepa_rl.agents.sb3.jepa_mpc import (
     JEPAMPC,
     PRESETS,
@@ -108,6 +109,30 @@ def tiny(env, **options) -> JEPAMPC:
         dict(seed=0, learning_starts=40, batch_size=16, n_step=3) | options
     )  # short: episodes have ten steps
     return JEPAMPC("MultiInputPolicy", env, policy_kwargs=kwargs, **settings)
+
+
+class UnlikeLengths(Goal1D):
+    """Episodes as long as the seed says."""
+
+    def reset(self, *, seed=None, options=None):
+        self.length = 2 + (seed or 0) % 4
+        return super().reset(seed=seed)
+
+    def step(self, action):
+        observation, reward, _, _, info = super().step(action)
+        return observation, reward, False, self.t >= self.length, info
+
+
+def test_episodes_played_side_by_side_are_those_played_alone():
+    """The plan that a search starts from stays with its episode when others beside it end."""
+    agent = tiny(UnlikeLengths()).learn(60)  # before it has learned all plans cost the same
+    together = play_episodes(agent, UnlikeLengths, [3, 1, 2, 0])
+    assert together.lengths.tolist() == [5, 3, 4, 2]
+    for i, seed in enumerate([3, 1, 2, 0]):
+        alone = play_episodes(agent, UnlikeLengths, [seed])
+        np.testing.assert_allclose(alone.returns[0], together.returns[i], rtol=1e-4)
+    _, state = agent.predict(np.zeros((3, 1), np.float32))
+    np.testing.assert_array_equal(agent.select_state(state, np.array([2, 0]))[0], state[0][[2, 0]])
 
 
 def mean_return(agent, make_env, episodes: int) -> float:

@@ -86,7 +86,7 @@ def test_the_dtype_of_actions_that_an_old_file_does_not_say():
     [
         (spaces.Box(0, 3, (2,), np.int64), TypeError, "float16 or float32 or float64, got int64; use Discrete or"),
         (spaces.Box(0, 255, (2,), np.uint8), TypeError, "got uint8; use Discrete or MultiDiscrete"),
-        (spaces.Box(-3.4e38, 3.4e38, (2,)), ValueError, r"bounded, but components \[0, 1\].*TransformAction.*Box\(-1, 1"),
+        (spaces.Box(-3.4e38, 3.4e38, (2,)), ValueError, r"components \[0, 1\] .*TransformAction.*Box\(-1, 1"),
         (spaces.Box(-1e300, 1e300, (1,), np.float64), ValueError, "must be bounded"),
         (spaces.Box(-np.inf, 1, (1,)), ValueError, "must be bounded"),
     ],

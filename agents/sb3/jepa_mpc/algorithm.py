@@ -256,6 +256,10 @@ class JEPAMPC(OffPolicyAlgorithm):
 
     # -- acting -------------------------------------------------------------------------------------
 
+    def select_state(self, state: Any, rows: np.ndarray) -> Any:
+        """``JEPAMPCPolicy.select_state``."""
+        return self.policy.select_state(state, rows)
+
     def _sample_action(
         self, learning_starts: int, action_noise: Any = None, n_envs: int = 1
     ) -> tuple[np.ndarray, np.ndarray]:
