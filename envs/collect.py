@@ -11,6 +11,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from tqdm import tqdm
 
+from jepa_rl.acting import BatchActor, scalar_reward
 from jepa_rl.data import Episode, EpisodeStore
 from jepa_rl.data.layout import Layout
 from jepa_rl.envs.policies import Policy, RandomPolicy
@@ -18,7 +19,8 @@ from jepa_rl.envs.recorder import Recorder
 from jepa_rl.envs.spec import world_spec
 from jepa_rl.types import ActionSpec, WorldSpec
 
-_Act = Callable[[Any, np.ndarray], np.ndarray]
+# (observations, which environments start an episode, which still count) to actions that the space contains.
+_Act = Callable[[Any, np.ndarray, np.ndarray], np.ndarray]
 
 
 def collect(
@@ -47,10 +49,12 @@ def collect(
             ``(frames * c, y, x)``, or a Dict of them under ``"pixels"``; see ``PixelObservation``. It is
             not closed.
         store: where to store: a folder (made, or added to), or an open store.
-        policy: ``"random"``; an object with Stable-Baselines3's ``predict``; or a function of
-            (batched observations, ``np.random.Generator``) that returns ``(n, a)`` or ``(n,)`` actions.
-            Continuous actions are clipped to the bounds.
-        episodes: stop after so many complete episodes; those still running are dropped.
+        policy: ``"random"``; an object with Stable-Baselines3's ``predict`` (which sees observations through its
+            own ``VecNormalize``, if it has one; what is stored stays as it is); or a function of (batched
+            observations, ``np.random.Generator``) that returns ``(n, a)`` or ``(n,)`` actions. Continuous actions are
+            clipped to the bounds.
+        episodes: stop after so many complete episodes. Every environment plays an equal share of them (the first ones
+            one more, if they do not divide): the first so many to finish would be too many short ones.
         steps: stop after at least so many environment steps; running episodes are stored as truncated.
         seed: of the environments' first reset and of the policy's generator. Equal seeds give equal data.
         extras: names of Dict observations or of ``info`` entries to store beside each frame, for probes.
@@ -66,9 +70,12 @@ def collect(
     if (episodes is None) == (steps is None):
         raise ValueError(f"pass either episodes or steps, got episodes={episodes} and steps={steps}")
     goal = steps if steps is not None else episodes or 0
-    if goal is None or goal < 1:
+    if goal < 1:
         raise ValueError(f"episodes and steps must be at least 1, got {goal}")
+    seed = None if seed is None else int(seed)  # Gymnasium takes no NumPy numbers
     venv, spec = _as_vector_env(env), world_spec(env)
+    n = venv.num_envs
+    share = np.full(n, np.iinfo(np.int64).max) if episodes is None else (episodes + n - 1 - np.arange(n)) // n
     act = _actor(policy, spec.action, venv.num_envs, np.random.default_rng(seed))
     states = _States(venv, spec, extras)
 
@@ -79,9 +86,7 @@ def collect(
     done, unit = 0, "episode" if steps is None else "step"
     try:
         with tqdm(total=goal, unit=unit, disable=not progress, desc="collect") as bar:
-            for played, ended in _play(venv, act, states, recorder, observations):
-                if steps is None:
-                    ended = ended[: goal - done]
+            for played, ended in _play(venv, act, states, recorder, observations, share):
                 store.append_many(ended)
                 progressed = played if steps is not None else len(ended)
                 done += progressed
@@ -97,30 +102,37 @@ def collect(
 
 
 def _play(
-    venv: VectorEnv, act: _Act, states: _States, recorder: Recorder, observations: Any
+    venv: VectorEnv, act: _Act, states: _States, recorder: Recorder, observations: Any, share: np.ndarray
 ) -> Iterator[tuple[int, list[Episode]]]:
-    """Steps the environments for ever; yields (environment steps played, episodes ended) of each step."""
+    """Steps the environments for ever; yields (environment steps recorded, episodes ended) of each step.
+
+    ``share``: episodes that each environment records, int64 ``(n,)``; then it plays on unrecorded.
+    """
+    left = share.copy()
     resetting = np.zeros(venv.num_envs, bool)  # NEXT_STEP: these ignore their action and reset
     starts = ~resetting
     while True:
-        actions = act(observations, starts)
+        wanted = left > 0
+        actions = act(observations, starts, wanted)
         observations, rewards, terminated, truncated, infos = venv.step(actions)
-        live = ~resetting
-        over = (terminated | truncated) & live
-        recorder.step(live, actions, rewards, states.arrived(observations, infos, live, over))
-        ended = np.flatnonzero(over).tolist()
+        over = (terminated | truncated) & ~resetting
+        live, recorded = ~resetting & wanted, over & wanted
+        recorder.step(live, actions, rewards, states.arrived(observations, infos, live, recorded))
+        ended = np.flatnonzero(recorded).tolist()
         episodes = [recorder.episode(i, terminated[i], truncated[i]) for i in ended]
         recorder.lengths[ended] = 0  # nothing of them is under way any more
+        left[ended] -= 1
         yield int(live.sum()), episodes
 
         if states.autoreset is AutoresetMode.NEXT_STEP:
             starts, resetting = resetting, over
         else:
             starts = over
-            if states.autoreset is AutoresetMode.DISABLED and ended:
+            if states.autoreset is AutoresetMode.DISABLED and over.any():
                 observations, infos = venv.reset(options={"reset_mask": over.copy()})
-        if starts.any():
-            recorder.begin(starts, states.rows(observations, infos, starts))
+        beginning = starts & (left > 0)
+        if beginning.any():
+            recorder.begin(beginning, states.rows(observations, infos, beginning))
 
 
 class _States:
@@ -154,6 +166,12 @@ class _States:
         """Rows of the states that a step led to, also where the environment has already reset."""
         if self.autoreset is not AutoresetMode.SAME_STEP or not done.any():
             return self.rows(observations, infos, live)
+        if "final_obs" not in infos:
+            raise ValueError(
+                "SAME_STEP autoreset needs infos['final_obs'] when an episode ends, got the keys "
+                f"{sorted(infos)}; without it the episode's last picture is lost. Let the environment give it, or use "
+                "another AutoresetMode"
+            )
         rows = {name: np.array(values) for name, values in self.rows(observations, infos, live).items()}
         finals = [infos["final_obs"][i] for i in np.flatnonzero(done)]
         for name in self._extras:
@@ -180,36 +198,29 @@ def _from_info(name: str, infos: Mapping[str, Any], needed: np.ndarray) -> np.nd
 
 
 def _actor(policy: str | Policy | Any, action: ActionSpec, num_envs: int, rng: np.random.Generator) -> _Act:
-    """A function of (observations, which of them start an episode) to actions that the space contains."""
+    """Any of the policies that ``collect`` takes as one function."""
     if policy == "random":
         policy = RandomPolicy(action, num_envs)
     if callable(getattr(policy, "predict", None)):
-        memory = None
-
-        def choose(observations: Any, starts: np.ndarray) -> np.ndarray:
-            nonlocal memory
-            actions, memory = policy.predict(observations, state=memory, episode_start=starts)
-            return actions
+        choose: _Act = BatchActor(policy)
     elif callable(policy):
         getattr(policy, "reset", lambda: None)()
 
-        def choose(observations: Any, starts: np.ndarray) -> np.ndarray:
+        def choose(observations: Any, starts: np.ndarray, needed: np.ndarray) -> np.ndarray:
             return policy(observations, rng)
     else:
         raise TypeError(
-            "policy must be 'random', an object with predict(observations, state, episode_start), or a "
-            f"function of (observations, rng), got {policy!r}"
+            "policy must be 'random', an object with Stable-Baselines3's predict(observation, state, episode_start, "
+            f"deterministic), or a function of (observations, rng), got {policy!r}"
         )
 
-    def act(observations: Any, starts: np.ndarray) -> np.ndarray:
-        actions = np.asarray(choose(observations, starts))
+    def act(observations: Any, starts: np.ndarray, needed: np.ndarray) -> np.ndarray:
+        actions = np.asarray(choose(observations, starts, needed))
         shape = (num_envs,) if action.kind == "discrete" else (num_envs, action.size)
         if actions.shape != shape:
             raise ValueError(f"the policy must return actions of shape {shape}, got {actions.shape}")
         action.encode(actions)  # raises for NaN and for choices that do not exist
-        if action.kind == "discrete":
-            return actions.astype(np.int64)
-        return action.clip(actions)
+        return actions.astype(np.int64) if action.kind == "discrete" else action.clip(actions)
 
     return act
 
@@ -218,7 +229,8 @@ def _as_vector_env(env: gym.Env | VectorEnv) -> VectorEnv:
     if isinstance(env, VectorEnv):
         return env
     if isinstance(env, gym.Env):
-        venv = SyncVectorEnv([lambda: env])
+        # Gymnasium's vector environments take no rewards of shape (1,).
+        venv = SyncVectorEnv([lambda: gym.wrappers.TransformReward(env, scalar_reward)])
         venv.closed = True  # or its garbage collection would close the caller's environment
         return venv
     raise TypeError(

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from jepa_rl.acting import scalar_rewards
 from jepa_rl.data import Episode
 from jepa_rl.types import ActionSpec
 
@@ -48,10 +49,18 @@ class Recorder:
     ) -> None:
         """Add a step to the environments ``which``: actions, rewards, and the states that they led to.
 
+        Args:
+            which: bool ``(n,)``; the rows of the others are not read.
+            actions: ``(n, a)`` or ``(n,)``, in the environments' own units.
+            rewards: ``(n,)`` or ``(n, 1)``.
+            rows: ``"frames"`` and the extras, each ``(n, ...)``.
+
         Raises:
-            ValueError: if a reward or an extra is NaN or infinite, or the shape of an extra changes.
+            ValueError: if there is not one reward for each environment, a reward or an extra is NaN or infinite, or
+                the shape of an extra changes.
             TypeError: if the dtype of an extra changes to one that its first values cannot hold.
         """
+        rewards = scalar_rewards(rewards, len(which))
         _check_finite("reward", rewards, which)
         for name, values in rows.items():
             _check_like(name, values, self._states[name])
