@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -62,7 +63,7 @@ def open_run(
     folder = Path(folder)
     file = folder / "args.json"
     kept = {name: value for name, value in settings.items() if name not in free}
-    kept = json.loads(json.dumps(kept, default=str))  # as it will be read back
+    kept = json.loads(json.dumps(kept, default=_plain_or_text))  # as it will be read back
     if not resume:
         remove_run(folder, file.name)
     if file.exists() and (there := json.loads(file.read_text())) != kept:
@@ -95,10 +96,28 @@ def remove_run(folder: str | Path, mark: str) -> None:
     shutil.rmtree(folder)
 
 
+def plain(value: Any) -> Any:
+    """NumPy's numbers and arrays as Python's: ``json.dumps(..., default=plain)``.
+
+    Raises:
+        TypeError: for anything else that JSON does not know.
+    """
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    raise TypeError(
+        f"a file's settings must be numbers, texts, lists and dicts, got {type(value).__name__}: {value!r}"
+    )
+
+
+def _plain_or_text(value: Any) -> Any:
+    return plain(value) if isinstance(value, np.generic | np.ndarray) else str(value)
+
+
 def save_tensors(path: str | Path, kind: str, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
     """One safetensors file with a JSON header and a checksum of everything; ``kind`` says what it holds."""
     tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
-    metadata = {"format": FORMAT, "version": str(FORMAT_VERSION), "kind": kind, "header": json.dumps(header)}
+    metadata = {"format": FORMAT, "version": str(FORMAT_VERSION), "kind": kind}
+    metadata["header"] = json.dumps(header, default=plain)
     metadata["checksum"] = _checksum(tensors, metadata)
     write_atomic(path, save(tensors, metadata))
 

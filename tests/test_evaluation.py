@@ -13,7 +13,7 @@ from stable_baselines3.common.callbacks import ConvertCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.utils import set_random_seed
-from stable_baselines3.common.vec_env import VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from jepa_rl import Objective, WorldModel, WorldModelConfig
@@ -342,6 +342,25 @@ def test_world_models_that_do_not_fit_are_refused():
         OnlineWorldModel(world)
     with pytest.raises(ValueError, match=r"reads pixels \(3, 16, 16\), the environment shows \(9, 16, 16\)"):
         LatentFeatures(spaces.Box(0, 255, (9, 16, 16), np.uint8), world)
+
+
+def test_what_would_teach_the_world_model_something_else_is_refused():
+    class Forgetful(DummyVecEnv):
+        def step_wait(self):
+            *rest, infos = super().step_wait()
+            return *rest, [{k: v for k, v in info.items() if k != "terminal_observation"} for info in infos]
+
+    world = WorldModel(WorldModelConfig(world_spec(Glow()), 8))
+    settings = dict(
+        learning_starts=5, batch_size=4, buffer_size=40, policy_kwargs=latent_policy_kwargs(world)
+    )
+    agent = SAC("CnnPolicy", Forgetful([Glow]), **settings)
+    with pytest.raises(ValueError, match=r"environments \[0\] without info\['terminal_observation'\]"):
+        agent.learn(20, callback=OnlineWorldModel(world, batch_size=4))
+    with pytest.raises(
+        TypeError, match=r"reads uint8 pixels, the environment shows float32; leave out .*VecNormalize"
+    ):
+        SAC("CnnPolicy", VecNormalize(DummyVecEnv([Glow])), **settings)
 
 
 def test_a_world_model_that_the_agent_does_not_see_is_not_trained():

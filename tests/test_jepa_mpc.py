@@ -20,6 +20,7 @@ from stable_baselines3.common.callbacks import (
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.logger import configure
+from stable_baselines3.common.vec_env import DummyVecEnv
 
 from jepa_rl.agents.evaluation import play_episodes
 from jepa_rl.agents.sb3.jepa_mpc import (
@@ -133,6 +134,23 @@ def test_episodes_played_side_by_side_are_those_played_alone():
         np.testing.assert_allclose(alone.returns[0], together.returns[i], rtol=1e-4)
     _, state = agent.predict(np.zeros((3, 1), np.float32))
     np.testing.assert_array_equal(agent.select_state(state, np.array([2, 0]))[0], state[0][[2, 0]])
+
+
+class Forgetful(DummyVecEnv):
+    """Does not say what an episode ended in."""
+
+    def step_wait(self):
+        *rest, infos = super().step_wait()
+        return *rest, [{k: v for k, v in info.items() if k != "terminal_observation"} for info in infos]
+
+
+def test_an_episode_whose_last_observation_is_lost_is_refused():
+    agent = tiny(Forgetful([Goal1D, Goal1D]))
+    with pytest.raises(
+        ValueError, match=r"ended in environments \[0, 1\] without info\['terminal_observation'\]"
+    ):
+        agent.learn(60)
+    assert len(agent.replay_buffer) == 0  # and not an episode that ends with the first picture of the next
 
 
 def mean_return(agent, make_env, episodes: int) -> float:

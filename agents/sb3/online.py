@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from gymnasium import spaces
 from jaxtyping import Float
@@ -31,6 +32,7 @@ from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from stable_baselines3.common.vec_env import VecNormalize
 from torch import Tensor
 
+from jepa_rl.agents.sb3.checks import check_terminal_observations
 from jepa_rl.memory import keep_freed_memory
 from jepa_rl.modes import evaluating
 from jepa_rl.training import descend
@@ -44,12 +46,21 @@ class LatentFeatures(BaseFeaturesExtractor):
     Args:
         observation_space: uint8 pixels as the world model reads them.
         world: the world model; it stays outside this module, whose weights the agent would train and average.
+
+    Raises:
+        ValueError: if the environment shows pixels of another shape.
+        TypeError: if they are not uint8.
     """
 
     def __init__(self, observation_space: spaces.Box, world: WorldModel) -> None:
         if tuple(observation_space.shape) != world.spec.pixels:
             raise ValueError(
                 f"the world model reads pixels {world.spec.pixels}, the environment shows {observation_space.shape}"
+            )
+        if observation_space.dtype != np.uint8:
+            raise TypeError(
+                f"the world model reads uint8 pixels, the environment shows {observation_space.dtype}; leave out what "
+                "scales them, such as VecNormalize (norm_obs=False lets it scale rewards alone)"
             )
         super().__init__(observation_space, world.latent_dim)
         self._world = [world]
@@ -135,7 +146,8 @@ class OnlineWorldModel(BaseCallback):
         seed: of what its loss draws.
 
     Raises:
-        ValueError: for a world model with blocks, or one that the agent does not see.
+        ValueError: for a world model with blocks, or one that the agent does not see; while training, if an episode
+            ends without ``info["terminal_observation"]``.
         TypeError: at the start of training, if the agent has no replay of single transitions.
     """
 
@@ -190,6 +202,7 @@ class OnlineWorldModel(BaseCallback):
     def _on_step(self) -> bool:
         agent, replay = self.model, self.model.replay_buffer
         assert isinstance(replay, ReplayBuffer)
+        check_terminal_observations(self.locals["dones"], self.locals["infos"])
         if agent.num_timesteps <= agent.learning_starts or not replay.size():
             return True
         self._owed += self.updates_per_step * agent.n_envs

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from collections import deque
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -16,8 +18,9 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 from jepa_rl.agents.sb3.jepa_mpc.monitor import PlanRecord
 from jepa_rl.agents.sb3.jepa_mpc.spaces import by_name
-from jepa_rl.files import load_tensors, save_tensors
+from jepa_rl.files import load_tensors, plain, save_tensors
 from jepa_rl.training.checkpoint import check_same, optimizer_tensors, restore_optimizer
+from jepa_rl.version import __version__
 
 if TYPE_CHECKING:
     from jepa_rl.agents.sb3.jepa_mpc.algorithm import JEPAMPC
@@ -39,6 +42,9 @@ class ResumableRun(BaseCallback):
     These environments are reset once more where an episode has just ended; a ``Monitor`` must allow that, as it does
     unless told otherwise.
 
+    Where ``learning_rate`` or ``n_step`` change over the training, the total number of steps is part of the run: with
+    another total they would jump, so it is refused. With constants a run can be prolonged.
+
     Not restored: other callbacks, and what TensorBoard averages between two writes.
 
     Args:
@@ -47,9 +53,14 @@ class ResumableRun(BaseCallback):
 
     Raises:
         TypeError: if the model is not a ``JEPAMPC``, or its environment is a ``VecNormalize``.
+            At the start of training, too, if a setting cannot be written to a checkpoint.
         ValueError: if ``every`` is below 1; at the start of training, if the folder holds a run with another
-            environment, other spaces or other settings, or is damaged, or its ``episodes`` were not written by a run.
-            Nothing has changed then.
+            environment, other spaces, other settings or another total of steps, or is damaged, or its ``episodes`` were
+            not written by a run. Nothing has changed then.
+
+    Warns:
+        UserWarning: if another version of jepa-rl wrote the checkpoint: what follows may differ from a run that was
+            never killed.
     """
 
     model: JEPAMPC
@@ -59,7 +70,7 @@ class ResumableRun(BaseCallback):
         if every < 1:
             raise ValueError(f"every must be at least 1 step, got {every}")
         self.folder, self.every = Path(folder), every
-        self._due = 0
+        self._due = self._total = 0
 
     @property
     def checkpoint(self) -> Path:
@@ -82,9 +93,14 @@ class ResumableRun(BaseCallback):
                 "VecNormalize changes while it runs and is not part of a checkpoint: JEPAMPC scales observations and "
                 "rewards by itself, leave it out"
             )
+        settings, self._total = settings_of(model), model._total_timesteps
         if self.checkpoint.exists():
             tensors, header = load_tensors(self.checkpoint, ("jepa_mpc run",))
-            check_same(self.checkpoint, "run", header["settings"], settings_of(model))
+            check_same(self.checkpoint, "run", header["settings"], settings)
+            check_total(self.checkpoint, header, model)
+            if header["num_timesteps"] >= self._total:  # nothing is left to train: the run stays what it is
+                self._total = header.get("total_timesteps", self._total)
+            self._warn_of_another_version(header.get("version"))
             model.replay_buffer.restore(self.episodes, header["episodes"])
             restore_run(model, tensors, header)
             # What the environments are playing is no part of that run.
@@ -114,6 +130,14 @@ class ResumableRun(BaseCallback):
         self.model.replay_buffer.cut(by_name(self.model._last_obs))
         self._save()
 
+    def _warn_of_another_version(self, version: str | None) -> None:
+        if version != __version__:
+            warnings.warn(
+                f"{self.checkpoint} was written by jepa-rl {version or 'of an older version'}, this is {__version__}: "
+                "the run goes on, but perhaps not as it would have there",
+                stacklevel=2,
+            )
+
     def _next_due(self) -> int:
         return (self.model.num_timesteps // self.every + 1) * self.every
 
@@ -121,6 +145,7 @@ class ResumableRun(BaseCallback):
         replay = self.model.replay_buffer
         tensors, header = run_state(self.model)
         header |= {"settings": settings_of(self.model), "episodes": replay.numbers()}
+        header |= {"total_timesteps": self._total, "version": __version__}
         save_tensors(self.checkpoint, "jepa_mpc run", tensors, header)
         replay.drop_files(before=min(replay.numbers(), default=0))  # no checkpoint names them any more
         self._due = self._next_due()
@@ -141,6 +166,33 @@ def forget_episodes(folder: Path) -> None:
         )
     for path in files:
         path.unlink()
+
+
+def check_total(checkpoint: Path, header: dict[str, Any], model: JEPAMPC) -> None:
+    """Refuses a total of steps with which what changes over the training would jump at the checkpoint.
+
+    Args:
+        checkpoint: the file, for the message.
+        header: its content; files of version 0.1.0 do not say their total, and pass.
+        model: an agent that is about to learn, with ``_total_timesteps`` set.
+
+    Raises:
+        ValueError: if learning rate or ``n_step`` would be others than in the run so far.
+    """
+    done, planned, total = header["num_timesteps"], header.get("total_timesteps"), model._total_timesteps
+    if planned is None or done >= total:
+        return
+    before, after = (
+        (model.lr_schedule(left), model.n_step_at(left))
+        for left in (max(0.0, 1 - done / n) for n in (planned, total))
+    )
+    if before != after:
+        raise ValueError(
+            f"{checkpoint} belongs to a run of {planned:,} steps, {done:,} of which are done. With {total:,} steps "
+            f"its learning rate would jump from {before[0]:.3g} to {after[0]:.3g}, its n_step from {before[1]} to "
+            f"{after[1]}; learn {planned:,} steps, or start a run with constants, which can be prolonged, in another "
+            "folder"
+        )
 
 
 def begin_episodes(model: JEPAMPC) -> None:
@@ -217,9 +269,22 @@ def settings_of(model: JEPAMPC) -> dict[str, Any]:
         "action_space": str(model.action_space),
         "learning_rate": [rate(left) for left in (1.0, 0.5, 0.0)] if callable(rate) else rate,
         "train_freq": [freq.frequency, freq.unit.value],
-        "policy": str(sorted(model.policy.settings.items())),
+        "policy": str(sorted(_plain_numbers(model.policy.settings).items())),
     }
-    return json.loads(json.dumps(found))
+    return json.loads(json.dumps(found, default=plain))
+
+
+def _plain_numbers(value: Any) -> Any:
+    """Settings with NumPy's numbers as Python's: equal ones then read alike, too."""
+    if isinstance(value, dict):
+        return {name: _plain_numbers(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_plain_numbers(part) for part in value)
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(
+            value, **{f.name: _plain_numbers(getattr(value, f.name)) for f in fields(value) if f.init}
+        )
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def environment_of(env: VecEnv | None) -> str | None:
@@ -234,5 +299,9 @@ def environment_of(env: VecEnv | None) -> str | None:
         (spec.id, spec.kwargs, spec.max_episode_steps),
         *((wrapper.name, wrapper.kwargs or {}) for wrapper in spec.additional_wrappers),
     ]
-    # Functions and objects show their types: their addresses differ from process to process.
-    return json.dumps(parts, default=lambda value: type(value).__qualname__, sort_keys=True)
+    return json.dumps(parts, default=_plain_or_type, sort_keys=True)
+
+
+def _plain_or_type(value: Any) -> Any:
+    """Functions and objects show their types: their addresses differ from process to process."""
+    return plain(value) if isinstance(value, np.generic | np.ndarray) else type(value).__qualname__
