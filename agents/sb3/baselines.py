@@ -31,7 +31,13 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import ContinuousCritic
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
-from stable_baselines3.common.vec_env import VecEnv, VecMonitor, is_vecenv_wrapped
+from stable_baselines3.common.vec_env import (
+    VecEnv,
+    VecMonitor,
+    VecNormalize,
+    is_vecenv_wrapped,
+    unwrap_vec_normalize,
+)
 from stable_baselines3.sac.policies import CnnPolicy
 
 from jepa_rl.agents.evaluation import EvaluationCallback
@@ -42,6 +48,7 @@ SHORT_DQN: dict[str, Any] = {
     "train_freq": 4, "gradient_steps": 2, "learning_rate": 5e-4, "target_update_interval": 500,
     "exploration_fraction": 0.2, "exploration_final_eps": 0.05, "batch_size": 64,
 }  # fmt: skip
+NORMALIZATION = "vecnormalize.pkl"  # beside a saved agent
 EVALUATION_SEED = 1_000_000  # added to the seed, so that no episode of the evaluation is one of the training
 
 
@@ -87,8 +94,8 @@ class _LeanCritic(ContinuousCritic):
 class SaveAtEvaluation(BaseCallback):
     """Keeps agent and replay as they are at the newest point of the curve, for ``load_saved``.
 
-    A kill at any moment leaves a whole one. The replay is a pickle, Stable-Baselines3 has no other way: load only what
-    you saved yourself.
+    A kill at any moment leaves a whole one. The replay and a ``VecNormalize`` are pickles (Stable-Baselines3 has no other
+    format): load only what you saved yourself.
 
     Args:
         curve: stands before this among the callbacks.
@@ -120,6 +127,9 @@ class SaveAtEvaluation(BaseCallback):
             self.model.save(part / "agent.zip")
             if isinstance(self.model, OffPolicyAlgorithm):
                 self.model.save_replay_buffer(part / "replay.pkl")
+            normalize = self.model.get_vec_normalize_env()
+            if normalize is not None:
+                normalize.save(str(part / NORMALIZATION))
             if self.more is not None:
                 self.more(part)
             part.rename(self.folder / str(step))
@@ -133,10 +143,29 @@ Algorithm = TypeVar("Algorithm", bound=BaseAlgorithm)
 
 
 def load_saved(algorithm: type[Algorithm], saved: Path, env: VecEnv, device: str = "auto") -> Algorithm:
-    """The agent in ``saved``, which is ``SaveAtEvaluation.newest``, with its replay; learning goes on from there."""
+    """The agent in ``saved``, with its replay and the statistics of its ``VecNormalize``; learning goes on from there.
+
+    Args:
+        algorithm: class of the agent.
+        saved: ``SaveAtEvaluation.newest``.
+        env: to go on in; a ``VecNormalize`` if the agent was trained in one. Its statistics are replaced.
+        device: of the agent.
+
+    Raises:
+        ValueError: if only one of the agent and ``env`` is normalised.
+    """
+    normalize, file = unwrap_vec_normalize(env), saved / NORMALIZATION
+    if file.exists() != (normalize is not None):
+        trained, given = ("in", "not") if file.exists() else ("outside", "")
+        raise ValueError(
+            f"the agent in {saved} was trained {trained} a VecNormalize, env is {given} one; make them alike"
+        )
     model = algorithm.load(saved / "agent.zip", env=env, device=device)
     if isinstance(model, OffPolicyAlgorithm):
         model.load_replay_buffer(saved / "replay.pkl")
+    if normalize is not None:
+        statistics = VecNormalize.load(str(file), normalize.venv)
+        normalize.obs_rms, normalize.ret_rms = statistics.obs_rms, statistics.ret_rms
     return model
 
 
@@ -187,6 +216,11 @@ def train_baseline(
             _check_actions(algorithm, venvs[-1].action_space)
             venvs[-1].seed(first_seed)
         train, held_out = venvs
+        normalize = unwrap_vec_normalize(held_out)
+        if (
+            normalize is not None
+        ):  # EvalCallback copies the statistics of training; returns are the environment's own
+            normalize.training = normalize.norm_reward = False
         space = train.observation_space
         # A copy: Stable-Baselines3 writes into the policy_kwargs that it is given.
         settings = _defaults(algorithm, space, total_timesteps) | copy.deepcopy(settings)
