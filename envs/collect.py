@@ -11,7 +11,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from tqdm import tqdm
 
-from jepa_rl.acting import BatchActor, scalar_reward
+from jepa_rl.acting import BatchActor, PredictingAgent, scalar_reward
 from jepa_rl.data import Episode, EpisodeStore
 from jepa_rl.data.layout import Layout
 from jepa_rl.envs.policies import Policy, RandomPolicy
@@ -201,7 +201,7 @@ def _actor(policy: str | Policy | Any, action: ActionSpec, num_envs: int, rng: n
     """Any of the policies that ``collect`` takes as one function."""
     if policy == "random":
         policy = RandomPolicy(action, num_envs)
-    if callable(getattr(policy, "predict", None)):
+    if isinstance(policy, PredictingAgent):
         choose: _Act = BatchActor(policy)
     elif callable(policy):
         getattr(policy, "reset", lambda: None)()

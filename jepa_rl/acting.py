@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int64
 
 
+@runtime_checkable
 class PredictingAgent(Protocol):
     """Stable-Baselines3's ``predict``; ``state`` is what the last call returned, None at the beginning."""
 

@@ -153,6 +153,23 @@ def test_an_episode_whose_last_observation_is_lost_is_refused():
     assert len(agent.replay_buffer) == 0  # and not an episode that ends with the first picture of the next
 
 
+class Columns(DummyVecEnv):
+    """Pays (n, 1) rewards."""
+
+    def step_wait(self):
+        observations, rewards, *rest = super().step_wait()
+        return observations, rewards[:, None], *rest
+
+
+def test_rewards_may_be_columns():
+    learned = []
+    for kind in (DummyVecEnv, Columns):
+        venv = kind([Goal1D, Goal1D])
+        venv.seed(0)
+        learned.append(tiny(venv).learn(60).replay_buffer.columns["reward"])
+    np.testing.assert_array_equal(*learned)
+
+
 def mean_return(agent, make_env, episodes: int) -> float:
     """Over the same episodes in every run of the tests."""
     return float(evaluate_policy(agent, make_vec_env(make_env, 1, seed=1), episodes)[0])

@@ -94,7 +94,7 @@ class _LeanCritic(ContinuousCritic):
 class SaveAtEvaluation(BaseCallback):
     """Keeps agent and replay as they are at the newest point of the curve, for ``load_saved``.
 
-    A kill at any moment leaves a whole one. The replay and a ``VecNormalize`` are pickles (Stable-Baselines3 has no other
+    A kill at any moment leaves a whole one. Replay and ``VecNormalize`` are pickles (Stable-Baselines3 has no other
     format): load only what you saved yourself.
 
     Args:

@@ -16,6 +16,7 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule, TrainFreq
 from stable_baselines3.common.utils import LinearSchedule
 
+from jepa_rl.acting import scalar_rewards
 from jepa_rl.agents.sb3.checks import check_terminal_observations
 from jepa_rl.agents.sb3.jepa_mpc.model import ControlBatch
 from jepa_rl.agents.sb3.jepa_mpc.monitor import EnvClock, PlanRecord, model_metrics, search_metrics
@@ -292,6 +293,7 @@ class JEPAMPC(OffPolicyAlgorithm):
         dones: np.ndarray, infos: list[dict[str, Any]],
     ) -> None:  # fmt: skip
         check_terminal_observations(dones, infos)
+        reward = scalar_rewards(reward, len(dones))
         following = by_name(new_obs)
         if dones.any():  # what Stable-Baselines3 keeps as the next observation stays as it is
             following = {name: value.copy() for name, value in following.items()}
