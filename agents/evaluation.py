@@ -1,4 +1,4 @@
-"""Evaluation that is the same for every agent: fixed seeds, deterministic actions, all episodes side by side."""
+"""Evaluation, the same for every agent: fixed seeds, deterministic actions, all episodes in one batch."""
 
 from __future__ import annotations
 
@@ -21,16 +21,17 @@ from torch.utils.tensorboard import SummaryWriter
 from jepa_rl.acting import BatchActor, scalar_reward
 from jepa_rl.files import write_atomic
 
-FILMED = 300  # decisions: all pictures of a video are in memory at once
+FILMED = 300  # decisions in a video: all of its pictures are in memory at once
 
 
 class Played(NamedTuple):
-    """Episodes that were played to their end.
+    """Complete episodes.
 
     Attributes:
-        returns: undiscounted, of each episode.
-        lengths: decisions in each.
-        pictures: what ``render()`` showed of the start of the first episode, (y, x, 3) uint8; empty if not asked for.
+        returns: undiscounted return of each episode.
+        lengths: number of decisions in each episode.
+        pictures: ``render()`` after each of the first decisions of the first episode, (y, x, 3) uint8; empty unless
+            requested.
     """
 
     returns: Float[np.ndarray, " episodes"]
@@ -41,18 +42,22 @@ class Played(NamedTuple):
 def play_episodes(
     agent: Any, make_env: Callable[[], gym.Env], seeds: list[int], pictures: bool = False
 ) -> Played:
-    """Plays one episode from each seed, side by side, so that the agent plans for all that still run in one batch.
+    """Plays one episode for each seed, all in parallel; the agent acts for all running episodes in one batch.
 
     Args:
-        agent: anything with Stable-Baselines3's ``predict``. Its own ``VecNormalize`` scales what it sees; returns are
-            those of the environments. Episodes that are over leave the batch if the agent has ``select_state``
-            (``jepa_rl.acting.SelectiveAgent``; the agents of this library do), and stay in it unused otherwise.
+        agent: anything with Stable-Baselines3's ``predict``. If it has a ``VecNormalize``, that normalises its
+            observations; returns are the environments' own. Finished episodes leave the batch if the agent has
+            ``select_state`` (``jepa_rl.acting.SelectiveAgent``; the agents of this library do); otherwise they stay in
+            it and their actions are ignored.
         make_env: called once for each seed; the environments are closed at the end.
-        seeds: of the episodes' resets.
-        pictures: whether to keep what ``render()`` shows of the first ``FILMED`` decisions of the first episode.
+        seeds: one for the reset of each episode.
+        pictures: whether to keep ``render()`` after each of the first ``FILMED`` decisions of the first episode.
+
+    Returns:
+        Returns and lengths in the order of ``seeds``, and the pictures.
 
     Raises:
-        ValueError: if an environment pays anything but one number a step.
+        ValueError: if a reward is not one number.
     """
     envs = [make_env() for _ in seeds]
     try:
@@ -78,20 +83,23 @@ def play_episodes(
 
 
 class EvaluationCallback(BaseCallback):
-    """Plays the same episodes every so often: ``eval/*`` in TensorBoard, returns in a JSON file, and a video.
+    """Plays the same episodes at regular intervals; writes ``eval/*`` to TensorBoard, a JSON file and a video.
 
-    The first evaluation shows the agent before it learned. The file is rewritten after each evaluation; entries of
-    an interrupted run that goes on stay, up to the step from which it goes on. A run that starts anew replaces it.
+    The first evaluation happens before training. The JSON file is rewritten after each evaluation. When an interrupted
+    run is resumed, entries up to the step where it resumes are kept; a new run (``num_timesteps`` 0) replaces the file.
 
     Args:
-        make_env: a new environment, the same as for training; with ``render()`` for videos.
+        make_env: returns a new environment, made as for training; it needs ``render()`` for videos.
         every: environment steps (the model's ``num_timesteps``) between evaluations.
-        episodes: in each.
-        seed: of the first episode; the others follow.
-        path: the JSON file: ``[{"step", "returns", "lengths", "seconds"}, ...]``; None keeps it in ``results`` only.
-            ``seconds`` counts from the start of training; of a run that was killed, what came after its last evaluation
-            is missing.
-        video: whether the first episode, up to ``FILMED`` decisions of it, goes to TensorBoard, as an animated picture.
+        episodes: number of episodes in each evaluation.
+        seed: of the first episode; episode i has ``seed + i``.
+        path: the JSON file, ``[{"step", "returns", "lengths", "seconds"}, ...]``; None: only in ``results``.
+            ``seconds`` counts from the start of training, without the time that a killed run lost after its last
+            evaluation.
+        video: whether the first ``FILMED`` decisions of the first episode go to TensorBoard as an animated picture.
+
+    Raises:
+        ValueError: if ``every`` or ``episodes`` is below 1.
     """
 
     def __init__(
@@ -116,12 +124,12 @@ class EvaluationCallback(BaseCallback):
         self._began, self._read = time.perf_counter(), False
 
     def _on_rollout_start(self) -> None:
-        if not self._read:  # not before: another callback may just have restored an earlier run
+        if not self._read:  # not earlier: another callback may restore a run when training starts
             self._read_earlier()
             self._evaluate_if_due()
 
     def _on_training_end(self) -> None:
-        if not self._read:  # nothing was left to train
+        if not self._read:  # there were no steps left to train
             self._read_earlier()
 
     def _on_step(self) -> bool:
@@ -131,7 +139,7 @@ class EvaluationCallback(BaseCallback):
     def _read_earlier(self) -> None:
         self._read, done = True, self.results
         if self.model.num_timesteps == 0:
-            done = []  # whatever there is, it is of another run
+            done = []  # a new run: existing entries belong to another one
         elif self.path is not None:
             done = json.loads(self.path.read_text()) if self.path.exists() else []
         self.results = [entry for entry in done if entry["step"] <= self.model.num_timesteps]
@@ -176,11 +184,14 @@ class EvaluationCallback(BaseCallback):
 def add_animation(
     writer: SummaryWriter, tag: str, pictures: list[np.ndarray], step: int = 0, milliseconds: int = 50
 ) -> None:
-    """An animated GIF among TensorBoard's images: its own video needs another package for the same file.
+    """Writes an animated GIF to TensorBoard's images; ``SummaryWriter.add_video`` would need another package.
 
     Args:
-        pictures: uint8 "y x 3", all of one size; shown 160 pixels wide.
-        milliseconds: that each of them stays.
+        writer: of the TensorBoard events.
+        tag: name of the animation.
+        pictures: uint8 "y x 3", all of one size; resized to a width of 160 pixels.
+        step: environment steps, the x-axis.
+        milliseconds: display time of each picture.
 
     Raises:
         ValueError: if there are no pictures.

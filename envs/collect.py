@@ -1,4 +1,4 @@
-"""Environment and policy in, episodes on disk out."""
+"""Collecting episodes: plays a policy and writes what it sees to an episode store."""
 
 from __future__ import annotations
 
@@ -34,38 +34,37 @@ def collect(
     extras: Sequence[str] = (),
     progress: bool = True,
 ) -> EpisodeStore:
-    """Play ``policy`` in ``env`` and store every episode the moment it ends.
+    """Plays ``policy`` in ``env`` and stores every episode when it ends.
 
-    Episodes that have ended are on disk whatever happens next (an error, Ctrl-C, a killed process). Only
-    the newest frame of each observation is stored; the sampler stacks frames again.
+    Finished episodes are on disk and survive an error, Ctrl-C or a killed process. Only the newest frame of each
+    observation is stored; the sampler stacks frames again.
 
-    Many environments at once are faster; pictures of any environment come from ``PixelObservation``::
+    Several environments at once are faster. ``PixelObservation`` gives pictures of any environment::
 
         env = gym.make_vec("CartPole-v1", 8, "sync", wrappers=[PixelObservation], render_mode="rgb_array")
         store = collect(env, "runs/cartpole/episodes", steps=20_000, seed=0)
 
     Args:
         env: an environment or Gymnasium vector environment (any autoreset mode) with uint8 pixels
-            ``(frames * c, y, x)``, or a Dict of them under ``"pixels"``; see ``PixelObservation``. It is
-            not closed.
-        store: where to store: a folder (made, or added to), or an open store.
-        policy: ``"random"``; an object with Stable-Baselines3's ``predict`` (which sees observations through its
-            own ``VecNormalize``, if it has one; what is stored stays as it is); or a function of (batched
-            observations, ``np.random.Generator``) that returns ``(n, a)`` or ``(n,)`` actions. Continuous actions are
-            clipped to the bounds.
-        episodes: stop after so many complete episodes. Every environment plays an equal share of them (the first ones
-            one more, if they do not divide): the first so many to finish would be too many short ones.
-        steps: stop after at least so many environment steps; running episodes are stored as truncated.
+            ``(frames * c, y, x)``, or a Dict with these under ``"pixels"``; see ``PixelObservation``. It is not closed.
+        store: an open store, or a folder: created, or added to if it holds a store of the same layout.
+        policy: ``"random"``; an object with Stable-Baselines3's ``predict`` (its ``VecNormalize``, if it has one,
+            normalises what it sees, not what is stored); or a function of (batched observations,
+            ``np.random.Generator``) that returns actions ``(n, a)`` or ``(n,)``. Continuous actions are clipped to the
+            bounds.
+        episodes: number of complete episodes, shared evenly among the environments (the first ones play one more if
+            the number does not divide). Taking those that finish first instead would favour short episodes.
+        steps: stop after at least this many environment steps; running episodes are stored as truncated.
         seed: of the environments' first reset and of the policy's generator. Equal seeds give equal data.
-        extras: names of Dict observations or of ``info`` entries to store beside each frame, for probes.
+        extras: names of Dict observations or of ``info`` entries to store with each frame, for probes.
         progress: show a progress bar.
 
     Returns:
-        The store. Other writers may have it: the lock is given back.
+        The store, with its writer's lock released.
 
     Raises:
-        TypeError, ValueError: if the environment, the policy or the store does not fit, or a reward,
-            action or extra is NaN or infinite.
+        TypeError, ValueError: if the environment, the policy or the store does not fit, or a reward, action or extra is
+            NaN or infinite.
     """
     if (episodes is None) == (steps is None):
         raise ValueError(f"pass either episodes or steps, got episodes={episodes} and steps={steps}")
@@ -97,16 +96,17 @@ def collect(
             running = np.flatnonzero(recorder.lengths > 0).tolist()
             store.append_many([recorder.episode(i, terminated=False, truncated=True) for i in running])
     finally:
-        store.close()  # gives back the writer's lock; the store stays usable
+        store.close()  # releases the writer's lock; the store can still be used
     return store
 
 
 def _play(
     venv: VectorEnv, act: _Act, states: _States, recorder: Recorder, observations: Any, share: np.ndarray
 ) -> Iterator[tuple[int, list[Episode]]]:
-    """Steps the environments for ever; yields (environment steps recorded, episodes ended) of each step.
+    """Steps the environments endlessly; yields (environment steps recorded, finished episodes) after each step.
 
-    ``share``: episodes that each environment records, int64 ``(n,)``; then it plays on unrecorded.
+    ``share``: number of episodes to record in each environment, int64 ``(n,)``. Afterwards it is stepped, because the
+    others need it, but not recorded.
     """
     left = share.copy()
     resetting = np.zeros(venv.num_envs, bool)  # NEXT_STEP: these ignore their action and reset
@@ -120,7 +120,7 @@ def _play(
         recorder.step(live, actions, rewards, states.arrived(observations, infos, live, recorded))
         ended = np.flatnonzero(recorded).tolist()
         episodes = [recorder.episode(i, terminated[i], truncated[i]) for i in ended]
-        recorder.lengths[ended] = 0  # nothing of them is under way any more
+        recorder.lengths[ended] = 0
         left[ended] -= 1
         yield int(live.sum()), episodes
 
@@ -136,7 +136,7 @@ def _play(
 
 
 class _States:
-    """Reads the newest frames and the extras out of what a vector environment returns.
+    """Extracts the newest frames and the extras from what a vector environment returns.
 
     ``rows`` are a dict of arrays ``(n, ...)``: ``"frames"`` and the extras.
     """
@@ -152,7 +152,7 @@ class _States:
         return Layout.make(shape, self._spec.action, self._spec.frames, extras)
 
     def rows(self, observations: Any, infos: Mapping[str, Any], needed: np.ndarray) -> dict[str, np.ndarray]:
-        """Rows of all environments; only those of the ``needed`` ones (bool ``(n,)``) need to be there."""
+        """Rows of all environments; extras may be missing where ``needed``, bool ``(n,)``, is False."""
         pixels = observations["pixels"] if isinstance(observations, dict) else observations
         rows = {"frames": pixels[:, -self._channels :]}
         for name in self._extras:
@@ -163,7 +163,7 @@ class _States:
     def arrived(
         self, observations: Any, infos: Mapping[str, Any], live: np.ndarray, done: np.ndarray
     ) -> dict[str, np.ndarray]:
-        """Rows of the states that a step led to, also where the environment has already reset."""
+        """Rows of the states that a step led to; ``final_obs`` where the environment has already been reset."""
         if self.autoreset is not AutoresetMode.SAME_STEP or not done.any():
             return self.rows(observations, infos, live)
         if "final_obs" not in infos:
@@ -198,7 +198,7 @@ def _from_info(name: str, infos: Mapping[str, Any], needed: np.ndarray) -> np.nd
 
 
 def _actor(policy: str | Policy | Any, action: ActionSpec, num_envs: int, rng: np.random.Generator) -> _Act:
-    """Any of the policies that ``collect`` takes as one function."""
+    """The policy as one function, whichever kind it is."""
     if policy == "random":
         policy = RandomPolicy(action, num_envs)
     if isinstance(policy, PredictingAgent):
@@ -231,7 +231,7 @@ def _as_vector_env(env: gym.Env | VectorEnv) -> VectorEnv:
     if isinstance(env, gym.Env):
         # Gymnasium's vector environments take no rewards of shape (1,).
         venv = SyncVectorEnv([lambda: gym.wrappers.TransformReward(env, scalar_reward)])
-        venv.closed = True  # or its garbage collection would close the caller's environment
+        venv.closed = True  # otherwise its garbage collection would close the caller's environment
         return venv
     raise TypeError(
         f"expected a gymnasium.Env or gymnasium.vector.VectorEnv, got {type(env).__name__}; "

@@ -1,4 +1,4 @@
-"""Atomic files, and safetensors with a JSON header that says what they are."""
+"""Atomic writes, file locks, run folders, and safetensors files with a JSON header."""
 
 from __future__ import annotations
 
@@ -30,10 +30,14 @@ FORMAT_VERSION = 1
 
 
 def write_atomic(path: str | Path, data: bytes) -> None:
-    """Writes all of ``data`` or nothing: a reader sees the old file or the new one, never a part.
+    """Replaces the file at ``path`` by ``data``: a reader sees the old content or the new one, never a mixture.
+
+    Args:
+        path: the file; its folder is created if it does not exist.
+        data: the whole new content.
 
     Raises:
-        OSError: the disk is full or the folder cannot be written; an older file at ``path`` is untouched.
+        OSError: if the disk is full or the folder is not writable; an older file at ``path`` is unchanged.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
@@ -93,18 +97,20 @@ def unlock(file: IO[Any]) -> None:
 def open_run(
     folder: str | Path, settings: Mapping[str, Any], *, resume: bool = True, free: Collection[str] = ()
 ) -> None:
-    """Makes the folder of a run, or finds it there; ``args.json`` in it says what is run.
+    """Creates the folder of a run, or reopens it; its settings are kept in ``args.json``.
 
-    A run with other settings is neither continued nor overwritten, unless it was a try (its settings say ``quick``).
+    A run with other settings is neither continued nor overwritten, unless it was a trial run (its settings have
+    ``quick`` set).
 
     Args:
-        settings: of this run; JSON's types, tuples and Paths too.
-        resume: go on with what is there; otherwise it is deleted first.
-        free: names of settings that may change while a run goes on.
+        folder: of this run alone.
+        settings: JSON values, NumPy numbers, tuples and Paths.
+        resume: continue an existing run; otherwise it is deleted first.
+        free: names of settings that may differ when a run is continued.
 
     Raises:
-        ValueError: a run with other settings is there, or, with ``resume=False``, something that no run made. Nothing
-            has changed then.
+        ValueError: if the folder holds a run with other settings, or, with ``resume=False``, files that are not from a
+            run. Nothing is changed in either case.
     """
     folder = Path(folder)
     file = folder / "args.json"
@@ -123,13 +129,14 @@ def open_run(
 
 
 def remove_run(folder: str | Path, mark: str) -> None:
-    """Deletes the folder of an earlier run, if there is one.
+    """Deletes the folder of an earlier run, if it exists.
 
     Args:
-        mark: a file or folder in it that every run makes first.
+        folder: of the run.
+        mark: name of the file or folder that every run creates first; it identifies ``folder`` as a run's.
 
     Raises:
-        ValueError: something else is there; nothing is deleted then.
+        ValueError: if the folder holds something else; nothing is deleted then.
     """
     folder = Path(folder)
     if not folder.exists():
@@ -160,7 +167,18 @@ def _plain_or_text(value: Any) -> Any:
 
 
 def save_tensors(path: str | Path, kind: str, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
-    """One safetensors file with a JSON header and a checksum of everything; ``kind`` says what it holds."""
+    """Writes one safetensors file with a JSON header and a checksum; atomic.
+
+    Args:
+        path: the file.
+        kind: what the file holds, such as ``"world_model"``; ``load_tensors`` checks it.
+        tensors: by name; they are copied to the CPU.
+        header: JSON values and NumPy numbers.
+
+    Raises:
+        TypeError: if the header holds anything else.
+        OSError: as ``write_atomic``.
+    """
     tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
     metadata = {"format": FORMAT, "version": str(FORMAT_VERSION), "kind": kind}
     metadata["header"] = json.dumps(header, default=plain)
@@ -171,11 +189,19 @@ def save_tensors(path: str | Path, kind: str, tensors: dict[str, Tensor], header
 def load_tensors(
     path: str | Path, kinds: tuple[str, ...], device: str = "cpu"
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Reads a file of ``save_tensors``; nothing in it is executed.
+    """Reads a file of ``save_tensors``; no code in it is executed.
+
+    Args:
+        path: the file.
+        kinds: accepted values of its ``kind``.
+        device: where the tensors go.
+
+    Returns:
+        The tensors by name, and the header.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is truncated, corrupt, foreign, of another kind or from a newer version.
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file is truncated, corrupt, not from jepa-rl, of another kind or from a newer version.
     """
     path = Path(path)
     if not path.is_file():
@@ -186,7 +212,7 @@ def load_tensors(
             _check_metadata(path, metadata, kinds)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
         checksum = _checksum(tensors, metadata)
-        if metadata.get("checksum", checksum) != checksum:  # other tools may have rewritten it without one
+        if metadata.get("checksum", checksum) != checksum:  # missing if another tool rewrote the file
             raise _corrupt(path, "its checksum does not fit its content")
         return {name: tensor.to(device) for name, tensor in tensors.items()}, json.loads(metadata["header"])
     except (SafetensorError, json.JSONDecodeError, KeyError) as error:
@@ -198,7 +224,7 @@ def _corrupt(path: Path, why: object) -> ValueError:
 
 
 def _checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
-    """Of names, shapes, dtypes and bytes of the tensors and of the metadata; safetensors itself has none."""
+    """Hash of the metadata and of names, shapes, dtypes and bytes of the tensors; safetensors itself has none."""
     digest = hashlib.blake2b(digest_size=16)
     facts = sorted((name, text) for name, text in metadata.items() if name != "checksum")
     digest.update(json.dumps(facts).encode())

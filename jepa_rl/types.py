@@ -45,9 +45,9 @@ class ActionSpec:
         size: number of vector components, or number of choices.
         low, high: bounds of each component (continuous only), in the environment's own units.
         start: the environment's number for the first choice (discrete only).
-        dtype: NumPy name of the environment's actions: ``"float16"``, ``"float32"`` or ``"float64"``; ``"int64"`` for
-            discrete actions. By default (files of version 0.1.0 do not say) float32 where it holds the bounds exactly,
-            else float64. Not part of comparisons: it changes how actions are written, not what they are.
+        dtype: NumPy name of the dtype of environment actions: ``"float16"``, ``"float32"`` or ``"float64"``; ``"int64"``
+            for discrete actions. Default, also for files of version 0.1.0, which do not contain it: float32 if it
+            represents the bounds exactly, else float64. Not compared by ``==``.
 
     Raises:
         TypeError: if continuous actions are not floats.
@@ -128,7 +128,7 @@ class ActionSpec:
     def decode(self, actions: np.ndarray) -> np.ndarray:
         """Model actions float ``(..., size)`` to environment actions: clipped to the bounds, or the largest choice.
 
-        The environment's action space contains them: they have its dtype, and rounding leads past no bound.
+        The environment's action space contains the result: it has that dtype, and rounding cannot cross a bound.
         """
         actions = np.asarray(actions)
         if actions.shape[-1:] != (self.size,):
@@ -142,7 +142,7 @@ class ActionSpec:
     def clip(self, actions: np.ndarray) -> np.ndarray:
         """Continuous environment actions ``(..., size)`` within the bounds, in the environment's dtype.
 
-        The cast comes first: 0.03 as float32 is 0.029999999, and a cast afterwards could round past a bound.
+        The cast comes before the clipping, because it may round an action past a bound.
         """
         low, high = (np.array(bound, self.dtype) for bound in (self.low, self.high))
         return np.clip(np.asarray(actions).astype(self.dtype), low, high)

@@ -1,4 +1,4 @@
-"""A run that may be killed at any moment and goes on as if it never had been."""
+"""Checkpoints from which a killed run of ``JEPAMPC`` resumes bit for bit."""
 
 from __future__ import annotations
 
@@ -27,25 +27,22 @@ if TYPE_CHECKING:
 
 
 class ResumableRun(BaseCallback):
-    """Keeps a run of ``JEPAMPC`` in a folder; the same script, started again, goes on from there.
+    """Saves a run of ``JEPAMPC`` in a folder; the same script, started again, resumes it.
 
-    ``model.learn(100_000, callback=ResumableRun("runs/cartpole"))`` trains up to 100,000 steps in total, however
-    often it is killed in between. Model, optimisers, targets, replay, generators and counters are restored, and on
-    a processor, with as many threads, the run continues bit for bit like one that was never killed. The folder holds
-    ``checkpoint.safetensors`` and ``episodes/``; nothing in it is executed when it is read.
+    ``model.learn(100_000, callback=ResumableRun("runs/cartpole"))`` trains for 100,000 steps in total, however often
+    the process is killed. Model, optimisers, target networks, replay, random generators and counters are restored. On a
+    CPU with the same number of threads the result is bit for bit that of an uninterrupted run. The folder holds
+    ``checkpoint.safetensors`` and ``episodes/``; no code in them is executed.
 
-    Environments cannot be stored, so a checkpoint falls where no episode is running: whenever a rollout begins and the
-    episodes of all environments have just ended (so with one environment and ``train_freq=1``), the next ones start
-    from a seed that derives from the run's seed and the numbers of episodes and steps so far. Where that does not
-    happen for ``every`` steps after a checkpoint was due, the running episodes are cut there.
-
-    These environments are reset once more where an episode has just ended; a ``Monitor`` must allow that, as it does
-    unless told otherwise.
-
-    Where ``learning_rate`` or ``n_step`` change over the training, the total number of steps is part of the run: with
-    another total they would jump, so it is refused. With constants a run can be prolonged.
-
-    Not restored: other callbacks, and what TensorBoard averages between two writes.
+    - Environments cannot be saved, so checkpoints are written where no episode is running: when a rollout begins and
+      the episodes of all environments have just ended (always the case between episodes with one environment and
+      ``train_freq=1``). The next episodes start from a seed that is derived from the run's seed and the numbers of
+      episodes and steps so far. If this does not happen within ``every`` steps after a checkpoint is due, the running
+      episodes are cut off.
+    - Environments are reset a second time after an episode has ended. ``Monitor`` allows this by default.
+    - If ``learning_rate`` or ``n_step`` change during training, another total number of steps would make them jump, so
+      it is refused. With constants a run can be prolonged.
+    - Other callbacks, and values that TensorBoard averages between two writes, are not restored.
 
     Args:
         folder: of this run alone.
@@ -59,8 +56,8 @@ class ResumableRun(BaseCallback):
             not written by a run. Nothing has changed then.
 
     Warns:
-        UserWarning: if another version of jepa-rl wrote the checkpoint: what follows may differ from a run that was
-            never killed.
+        UserWarning: if another version of jepa-rl wrote the checkpoint; the result may then differ from that of an
+            uninterrupted run.
     """
 
     model: JEPAMPC
@@ -74,7 +71,7 @@ class ResumableRun(BaseCallback):
 
     @property
     def checkpoint(self) -> Path:
-        """The file that says where the run is."""
+        """The checkpoint file."""
         return self.folder / "checkpoint.safetensors"
 
     @property
@@ -98,12 +95,12 @@ class ResumableRun(BaseCallback):
             tensors, header = load_tensors(self.checkpoint, ("jepa_mpc run",))
             check_same(self.checkpoint, "run", header["settings"], settings)
             check_total(self.checkpoint, header, model)
-            if header["num_timesteps"] >= self._total:  # nothing is left to train: the run stays what it is
+            if header["num_timesteps"] >= self._total:  # no steps left to train: keep the planned total
                 self._total = header.get("total_timesteps", self._total)
             self._warn_of_another_version(header.get("version"))
             model.replay_buffer.restore(self.episodes, header["episodes"])
             restore_run(model, tensors, header)
-            # What the environments are playing is no part of that run.
+            # The episodes that the environments are playing now are not part of that run.
             model._last_episode_starts = np.ones(model.n_envs, bool)
         else:
             forget_episodes(self.episodes)
@@ -126,7 +123,7 @@ class ResumableRun(BaseCallback):
         return True
 
     def _on_training_end(self) -> None:
-        # Nothing that was learned is lost; more steps than asked for would have to start new episodes anyway.
+        # Saves everything learned so far; a prolonged run starts new episodes anyway.
         self.model.replay_buffer.cut(by_name(self.model._last_obs))
         self._save()
 
@@ -147,18 +144,20 @@ class ResumableRun(BaseCallback):
         header |= {"settings": settings_of(self.model), "episodes": replay.numbers()}
         header |= {"total_timesteps": self._total, "version": __version__}
         save_tensors(self.checkpoint, "jepa_mpc run", tensors, header)
-        replay.drop_files(before=min(replay.numbers(), default=0))  # no checkpoint names them any more
+        replay.drop_files(
+            before=min(replay.numbers(), default=0)
+        )  # the new checkpoint does not refer to them
         self._due = self._next_due()
 
 
 def forget_episodes(folder: Path) -> None:
-    """Deletes the episodes of a run that was killed before its first checkpoint, and so starts again.
+    """Deletes the episodes of a run that was killed before its first checkpoint and starts from the beginning.
 
     Raises:
-        ValueError: something else is there; nothing is deleted then.
+        ValueError: if the folder holds other files; nothing is deleted then.
     """
     files = list(folder.iterdir()) if folder.exists() else []
-    written = re.compile(r"\.?\d{8}\.safetensors(\.[0-9a-f]{8})?")  # whole, or the start of one
+    written = re.compile(r"\.?\d{8}\.safetensors(\.[0-9a-f]{8})?")  # complete, or partly written
     foreign = sorted(path.name for path in files if not written.fullmatch(path.name))
     if foreign:
         raise ValueError(
@@ -196,17 +195,17 @@ def check_total(checkpoint: Path, header: dict[str, Any], model: JEPAMPC) -> Non
 
 
 def begin_episodes(model: JEPAMPC) -> None:
-    """Every environment starts a new episode, seeded by the run's seed and where the run is."""
+    """Starts a new episode in every environment, seeded by the run's seed and its numbers of episodes and steps."""
     assert model.env is not None
     where = [model.seed or 0, model._episode_num, model.num_timesteps]
     seed = np.random.SeedSequence(where).generate_state(1)[0]
-    model.env.seed(int(seed >> 1))  # 31 bits: room for one more for each environment
+    model.env.seed(int(seed >> 1))  # 31 bits: SB3 adds the number of the environment
     model._last_obs = cast(Any, model.env.reset())  # never the tuple that SB3's type allows, too
     model._last_episode_starts = np.ones(model.n_envs, bool)
 
 
 def run_state(model: JEPAMPC) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """All that changes while ``model`` learns, but for its replay: tensors, and numbers for JSON."""
+    """Everything that changes while ``model`` learns, except its replay: tensors, and a header for JSON."""
     tensors = {f"policy.{name}": value for name, value in model.policy.state_dict().items()}
     for name in ("model_optimizer", "policy_optimizer"):
         tensors |= optimizer_tensors(name, getattr(model, name))
@@ -223,17 +222,17 @@ def run_state(model: JEPAMPC) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
 
 
 def _plain(value: Any) -> Any:
-    """Notes of an episode (``Monitor(info_keywords=...)``): NumPy's numbers and arrays as Python's, others as text."""
+    """Extra entries of an episode (``Monitor(info_keywords=...)``): NumPy values as Python's, others as text."""
     return value.tolist() if hasattr(value, "tolist") else str(value)
 
 
 def restore_policy(model: JEPAMPC, tensors: dict[str, torch.Tensor]) -> None:
-    """The weights alone, to act with them."""
+    """Restores the weights only, which is enough to act."""
     model.policy.load_state_dict({name[7:]: v for name, v in tensors.items() if name.startswith("policy.")})
 
 
 def restore_run(model: JEPAMPC, tensors: dict[str, torch.Tensor], header: dict[str, Any]) -> None:
-    """The inverse of ``run_state``."""
+    """Restores what ``run_state`` returned."""
     restore_policy(model, tensors)
     for name in ("model_optimizer", "policy_optimizer"):
         restore_optimizer(name, getattr(model, name), tensors)
@@ -248,7 +247,11 @@ def restore_run(model: JEPAMPC, tensors: dict[str, torch.Tensor], header: dict[s
 
 
 def settings_of(model: JEPAMPC) -> dict[str, Any]:
-    """What must be the same for a run to go on, as JSON."""
+    """Settings that must be equal to resume a run, as JSON values.
+
+    Raises:
+        TypeError: if one of them cannot be written as JSON.
+    """
     names = (
         "gamma",
         "batch_size",
@@ -275,7 +278,7 @@ def settings_of(model: JEPAMPC) -> dict[str, Any]:
 
 
 def _plain_numbers(value: Any) -> Any:
-    """Settings with NumPy's numbers as Python's: equal ones then read alike, too."""
+    """Settings with NumPy numbers as Python's, so that equal settings have equal text."""
     if isinstance(value, dict):
         return {name: _plain_numbers(part) for name, part in value.items()}
     if isinstance(value, list | tuple):
@@ -288,12 +291,12 @@ def _plain_numbers(value: Any) -> Any:
 
 
 def environment_of(env: VecEnv | None) -> str | None:
-    """Id, arguments, time limit and wrappers of the first environment; of one in another process, no arguments."""
+    """Id, arguments, time limit and wrappers of the first environment; no arguments if it is in another process."""
     base = None if env is None else env.unwrapped
     if base is None:
         return None
     spec = base.envs[0].spec if isinstance(base, DummyVecEnv) else None
-    if spec is None:  # Gymnasium prints an environment by the names of its classes, and its id if it has one
+    if spec is None:  # as text, an environment is the names of its classes, and its id
         return str(base.env_method("__str__", indices=[0])[0])
     parts = [
         (spec.id, spec.kwargs, spec.max_episode_steps),
@@ -303,5 +306,5 @@ def environment_of(env: VecEnv | None) -> str | None:
 
 
 def _plain_or_type(value: Any) -> Any:
-    """Functions and objects show their types: their addresses differ from process to process."""
+    """Functions and objects by their type: their address differs from process to process."""
     return plain(value) if isinstance(value, np.generic | np.ndarray) else type(value).__qualname__
