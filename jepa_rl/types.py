@@ -45,9 +45,9 @@ class ActionSpec:
         size: number of vector components, or number of choices.
         low, high: bounds of each component (continuous only), in the environment's own units.
         start: the environment's number for the first choice (discrete only).
-        dtype: NumPy name of the dtype of environment actions: ``"float16"``, ``"float32"`` or ``"float64"``; ``"int64"``
-            for discrete actions. Default, also for files of version 0.1.0, which do not contain it: float32 if it
-            represents the bounds exactly, else float64. Not compared by ``==``.
+        dtype: NumPy name of the dtype of environment actions: ``"float16"``, ``"float32"`` or ``"float64"``, and
+            ``"int64"`` for discrete actions. Default, also for files of version 0.1.0, which do not contain it: float32
+            if it represents the bounds exactly, else float64. Not compared by ``==``.
 
     Raises:
         TypeError: if continuous actions are not floats.
