@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int64, UInt8
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor, nn
@@ -75,6 +75,18 @@ class LatentAgent:
         """Latents of stacked frames, the model in evaluation mode."""
         with evaluating(self.model):
             return self.model.encode(torch.from_numpy(np.ascontiguousarray(pixels)).to(self.device))
+
+    def select_state(self, state: Any, rows: Int64[np.ndarray, " m"]) -> Any:
+        """Part of ``state`` that belongs to the environments ``rows``; see ``jepa_rl.acting.SelectiveAgent``.
+
+        Raises:
+            NotImplementedError: if ``set_goal`` was given one goal for each environment.
+        """
+        if self._goal is not None and len(self._goal) > 1:
+            raise NotImplementedError(
+                "each environment has a goal of its own, which is not part of the state"
+            )
+        return state
 
     def _read(self, observation: Observation) -> tuple[np.ndarray, np.ndarray | None, bool]:
         """Pixels "n c y x", goals "n c y x" or "1 c y x" or None, and whether it was one environment's alone."""

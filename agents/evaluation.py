@@ -1,4 +1,4 @@
-"""Evaluation that is the same for every agent: fixed seeds, deterministic actions, all episodes side by side."""
+"""Evaluation, the same for every agent: fixed seeds, deterministic actions, all episodes in one batch."""
 
 from __future__ import annotations
 
@@ -18,18 +18,20 @@ from stable_baselines3.common.logger import TensorBoardOutputFormat
 from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import SummaryWriter
 
+from jepa_rl.acting import BatchActor, scalar_reward
 from jepa_rl.files import write_atomic
 
-FILMED = 300  # decisions: all pictures of a video are in memory at once
+FILMED = 300  # decisions in a video: all of its pictures are in memory at once
 
 
 class Played(NamedTuple):
-    """Episodes that were played to their end.
+    """Complete episodes.
 
     Attributes:
-        returns: undiscounted, of each episode.
-        lengths: decisions in each.
-        pictures: what ``render()`` showed of the start of the first episode, (y, x, 3) uint8; empty if not asked for.
+        returns: undiscounted return of each episode.
+        lengths: number of decisions in each episode.
+        pictures: ``render()`` after each of the first decisions of the first episode, (y, x, 3) uint8; empty unless
+            requested.
     """
 
     returns: Float[np.ndarray, " episodes"]
@@ -40,31 +42,40 @@ class Played(NamedTuple):
 def play_episodes(
     agent: Any, make_env: Callable[[], gym.Env], seeds: list[int], pictures: bool = False
 ) -> Played:
-    """Plays one episode from each seed, all at once, so that the agent plans for them in one batch.
+    """Plays one episode for each seed, all in parallel; the agent acts for all running episodes in one batch.
 
     Args:
-        agent: anything with Stable-Baselines3's ``predict``.
+        agent: anything with Stable-Baselines3's ``predict``. If it has a ``VecNormalize``, that normalises its
+            observations; returns are the environments' own. Finished episodes leave the batch if the agent has
+            ``select_state`` (``jepa_rl.acting.SelectiveAgent``; the agents of this library do); otherwise they stay in
+            it and their actions are ignored.
         make_env: called once for each seed; the environments are closed at the end.
-        seeds: of the episodes' resets.
-        pictures: whether to keep what ``render()`` shows of the first ``FILMED`` decisions of the first episode.
+        seeds: one for the reset of each episode.
+        pictures: whether to keep ``render()`` after each of the first ``FILMED`` decisions of the first episode.
+
+    Returns:
+        Returns and lengths in the order of ``seeds``, and the pictures.
+
+    Raises:
+        ValueError: if a reward is not one number.
     """
     envs = [make_env() for _ in seeds]
     try:
-        seen = [env.reset(seed=seed)[0] for env, seed in zip(envs, seeds, strict=True)]
+        seen = [env.reset(seed=int(seed))[0] for env, seed in zip(envs, seeds, strict=True)]
         returns, lengths = np.zeros(len(envs)), np.zeros(len(envs), np.int64)
-        running, state, starts = np.ones(len(envs), bool), None, np.ones(len(envs), bool)
+        running, starts = np.ones(len(envs), bool), np.ones(len(envs), bool)
+        act = BatchActor(agent, deterministic=True)
         shown: list[np.ndarray] = []
         while running.any():
-            # Episodes that are over stay in the batch, so that the state keeps its shape.
-            actions, state = agent.predict(_stack(seen), state, starts, deterministic=True)
+            actions = act(_stack(seen), starts, running)
             starts = np.zeros(len(envs), bool)
             for i in np.flatnonzero(running):
                 seen[i], reward, terminated, truncated, _ = envs[i].step(actions[i])
-                returns[i] += float(reward)
+                returns[i] += scalar_reward(reward)
                 lengths[i] += 1
                 running[i] = not (terminated or truncated)
                 if pictures and i == 0 and len(shown) < FILMED:
-                    shown.append(np.asarray(envs[0].render()))
+                    shown.append(np.array(envs[0].render()))  # a copy: renderers may reuse their buffer
         return Played(returns, lengths, shown)
     finally:
         for env in envs:
@@ -72,20 +83,23 @@ def play_episodes(
 
 
 class EvaluationCallback(BaseCallback):
-    """Plays the same episodes every so often: ``eval/*`` in TensorBoard, returns in a JSON file, and a video.
+    """Plays the same episodes at regular intervals; writes ``eval/*`` to TensorBoard, a JSON file and a video.
 
-    The first evaluation shows the agent before it learned. The file is rewritten after each evaluation; entries of
-    an interrupted run that goes on stay, up to the step from which it goes on. A run that starts anew replaces it.
+    The first evaluation happens before training. The JSON file is rewritten after each evaluation. When an interrupted
+    run is resumed, entries up to the step where it resumes are kept; a new run (``num_timesteps`` 0) replaces the file.
 
     Args:
-        make_env: a new environment, the same as for training; with ``render()`` for videos.
+        make_env: returns a new environment, made as for training; it needs ``render()`` for videos.
         every: environment steps (the model's ``num_timesteps``) between evaluations.
-        episodes: in each.
-        seed: of the first episode; the others follow.
-        path: the JSON file: ``[{"step", "returns", "lengths", "seconds"}, ...]``; None keeps it in ``results`` only.
-            ``seconds`` counts from the start of training; of a run that was killed, what came after its last evaluation
-            is missing.
-        video: whether the first episode, up to ``FILMED`` decisions of it, goes to TensorBoard, as an animated picture.
+        episodes: number of episodes in each evaluation.
+        seed: of the first episode; episode i has ``seed + i``.
+        path: the JSON file, ``[{"step", "returns", "lengths", "seconds"}, ...]``; None: only in ``results``.
+            ``seconds`` counts from the start of training, without the time that a killed run lost after its last
+            evaluation.
+        video: whether the first ``FILMED`` decisions of the first episode go to TensorBoard as an animated picture.
+
+    Raises:
+        ValueError: if ``every`` or ``episodes`` is below 1.
     """
 
     def __init__(
@@ -110,12 +124,12 @@ class EvaluationCallback(BaseCallback):
         self._began, self._read = time.perf_counter(), False
 
     def _on_rollout_start(self) -> None:
-        if not self._read:  # not before: another callback may just have restored an earlier run
+        if not self._read:  # not earlier: another callback may restore a run when training starts
             self._read_earlier()
             self._evaluate_if_due()
 
     def _on_training_end(self) -> None:
-        if not self._read:  # nothing was left to train
+        if not self._read:  # there were no steps left to train
             self._read_earlier()
 
     def _on_step(self) -> bool:
@@ -125,7 +139,7 @@ class EvaluationCallback(BaseCallback):
     def _read_earlier(self) -> None:
         self._read, done = True, self.results
         if self.model.num_timesteps == 0:
-            done = []  # whatever there is, it is of another run
+            done = []  # a new run: existing entries belong to another one
         elif self.path is not None:
             done = json.loads(self.path.read_text()) if self.path.exists() else []
         self.results = [entry for entry in done if entry["step"] <= self.model.num_timesteps]
@@ -170,11 +184,14 @@ class EvaluationCallback(BaseCallback):
 def add_animation(
     writer: SummaryWriter, tag: str, pictures: list[np.ndarray], step: int = 0, milliseconds: int = 50
 ) -> None:
-    """An animated GIF among TensorBoard's images: its own video needs another package for the same file.
+    """Writes an animated GIF to TensorBoard's images; ``SummaryWriter.add_video`` would need another package.
 
     Args:
-        pictures: uint8 "y x 3", all of one size; shown 160 pixels wide.
-        milliseconds: that each of them stays.
+        writer: of the TensorBoard events.
+        tag: name of the animation.
+        pictures: uint8 "y x 3", all of one size; resized to a width of 160 pixels.
+        step: environment steps, the x-axis.
+        milliseconds: display time of each picture.
 
     Raises:
         ValueError: if there are no pictures.

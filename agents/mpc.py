@@ -159,6 +159,16 @@ class MPCAgent(LatentAgent):
         actions = self.spec.action.decode(plan[np.arange(len(plan)), position])
         return actions[0] if alone else actions, MPCState(plan, position + 1, calls + 1, futures)
 
+    def select_state(self, state: MPCState | None, rows: Int64[np.ndarray, " m"]) -> MPCState | None:
+        state = super().select_state(state, rows)
+        if state is None:
+            return None
+        plan, position, calls, futures = state
+        if futures is not None:
+            where = torch.from_numpy(rows).to(futures.missed.device)
+            futures = Futures(*(part.index_select(0, where) for part in futures))
+        return MPCState(plan[rows], position[rows], calls, futures)
+
     def save(self, path: str | Path) -> None:
         """Writes one safetensors file with world model and settings; atomic.
 

@@ -1,4 +1,4 @@
-"""Environment and policy in, episodes on disk out."""
+"""Collecting episodes: plays a policy and writes what it sees to an episode store."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from tqdm import tqdm
 
+from jepa_rl.acting import BatchActor, PredictingAgent, scalar_reward
 from jepa_rl.data import Episode, EpisodeStore
 from jepa_rl.data.layout import Layout
 from jepa_rl.envs.policies import Policy, RandomPolicy
@@ -18,7 +19,8 @@ from jepa_rl.envs.recorder import Recorder
 from jepa_rl.spaces import world_spec
 from jepa_rl.types import ActionSpec, WorldSpec
 
-_Act = Callable[[Any, np.ndarray], np.ndarray]
+# (observations, which environments start an episode, which still count) to actions that the space contains.
+_Act = Callable[[Any, np.ndarray, np.ndarray], np.ndarray]
 
 
 def collect(
@@ -32,43 +34,47 @@ def collect(
     extras: Sequence[str] = (),
     progress: bool = True,
 ) -> EpisodeStore:
-    """Play ``policy`` in ``env`` and store every episode the moment it ends.
+    """Plays ``policy`` in ``env`` and stores every episode when it ends.
 
-    Episodes that have ended are on disk whatever happens next (an error, Ctrl-C, a killed process). Only
-    the newest frame of each observation is stored; the sampler stacks frames again.
+    Finished episodes are on disk and survive an error, Ctrl-C or a killed process. Only the newest frame of each
+    observation is stored; the sampler stacks frames again.
 
-    Many environments at once are faster; pictures of any environment come from ``PixelObservation``::
+    Several environments at once are faster. ``PixelObservation`` gives pictures of any environment::
 
         env = gym.make_vec("CartPole-v1", 8, "sync", wrappers=[PixelObservation], render_mode="rgb_array")
         store = collect(env, "runs/cartpole/episodes", steps=20_000, seed=0)
 
     Args:
         env: an environment or Gymnasium vector environment (any autoreset mode) with uint8 pixels
-            ``(frames * c, y, x)``, or a Dict of them under ``"pixels"``; see ``PixelObservation``. It is
-            not closed.
-        store: where to store: a folder (made, or added to), or an open store.
-        policy: ``"random"``; an object with Stable-Baselines3's ``predict``; or a function of
-            (batched observations, ``np.random.Generator``) that returns ``(n, a)`` or ``(n,)`` actions.
-            Continuous actions are clipped to the bounds.
-        episodes: stop after so many complete episodes; those still running are dropped.
-        steps: stop after at least so many environment steps; running episodes are stored as truncated.
+            ``(frames * c, y, x)``, or a Dict with these under ``"pixels"``; see ``PixelObservation``. It is not closed.
+        store: an open store, or a folder: created, or added to if it holds a store of the same layout.
+        policy: ``"random"``; an object with Stable-Baselines3's ``predict`` (its ``VecNormalize``, if it has one,
+            normalises what it sees, not what is stored); or a function of (batched observations,
+            ``np.random.Generator``) that returns actions ``(n, a)`` or ``(n,)``. Continuous actions are clipped to the
+            bounds.
+        episodes: number of complete episodes, shared evenly among the environments (the first ones play one more if
+            the number does not divide). Taking those that finish first instead would favour short episodes.
+        steps: stop after at least this many environment steps; running episodes are stored as truncated.
         seed: of the environments' first reset and of the policy's generator. Equal seeds give equal data.
-        extras: names of Dict observations or of ``info`` entries to store beside each frame, for probes.
+        extras: names of Dict observations or of ``info`` entries to store with each frame, for probes.
         progress: show a progress bar.
 
     Returns:
-        The store. Other writers may have it: the lock is given back.
+        The store, with its writer's lock released.
 
     Raises:
-        TypeError, ValueError: if the environment, the policy or the store does not fit, or a reward,
-            action or extra is NaN or infinite.
+        TypeError, ValueError: if the environment, the policy or the store does not fit, or a reward, action or extra is
+            NaN or infinite.
     """
     if (episodes is None) == (steps is None):
         raise ValueError(f"pass either episodes or steps, got episodes={episodes} and steps={steps}")
     goal = steps if steps is not None else episodes or 0
-    if goal is None or goal < 1:
+    if goal < 1:
         raise ValueError(f"episodes and steps must be at least 1, got {goal}")
+    seed = None if seed is None else int(seed)  # Gymnasium takes no NumPy numbers
     venv, spec = _as_vector_env(env), world_spec(env)
+    n = venv.num_envs
+    share = np.full(n, np.iinfo(np.int64).max) if episodes is None else (episodes + n - 1 - np.arange(n)) // n
     act = _actor(policy, spec.action, venv.num_envs, np.random.default_rng(seed))
     states = _States(venv, spec, extras)
 
@@ -79,9 +85,7 @@ def collect(
     done, unit = 0, "episode" if steps is None else "step"
     try:
         with tqdm(total=goal, unit=unit, disable=not progress, desc="collect") as bar:
-            for played, ended in _play(venv, act, states, recorder, observations):
-                if steps is None:
-                    ended = ended[: goal - done]
+            for played, ended in _play(venv, act, states, recorder, observations, share):
                 store.append_many(ended)
                 progressed = played if steps is not None else len(ended)
                 done += progressed
@@ -92,39 +96,47 @@ def collect(
             running = np.flatnonzero(recorder.lengths > 0).tolist()
             store.append_many([recorder.episode(i, terminated=False, truncated=True) for i in running])
     finally:
-        store.close()  # gives back the writer's lock; the store stays usable
+        store.close()  # releases the writer's lock; the store can still be used
     return store
 
 
 def _play(
-    venv: VectorEnv, act: _Act, states: _States, recorder: Recorder, observations: Any
+    venv: VectorEnv, act: _Act, states: _States, recorder: Recorder, observations: Any, share: np.ndarray
 ) -> Iterator[tuple[int, list[Episode]]]:
-    """Steps the environments for ever; yields (environment steps played, episodes ended) of each step."""
+    """Steps the environments endlessly; yields (environment steps recorded, finished episodes) after each step.
+
+    ``share``: number of episodes to record in each environment, int64 ``(n,)``. Afterwards it is stepped, because the
+    others need it, but not recorded.
+    """
+    left = share.copy()
     resetting = np.zeros(venv.num_envs, bool)  # NEXT_STEP: these ignore their action and reset
     starts = ~resetting
     while True:
-        actions = act(observations, starts)
+        wanted = left > 0
+        actions = act(observations, starts, wanted)
         observations, rewards, terminated, truncated, infos = venv.step(actions)
-        live = ~resetting
-        over = (terminated | truncated) & live
-        recorder.step(live, actions, rewards, states.arrived(observations, infos, live, over))
-        ended = np.flatnonzero(over).tolist()
+        over = (terminated | truncated) & ~resetting
+        live, recorded = ~resetting & wanted, over & wanted
+        recorder.step(live, actions, rewards, states.arrived(observations, infos, live, recorded))
+        ended = np.flatnonzero(recorded).tolist()
         episodes = [recorder.episode(i, terminated[i], truncated[i]) for i in ended]
-        recorder.lengths[ended] = 0  # nothing of them is under way any more
+        recorder.lengths[ended] = 0
+        left[ended] -= 1
         yield int(live.sum()), episodes
 
         if states.autoreset is AutoresetMode.NEXT_STEP:
             starts, resetting = resetting, over
         else:
             starts = over
-            if states.autoreset is AutoresetMode.DISABLED and ended:
+            if states.autoreset is AutoresetMode.DISABLED and over.any():
                 observations, infos = venv.reset(options={"reset_mask": over.copy()})
-        if starts.any():
-            recorder.begin(starts, states.rows(observations, infos, starts))
+        beginning = starts & (left > 0)
+        if beginning.any():
+            recorder.begin(beginning, states.rows(observations, infos, beginning))
 
 
 class _States:
-    """Reads the newest frames and the extras out of what a vector environment returns.
+    """Extracts the newest frames and the extras from what a vector environment returns.
 
     ``rows`` are a dict of arrays ``(n, ...)``: ``"frames"`` and the extras.
     """
@@ -140,7 +152,7 @@ class _States:
         return Layout.make(shape, self._spec.action, self._spec.frames, extras)
 
     def rows(self, observations: Any, infos: Mapping[str, Any], needed: np.ndarray) -> dict[str, np.ndarray]:
-        """Rows of all environments; only those of the ``needed`` ones (bool ``(n,)``) need to be there."""
+        """Rows of all environments; extras may be missing where ``needed``, bool ``(n,)``, is False."""
         pixels = observations["pixels"] if isinstance(observations, dict) else observations
         rows = {"frames": pixels[:, -self._channels :]}
         for name in self._extras:
@@ -151,9 +163,15 @@ class _States:
     def arrived(
         self, observations: Any, infos: Mapping[str, Any], live: np.ndarray, done: np.ndarray
     ) -> dict[str, np.ndarray]:
-        """Rows of the states that a step led to, also where the environment has already reset."""
+        """Rows of the states that a step led to; ``final_obs`` where the environment has already been reset."""
         if self.autoreset is not AutoresetMode.SAME_STEP or not done.any():
             return self.rows(observations, infos, live)
+        if "final_obs" not in infos:
+            raise ValueError(
+                "SAME_STEP autoreset needs infos['final_obs'] when an episode ends, got the keys "
+                f"{sorted(infos)}; without it the episode's last picture is lost. Let the environment give it, or use "
+                "another AutoresetMode"
+            )
         rows = {name: np.array(values) for name, values in self.rows(observations, infos, live).items()}
         finals = [infos["final_obs"][i] for i in np.flatnonzero(done)]
         for name in self._extras:
@@ -180,36 +198,29 @@ def _from_info(name: str, infos: Mapping[str, Any], needed: np.ndarray) -> np.nd
 
 
 def _actor(policy: str | Policy | Any, action: ActionSpec, num_envs: int, rng: np.random.Generator) -> _Act:
-    """A function of (observations, which of them start an episode) to actions that the space contains."""
+    """The policy as one function, whichever kind it is."""
     if policy == "random":
         policy = RandomPolicy(action, num_envs)
-    if callable(getattr(policy, "predict", None)):
-        memory = None
-
-        def choose(observations: Any, starts: np.ndarray) -> np.ndarray:
-            nonlocal memory
-            actions, memory = policy.predict(observations, state=memory, episode_start=starts)
-            return actions
+    if isinstance(policy, PredictingAgent):
+        choose: _Act = BatchActor(policy)
     elif callable(policy):
         getattr(policy, "reset", lambda: None)()
 
-        def choose(observations: Any, starts: np.ndarray) -> np.ndarray:
+        def choose(observations: Any, starts: np.ndarray, needed: np.ndarray) -> np.ndarray:
             return policy(observations, rng)
     else:
         raise TypeError(
-            "policy must be 'random', an object with predict(observations, state, episode_start), or a "
-            f"function of (observations, rng), got {policy!r}"
+            "policy must be 'random', an object with Stable-Baselines3's predict(observation, state, episode_start, "
+            f"deterministic), or a function of (observations, rng), got {policy!r}"
         )
 
-    def act(observations: Any, starts: np.ndarray) -> np.ndarray:
-        actions = np.asarray(choose(observations, starts))
+    def act(observations: Any, starts: np.ndarray, needed: np.ndarray) -> np.ndarray:
+        actions = np.asarray(choose(observations, starts, needed))
         shape = (num_envs,) if action.kind == "discrete" else (num_envs, action.size)
         if actions.shape != shape:
             raise ValueError(f"the policy must return actions of shape {shape}, got {actions.shape}")
         action.encode(actions)  # raises for NaN and for choices that do not exist
-        if action.kind == "discrete":
-            return actions.astype(np.int64)
-        return np.clip(actions, action.low, action.high).astype(np.float32)
+        return actions.astype(np.int64) if action.kind == "discrete" else action.clip(actions)
 
     return act
 
@@ -218,8 +229,9 @@ def _as_vector_env(env: gym.Env | VectorEnv) -> VectorEnv:
     if isinstance(env, VectorEnv):
         return env
     if isinstance(env, gym.Env):
-        venv = SyncVectorEnv([lambda: env])
-        venv.closed = True  # or its garbage collection would close the caller's environment
+        # Gymnasium's vector environments take no rewards of shape (1,).
+        venv = SyncVectorEnv([lambda: gym.wrappers.TransformReward(env, scalar_reward)])
+        venv.closed = True  # otherwise its garbage collection would close the caller's environment
         return venv
     raise TypeError(
         f"expected a gymnasium.Env or gymnasium.vector.VectorEnv, got {type(env).__name__}; "

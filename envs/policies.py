@@ -1,4 +1,4 @@
-"""Policies for collecting data: they need no training, act on a whole batch and are seeded from outside."""
+"""Untrained policies for collecting data. They act on batches; their randomness comes from a generator passed in."""
 
 from __future__ import annotations
 
@@ -9,12 +9,17 @@ import numpy as np
 
 from jepa_rl.types import ActionSpec
 
-# Observations of n environments and a generator to actions (n, a) or (n,), in the environment's units.
+# (observations of n environments, generator) -> actions (n, a) or (n,), in the environment's units.
 Policy = Callable[[Any, np.random.Generator], np.ndarray]
 
 
 class RandomPolicy:
-    """Independent, uniformly distributed actions: what ``action_space.sample()`` does, for a batch."""
+    """Independent, uniformly distributed actions: ``action_space.sample()`` for a batch.
+
+    Args:
+        action: the action space (``jepa_rl.spaces.action_spec``).
+        num_envs: number of environments.
+    """
 
     def __init__(self, action: ActionSpec, num_envs: int) -> None:
         self.action, self.num_envs = action, num_envs
@@ -24,20 +29,20 @@ class RandomPolicy:
 
 
 class SmoothRandomPolicy:
-    """Random actions that keep their direction for a while, because white noise goes nowhere.
+    """Temporally correlated random actions: independent ones cancel out and explore little.
 
     Continuous actions follow an Ornstein-Uhlenbeck process (Uhlenbeck & Ornstein, 1930; as exploration
     noise: Lillicrap et al., 2016, section 7) with mean 0 in the range [-1, 1] of the bounds::
 
         x' = r x + sqrt(1 - r^2) std e,     e ~ N(0, 1),     r = exp(-1 / time_constant)
 
-    clipped to the bounds, so a large ``std`` gives full speed in one direction. Discrete actions are kept
-    with probability r and otherwise drawn anew.
+    clipped to the bounds, so that with a large ``std`` most actions lie at a bound. Discrete actions are repeated with
+    probability r and otherwise resampled.
 
     Args:
         action: the action space (``jepa_rl.spaces.action_spec``).
-        num_envs: how many environments it acts in.
-        time_constant: environment steps over which an action is remembered.
+        num_envs: number of environments.
+        time_constant: environment steps after which the correlation of actions has fallen to 1 / e.
         std: standard deviation of the process, in units where the bounds are -1 and 1.
 
     Raises:

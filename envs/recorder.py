@@ -1,4 +1,4 @@
-"""Episodes under way, held in arrays until they end."""
+"""Buffers for the running episodes of a vector environment."""
 
 from __future__ import annotations
 
@@ -6,19 +6,21 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from jepa_rl.acting import scalar_rewards
 from jepa_rl.data import Episode
 from jepa_rl.types import ActionSpec
 
 
 class Recorder:
-    """The running episode of each of ``n`` environments; every call writes one row for all of them.
+    """Holds the running episode of each of ``n`` environments; each call adds one step to all of them.
 
-    The arrays are ``(n, capacity, ...)`` and double when an episode outgrows them, so an episode is one
-    contiguous piece when it ends. Memory: n times the longest episode under way.
+    The arrays are ``(n, capacity, ...)``; capacity doubles when an episode exceeds it, so that every episode is
+    contiguous. They take ``n`` times the memory of the longest running episode.
 
     Args:
         rows: the first states: ``"frames"`` and the extras, each ``(n, ...)``.
         action: the action space.
+        capacity: initial number of states for each environment.
     """
 
     def __init__(self, rows: Mapping[str, np.ndarray], action: ActionSpec, capacity: int = 128) -> None:
@@ -48,10 +50,18 @@ class Recorder:
     ) -> None:
         """Add a step to the environments ``which``: actions, rewards, and the states that they led to.
 
+        Args:
+            which: bool ``(n,)``; the rows of the others are not read.
+            actions: ``(n, a)`` or ``(n,)``, in the environments' own units.
+            rewards: ``(n,)`` or ``(n, 1)``.
+            rows: ``"frames"`` and the extras, each ``(n, ...)``.
+
         Raises:
-            ValueError: if a reward or an extra is NaN or infinite, or the shape of an extra changes.
+            ValueError: if there is not one reward for each environment, a reward or an extra is NaN or infinite, or
+                the shape of an extra changes.
             TypeError: if the dtype of an extra changes to one that its first values cannot hold.
         """
+        rewards = scalar_rewards(rewards, len(which))
         _check_finite("reward", rewards, which)
         for name, values in rows.items():
             _check_like(name, values, self._states[name])
@@ -67,7 +77,7 @@ class Recorder:
         self.lengths[envs] += 1
 
     def episode(self, env: int, terminated: bool, truncated: bool) -> Episode:
-        """The episode of environment ``env`` so far. Its arrays are reused by the next ``begin``."""
+        """The episode of environment ``env`` up to now, without a copy: the next ``begin`` overwrites its arrays."""
         length = int(self.lengths[env])
         states = {name: values[env, : length + 1] for name, values in self._states.items()}
         frames = states.pop("frames")

@@ -70,8 +70,8 @@ def make_env(args: Args) -> gym.Env:
 
 def main(args: Args) -> None:
     started = time.perf_counter()
-    # Started again with more decisions, it goes on to them.
-    free = ("decisions", "evaluations", "episodes", "resume", "out")
+    # With another number of decisions the learning rate, which falls to its end, would jump: that is another run.
+    free = ("evaluations", "episodes", "resume", "out")
     open_run(args.out, asdict(args), resume=args.resume, free=free)
     decisions = 150 if args.quick else args.decisions
 

@@ -1,30 +1,43 @@
-"""Atomic files, and safetensors with a JSON header that says what they are."""
+"""Atomic writes, file locks, run folders, and safetensors files with a JSON header."""
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import json
 import os
 import secrets
 import shutil
+import sys
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
+
+if sys.platform == "win32":
+    import msvcrt
+else:
+    import fcntl
 
 FORMAT = "jepa-rl"
 FORMAT_VERSION = 1
 
 
 def write_atomic(path: str | Path, data: bytes) -> None:
-    """Writes all of ``data`` or nothing: a reader sees the old file or the new one, never a part.
+    """Replaces the file at ``path`` by ``data``: a reader sees the old content or the new one, never a mixture.
+
+    Args:
+        path: the file; its folder is created if it does not exist.
+        data: the whole new content.
 
     Raises:
-        OSError: the disk is full or the folder cannot be written; an older file at ``path`` is untouched.
+        OSError: if the disk is full or the folder is not writable; an older file at ``path`` is unchanged.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
@@ -35,6 +48,7 @@ def write_atomic(path: str | Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+        _sync_folder(path.parent)
     except OSError as error:
         raise OSError(
             error.errno, f"could not write {path} ({error}); free some space or choose another folder"
@@ -43,26 +57,65 @@ def write_atomic(path: str | Path, data: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def _sync_folder(folder: Path) -> None:
+    """Writes the names in a folder to disk, too, where the file system can: Windows and some network disks cannot."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def lock(file: IO[Any]) -> bool:
+    """Takes the exclusive lock of an open file without waiting; False if another open file has it.
+
+    ``unlock``, or the end of the process, gives it back. Processes that do not ask for it may write all the same.
+    """
+    try:
+        if sys.platform == "win32":
+            file.seek(0)  # the lock covers one byte from the current position; it need not exist
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN, errno.EDEADLK):
+            return False
+        raise
+    return True
+
+
+def unlock(file: IO[Any]) -> None:
+    """Gives back the lock at once, even if forked children hold the file open, too."""
+    if sys.platform == "win32":
+        file.seek(0)
+        msvcrt.locking(file.fileno(), msvcrt.LK_UNLCK, 1)
+    else:
+        fcntl.flock(file, fcntl.LOCK_UN)
+
+
 def open_run(
     folder: str | Path, settings: Mapping[str, Any], *, resume: bool = True, free: Collection[str] = ()
 ) -> None:
-    """Makes the folder of a run, or finds it there; ``args.json`` in it says what is run.
+    """Creates the folder of a run, or reopens it; its settings are kept in ``args.json``.
 
-    A run with other settings is neither continued nor overwritten, unless it was a try (its settings say ``quick``).
+    A run with other settings is neither continued nor overwritten, unless it was a trial run (its settings have
+    ``quick`` set).
 
     Args:
-        settings: of this run; JSON's types, tuples and Paths too.
-        resume: go on with what is there; otherwise it is deleted first.
-        free: names of settings that may change while a run goes on.
+        folder: of this run alone.
+        settings: JSON values, NumPy numbers, tuples and Paths.
+        resume: continue an existing run; otherwise it is deleted first.
+        free: names of settings that may differ when a run is continued.
 
     Raises:
-        ValueError: a run with other settings is there, or, with ``resume=False``, something that no run made. Nothing
-            has changed then.
+        ValueError: if the folder holds a run with other settings, or, with ``resume=False``, files that are not from a
+            run. Nothing is changed in either case.
     """
     folder = Path(folder)
     file = folder / "args.json"
     kept = {name: value for name, value in settings.items() if name not in free}
-    kept = json.loads(json.dumps(kept, default=str))  # as it will be read back
+    kept = json.loads(json.dumps(kept, default=_plain_or_text))  # as it will be read back
     if not resume:
         remove_run(folder, file.name)
     if file.exists() and (there := json.loads(file.read_text())) != kept:
@@ -76,13 +129,14 @@ def open_run(
 
 
 def remove_run(folder: str | Path, mark: str) -> None:
-    """Deletes the folder of an earlier run, if there is one.
+    """Deletes the folder of an earlier run, if it exists.
 
     Args:
-        mark: a file or folder in it that every run makes first.
+        folder: of the run.
+        mark: name of the file or folder that every run creates first; it identifies ``folder`` as a run's.
 
     Raises:
-        ValueError: something else is there; nothing is deleted then.
+        ValueError: if the folder holds something else; nothing is deleted then.
     """
     folder = Path(folder)
     if not folder.exists():
@@ -95,10 +149,39 @@ def remove_run(folder: str | Path, mark: str) -> None:
     shutil.rmtree(folder)
 
 
+def plain(value: Any) -> Any:
+    """NumPy's numbers and arrays as Python's: ``json.dumps(..., default=plain)``.
+
+    Raises:
+        TypeError: for anything else that JSON does not know.
+    """
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    raise TypeError(
+        f"a file's settings must be numbers, texts, lists and dicts, got {type(value).__name__}: {value!r}"
+    )
+
+
+def _plain_or_text(value: Any) -> Any:
+    return plain(value) if isinstance(value, np.generic | np.ndarray) else str(value)
+
+
 def save_tensors(path: str | Path, kind: str, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
-    """One safetensors file with a JSON header and a checksum of everything; ``kind`` says what it holds."""
+    """Writes one safetensors file with a JSON header and a checksum; atomic.
+
+    Args:
+        path: the file.
+        kind: what the file holds, such as ``"world_model"``; ``load_tensors`` checks it.
+        tensors: by name; they are copied to the CPU.
+        header: JSON values and NumPy numbers.
+
+    Raises:
+        TypeError: if the header holds anything else.
+        OSError: as ``write_atomic``.
+    """
     tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
-    metadata = {"format": FORMAT, "version": str(FORMAT_VERSION), "kind": kind, "header": json.dumps(header)}
+    metadata = {"format": FORMAT, "version": str(FORMAT_VERSION), "kind": kind}
+    metadata["header"] = json.dumps(header, default=plain)
     metadata["checksum"] = _checksum(tensors, metadata)
     write_atomic(path, save(tensors, metadata))
 
@@ -106,11 +189,19 @@ def save_tensors(path: str | Path, kind: str, tensors: dict[str, Tensor], header
 def load_tensors(
     path: str | Path, kinds: tuple[str, ...], device: str = "cpu"
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Reads a file of ``save_tensors``; nothing in it is executed.
+    """Reads a file of ``save_tensors``; no code in it is executed.
+
+    Args:
+        path: the file.
+        kinds: accepted values of its ``kind``.
+        device: where the tensors go.
+
+    Returns:
+        The tensors by name, and the header.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is truncated, corrupt, foreign, of another kind or from a newer version.
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file is truncated, corrupt, not from jepa-rl, of another kind or from a newer version.
     """
     path = Path(path)
     if not path.is_file():
@@ -121,7 +212,7 @@ def load_tensors(
             _check_metadata(path, metadata, kinds)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
         checksum = _checksum(tensors, metadata)
-        if metadata.get("checksum", checksum) != checksum:  # other tools may have rewritten it without one
+        if metadata.get("checksum", checksum) != checksum:  # missing if another tool rewrote the file
             raise _corrupt(path, "its checksum does not fit its content")
         return {name: tensor.to(device) for name, tensor in tensors.items()}, json.loads(metadata["header"])
     except (SafetensorError, json.JSONDecodeError, KeyError) as error:
@@ -133,7 +224,7 @@ def _corrupt(path: Path, why: object) -> ValueError:
 
 
 def _checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
-    """Of names, shapes, dtypes and bytes of the tensors and of the metadata; safetensors itself has none."""
+    """Hash of the metadata and of names, shapes, dtypes and bytes of the tensors; safetensors itself has none."""
     digest = hashlib.blake2b(digest_size=16)
     facts = sorted((name, text) for name, text in metadata.items() if name != "checksum")
     digest.update(json.dumps(facts).encode())

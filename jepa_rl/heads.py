@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 
 def symlog(x: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
-    """``sign(x) log(1 + |x|)``: large numbers come near, small ones stay (Hafner et al. 2023, arXiv:2301.04104)."""
+    """``sign(x) log(1 + |x|)``: about ``x`` near 0, logarithmic far from it (Hafner et al. 2023, arXiv:2301.04104)."""
     return x.sign() * x.abs().log1p()
 
 
@@ -25,14 +25,17 @@ def symexp(x: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
 
 
 class TwoHot(nn.Module):
-    """Scalars as distributions over bins that are equally wide in symlog space.
+    """Two-hot encoding: scalars as distributions over bins of equal width in symlog space.
 
-    A value between two bins has its weight on both, in proportion; a head learns it by cross-entropy, whose
-    gradient does not grow with the value (Hafner et al. 2023, section "Symexp twohot loss").
+    A value between two bins is split between them in proportion to its distance. A head learns the distribution by
+    cross-entropy, whose gradient does not grow with the value (Hafner et al. 2023, section "Symexp twohot loss").
 
     Args:
-        bins: how many; at least 2.
-        limit: symlog of the largest magnitude that can be said.
+        bins: number of bins, at least 2.
+        limit: bins cover symlog values in [-limit, limit]; 10 is a magnitude of 22,025.
+
+    Raises:
+        ValueError: if there are fewer than 2 bins, or ``limit`` is not positive.
     """
 
     centres: Tensor
@@ -45,34 +48,41 @@ class TwoHot(nn.Module):
         self.register_buffer("centres", torch.linspace(-limit, limit, bins), persistent=False)
 
     def encode(self, values: Float[Tensor, "*b"]) -> Float[Tensor, "*b k"]:
-        """Weights over the bins, which sum to one; values beyond the last bins are clipped."""
+        """Weights over the bins, which sum to 1; values beyond the outermost bins are clipped. NaN gives NaN."""
         place = (symlog(values).clamp(-self.limit, self.limit) + self.limit) * (
             (self.bins - 1) / (2 * self.limit)
         )
         below = place.floor().clamp(max=self.bins - 2)
         share = (place - below).unsqueeze(-1)
         weights = torch.zeros(*values.shape, self.bins, device=values.device, dtype=values.dtype)
-        index = below.nan_to_num().long().unsqueeze(-1)  # NaN has no bin, and stays NaN by its share
+        index = (
+            below.nan_to_num().long().unsqueeze(-1)
+        )  # NaN has no bin; its share is NaN and so are its weights
         return weights.scatter_(-1, index, 1 - share).scatter_(-1, index + 1, share)
 
     def decode(self, logits: Float[Tensor, "*b k"]) -> Float[Tensor, "*b"]:
-        """The value whose symlog is the mean of the distribution, as in TD-MPC2: of noisy values less than their mean
-        (as likely 0 as 100: 9), but a small weight on a far bin does not swamp it."""
+        """``symexp`` of the mean over the bins, as in TD-MPC2.
+
+        For noisy values this is less than their mean (0 and 100 with equal probability give 9), but a small weight on a
+        distant bin does not dominate it.
+        """
         return symexp(logits.softmax(-1) @ self.centres)
 
     def loss(self, logits: Float[Tensor, "*b k"], weights: Float[Tensor, "*b k"]) -> Float[Tensor, "*b"]:
-        """Cross-entropy of ``logits`` to the ``weights`` that ``encode`` gave."""
+        """Cross-entropy of ``logits`` against target ``weights`` from ``encode``."""
         return -(weights * logits.log_softmax(-1)).sum(-1)
 
 
 class Perceptron(nn.Module):
-    """``members`` perceptrons side by side, each layer one batched matrix product: linear, layer norm, SiLU.
+    """Multilayer perceptron, or an ensemble of them computed by batched matrix products.
+
+    A hidden layer is linear, layer norm, SiLU.
 
     Args:
-        inputs, width, outputs: units of the layers.
-        depth: hidden layers.
-        members: how many perceptrons; None for a single one without that axis.
-        last_scale: of the initial weights of the last layer; 0 starts at the same answer for all.
+        inputs, width, outputs: units of the input, hidden and output layers.
+        depth: number of hidden layers.
+        members: number of perceptrons; None for a single one, whose tensors have no axis "e".
+        last_scale: factor on the initial weights of the output layer; with 0 the initial output is 0 for every input.
     """
 
     def __init__(
@@ -114,15 +124,15 @@ class Perceptron(nn.Module):
 
 
 class PictureDecoder(nn.Module):
-    """Pictures out of latents, by patches: for models that learn by reconstruction, and to look at imagined states.
+    """Decodes latents to pictures, in patches of 8 x 8: for reconstruction losses, and to show imagined states.
 
     Args:
         latent_dim: width of the latent.
-        channels, size: of the pictures; ``size`` a multiple of 8.
+        channels, size: of the pictures; ``size`` must be a multiple of 8.
         width: channels of the hidden layers.
 
     Raises:
-        ValueError: if 8 does not divide ``size``.
+        ValueError: if ``size`` is not a multiple of 8.
     """
 
     PATCH = 8
@@ -142,12 +152,12 @@ class PictureDecoder(nn.Module):
         )
 
     def forward(self, z: Float[Tensor, "b d"]) -> Float[Tensor, "b c y x"]:
-        """Brightness, 0 to 1 where it has learned."""
+        """Brightness; targets lie in [0, 1], the output is not clipped to it."""
         return self.paint(self.spread(z).view(-1, self.width, self.cells, self.cells))
 
 
 class GaussianPolicy(nn.Module):
-    """A squashed Gaussian over actions in [-1, 1] (Haarnoja et al. 2018), its scale bounded smoothly."""
+    """Tanh-squashed Gaussian over actions in [-1, 1] (Haarnoja et al. 2018); tanh bounds its log std to ``LOG_STD``."""
 
     LOG_STD = (-5.0, 1.0)
 
@@ -168,24 +178,29 @@ class GaussianPolicy(nn.Module):
     ) -> tuple[Float[Tensor, "b a"], Float[Tensor, " b"]]:
         """Actions by the reparametrisation trick, and their log-density, whose mean is minus the entropy.
 
-        ``draws``: how much noise is drawn; the rows take turns. Without it every row has its own.
+        Args:
+            z: latents.
+            generator: of the noise.
+            draws: number of noise vectors; row i uses number i modulo ``draws``. None: each row has its own.
         """
         mean, std = self._mean_std(z)
         count = len(z) if draws is None else draws
         noise = torch.randn((count, mean.shape[1]), generator=generator, device=z.device, dtype=z.dtype)
         noise = noise.repeat(len(z) // count, 1)
         raw = mean + std * noise
-        # log N(raw) - sum log(1 - tanh(raw)^2), the latter in a form that does not overflow.
+        # log N(raw) - sum log(1 - tanh(raw)^2); the second term in a form that does not overflow.
         density = -0.5 * noise.square() - std.log() - 0.5 * math.log(2 * math.pi)
         squash = 2 * (math.log(2) - raw - F.softplus(-2 * raw))
         return raw.tanh(), (density - squash).sum(-1)
 
 
 class CategoricalPolicy(nn.Module):
-    """Independent choices, one-hot beside each other.
+    """Independent categorical distributions; an action is the concatenation of their one-hot vectors.
 
     Args:
+        latent_dim: width of the latent.
         groups: number of options of each choice.
+        width, depth: of the network, see ``Perceptron``.
     """
 
     def __init__(self, latent_dim: int, groups: tuple[int, ...], width: int, depth: int = 2) -> None:
@@ -203,9 +218,10 @@ class CategoricalPolicy(nn.Module):
     def sample(
         self, z: Float[Tensor, "b d"], generator: torch.Generator | None = None, draws: int | None = None
     ) -> tuple[Float[Tensor, "b a"], Float[Tensor, " b"]]:
-        """Actions with a straight-through gradient, and minus the entropy: that of a draw would have no gradient.
+        """Actions with a straight-through gradient, and minus the entropy.
 
-        ``draws``: as of ``GaussianPolicy``.
+        The entropy is computed from the distribution, because the log-probability of a sample would have no gradient.
+        ``draws`` is that of ``GaussianPolicy.sample``.
         """
         actions, neg_entropy = [], []
         count = len(z) if draws is None else draws
@@ -218,7 +234,7 @@ class CategoricalPolicy(nn.Module):
 
 
 def gumbel(shape: tuple[int, ...], like: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Gumbel noise: the largest of log-probabilities with it is a draw from them."""
+    """Gumbel noise: the argmax of log-probabilities plus this noise is a sample from them."""
     uniform = torch.rand(shape, generator=generator, device=like.device, dtype=like.dtype)
     return -torch.log(-torch.log(uniform.clamp(1e-20, 1.0 - 1e-7)))
 

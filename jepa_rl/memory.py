@@ -1,4 +1,4 @@
-"""What the process may have of memory, and how it keeps what it has."""
+"""Available memory, and malloc tuning."""
 
 from __future__ import annotations
 
@@ -8,14 +8,17 @@ from pathlib import Path
 
 import psutil
 
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt, see <malloc.h>
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # options of mallopt, see <malloc.h>
 
 
 def keep_freed_memory() -> bool:
-    """Lets this process keep memory that it frees, instead of handing it back to the system; whether it worked.
+    """Makes malloc keep freed memory for this process instead of returning it to the system.
 
-    glibc returns buffers of 32 MiB and more at once, and a training step takes several of them: the kernel then
-    clears every page anew, which cost a fifth of an update from pixels. Other C libraries are left alone.
+    By default glibc returns buffers of 32 MiB and more as soon as they are freed. A training step allocates several of
+    them, and the kernel has to clear every page again: this took a fifth of an update from pixels.
+
+    Returns:
+        Whether the setting was applied. Other C libraries than glibc are left as they are.
     """
     if platform.libc_ver()[0] != "glibc":
         return False
@@ -25,13 +28,16 @@ def keep_freed_memory() -> bool:
 
 
 def available_memory() -> int:
-    """Bytes that may still be taken: free memory, or what a container's limit leaves."""
+    """Bytes that this process can still allocate: free memory, or less where a container's limit is nearer."""
     free, left = psutil.virtual_memory().available, _left_in_cgroup()
     return free if left is None else min(free, left)
 
 
 def _left_in_cgroup(folder: Path = Path("/sys/fs/cgroup")) -> int | None:
-    """The limit of a container (cgroup v2) less what is in use and could not be dropped."""
+    """Bytes up to a container's limit (cgroup v2), counting file cache that the kernel can drop as free.
+
+    None if there is no limit.
+    """
     try:
         limit = (folder / "memory.max").read_text().strip()
         used = int((folder / "memory.current").read_text())

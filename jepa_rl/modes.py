@@ -1,4 +1,4 @@
-"""Evaluation mode for a while."""
+"""Switching modules to evaluation mode temporarily."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from torch import nn
 
 @contextmanager
 def evaluating(module: Any) -> Iterator[None]:
-    """Evaluation mode inside, every submodule's own mode restored after; nothing for what is no module."""
+    """Context manager: ``module`` is in evaluation mode inside; afterwards every submodule has its own mode again.
+
+    Does nothing if ``module`` is not an ``nn.Module``.
+    """
     training = [part for part in module.modules() if part.training] if isinstance(module, nn.Module) else []
     for part in training:
         part.training = False

@@ -1,6 +1,6 @@
-"""Attitudes to risk: costs "b n" of the futures of a plan to the one number "b" that plans are compared by.
+"""Risk measures: they reduce the costs "b n" of a plan's futures to the one number "b" by which plans are compared.
 
-A planner takes any of them as ``risk``; futures are drawn by the dynamics and all count the same.
+A planner takes any of them as ``risk``. The futures are samples of the dynamics, all of the same weight.
 """
 
 from __future__ import annotations
@@ -19,24 +19,27 @@ Risk = Callable[[Tensor], Tensor]
 
 
 def expected_cost(costs: Float[Tensor, "b n"]) -> Float[Tensor, " b"]:
-    """The risk-neutral choice: the mean over the futures."""
+    """Mean over the futures: risk-neutral."""
     return costs.mean(-1)
 
 
 def worst_case(costs: Float[Tensor, "b n"]) -> Float[Tensor, " b"]:
-    """The costliest of the futures."""
+    """Largest cost among the futures."""
     return costs.amax(-1)
 
 
 @dataclass(frozen=True)
 class CVaR:
-    """Conditional value at risk: the mean of the costliest share ``alpha`` of the futures.
+    """Conditional value at risk: the mean cost of the worst share ``alpha`` of the futures.
 
-    Rockafellar and Uryasev (2000). Where ``alpha * n`` is no whole number the last of them counts in part, so that the
-    value is continuous in ``alpha``; 1 is the mean, and down from ``1 / n`` it is the worst case.
+    Rockafellar and Uryasev (2000). Where ``alpha * n`` is not a whole number, the least costly of them has a fractional
+    weight, so that the value is continuous in ``alpha``. ``alpha=1`` is the mean; ``alpha <= 1 / n`` is the worst case.
+
+    Attributes:
+        alpha: share of the futures, in (0, 1].
 
     Raises:
-        ValueError: for ``alpha`` outside (0, 1].
+        ValueError: if ``alpha`` lies outside (0, 1].
     """
 
     alpha: float = 0.25
@@ -56,12 +59,15 @@ class CVaR:
 
 @dataclass(frozen=True)
 class Entropic:
-    """``log(mean(exp(aversion * cost))) / aversion``: near 0 the mean, the larger the nearer to the worst case.
+    """Entropic risk ``log(mean(exp(aversion * cost))) / aversion`` (Howard and Matheson 1972).
 
-    Howard and Matheson (1972). ``aversion`` is in units of 1 / cost; negative values seek risk.
+    Approaches the mean as ``aversion`` goes to 0, and the worst case as it grows.
+
+    Attributes:
+        aversion: in units of 1 / cost; negative values are risk-seeking.
 
     Raises:
-        ValueError: for an aversion that is 0 or not finite.
+        ValueError: if ``aversion`` is 0 or not finite.
     """
 
     aversion: float = 1.0
@@ -77,20 +83,20 @@ class Entropic:
 
 @dataclass(frozen=True)
 class ChanceConstraint:
-    """``risk`` of the plans that cost more than ``limit`` with at most ``probability``; all others lose to them.
+    """Plans whose cost exceeds ``limit`` in at most a share ``probability`` of the futures are compared by ``risk``.
 
-    "Falls with a probability of at most 0.1": let the cost add 1,000 to futures with a fall, and
-    ``ChanceConstraint(limit=500, probability=0.1)`` forbids what falls more often. Among plans that break the
-    constraint, the one that does so least often is the best.
+    All other plans rank below them, ordered by how often they exceed the limit. Example: if the cost adds 1,000 to
+    futures in which something falls, ``ChanceConstraint(limit=500, probability=0.1)`` prefers plans that make it fall
+    with a probability of at most 0.1.
 
-    Args:
-        limit: costs above it count as the event.
-        probability: largest share of futures with the event.
-        risk: of the plans that keep to it.
-        penalty: what breaking it costs, more than any risk may be.
+    Attributes:
+        limit: cost above which a future violates the constraint.
+        probability: largest accepted share of such futures, in [0, 1).
+        risk: of the plans that satisfy the constraint.
+        penalty: a plan that violates it counts as ``penalty * (1 + share)``; must exceed every value of ``risk``.
 
     Raises:
-        ValueError: for a probability outside [0, 1).
+        ValueError: if ``probability`` lies outside [0, 1).
     """
 
     limit: float
@@ -114,7 +120,7 @@ RISKS: dict[str, Any] = {
 
 
 def risk_settings(risk: Risk) -> JSON | None:
-    """A risk of this module as JSON, for ``load_risk``; None for any other."""
+    """A risk measure of this module as JSON, for ``load_risk``; None for any other."""
     if RISKS.get(getattr(risk, "__name__", "")) is risk:
         return {"name": risk.__name__}
     name = type(risk).__name__
@@ -130,7 +136,7 @@ def load_risk(settings: JSON) -> Risk:
     """The inverse of ``risk_settings``.
 
     Raises:
-        KeyError: there is no risk of that name.
+        KeyError: if there is no risk measure of that name.
     """
     options = {
         key: load_risk(value) if key == "risk" else value for key, value in settings.items() if key != "name"

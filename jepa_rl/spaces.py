@@ -13,6 +13,7 @@ import numpy as np
 from gymnasium import spaces
 from torch import nn
 
+from jepa_rl.files import plain
 from jepa_rl.types import OBSERVATION, ActionSpec, WorldSpec
 
 
@@ -66,7 +67,7 @@ def action_spec(space: gym.Space) -> ActionSpec:
 
     Raises:
         TypeError: if the kind of space, or the dtype of a Box, is not supported.
-        ValueError: if a Box is not flat or not bounded.
+        ValueError: if a Box is not flat or not bounded (see ``ActionSpec``).
     """
     if isinstance(space, spaces.Discrete):
         return ActionSpec("discrete", int(space.n), start=int(space.start))
@@ -78,23 +79,13 @@ def action_spec(space: gym.Space) -> ActionSpec:
             f"actions must be a flat, bounded Box, Discrete or a flat MultiDiscrete, got {space}; convert the actions "
             "with gymnasium.wrappers.TransformAction first"
         )
-    if not np.issubdtype(space.dtype, np.floating):
-        raise TypeError(
-            f"a Box of actions must hold floats, got dtype {space.dtype}; use Discrete for choices"
-        )
     if len(space.shape) != 1:
         raise ValueError(
             f"a Box of actions must be flat, shape (size,), got shape {space.shape}; flatten it with "
             "gymnasium.wrappers.TransformAction"
         )
-    unbounded = ~(np.isfinite(space.low) & np.isfinite(space.high))
-    if unbounded.any():
-        raise ValueError(
-            f"actions must be bounded, but components {np.flatnonzero(unbounded).tolist()} of {space} "
-            "are not; give them bounds: gymnasium.wrappers.TransformAction(env, lambda a: a, "
-            f"gymnasium.spaces.Box(-1, 1, {space.shape}))"
-        )
-    return ActionSpec("continuous", space.shape[0], tuple(space.low.tolist()), tuple(space.high.tolist()))
+    bounds = tuple(space.low.tolist()), tuple(space.high.tolist())
+    return ActionSpec("continuous", space.shape[0], *bounds, dtype=space.dtype.name)
 
 
 def check_actions(actions: Any, shape: tuple[int, ...]) -> np.ndarray:
@@ -261,5 +252,9 @@ def source_of(env: Any) -> str:
         return ""
     parts: list[Any] = [[spec.id, spec.kwargs, spec.max_episode_steps]]
     parts += [[wrapper.name, wrapper.kwargs or {}] for wrapper in spec.additional_wrappers]
-    # Functions and objects show their types: their addresses differ from process to process.
-    return json.dumps(parts, default=lambda value: type(value).__qualname__, sort_keys=True)
+    return json.dumps(parts, default=_plain_or_type, sort_keys=True)
+
+
+def _plain_or_type(value: Any) -> Any:
+    """Functions and objects by their type: their address differs from process to process."""
+    return plain(value) if isinstance(value, np.generic | np.ndarray) else type(value).__qualname__

@@ -35,6 +35,7 @@ from torch import Tensor
 
 Metrics = dict[str, float]
 JSON = dict[str, Any]
+_NO_BOUND = 1e30  # bounds this large mean "none": np.finfo(np.float32).max is common
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,13 @@ class ActionSpec:
         choices: of several choices side by side (MultiDiscrete), the number of options of each, which add up to
             ``size``; empty for a single one.
         starts: the environment's number for the first option of each of them.
+        dtype: NumPy name of the dtype of environment actions: ``"float16"``, ``"float32"`` or ``"float64"``, and
+            ``"int64"`` for discrete actions. Default, also for files of version 0.1.0, which do not contain it: float32
+            if it represents the bounds exactly, else float64. Not compared by ``==``.
+
+    Raises:
+        TypeError: if continuous actions are not floats.
+        ValueError: if a size, a bound or their number makes no sense, or a component is unbounded.
     """
 
     kind: Literal["continuous", "discrete"]
@@ -58,6 +66,7 @@ class ActionSpec:
     start: int = 0
     choices: tuple[int, ...] = ()
     starts: tuple[int, ...] = ()
+    dtype: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
         if self.kind not in ("continuous", "discrete"):
@@ -75,19 +84,39 @@ class ActionSpec:
                 f"got kind={self.kind!r}, choices={self.choices}, starts={self.starts}"
             )
         if self.kind == "continuous":
-            if len(self.low) != self.size or len(self.high) != self.size:
-                raise ValueError(
-                    f"a continuous action of size {self.size} needs {self.size} low and high bounds, "
-                    f"got {len(self.low)} and {len(self.high)}"
-                )
-            if not all(
-                np.isfinite(lo) and np.isfinite(hi) and lo < hi
-                for lo, hi in zip(self.low, self.high, strict=True)
-            ):
-                raise ValueError(
-                    f"action bounds must be finite with low < high, got low={self.low}, high={self.high}; "
-                    "bound the environment's actions first (gymnasium.wrappers.TransformAction)"
-                )
+            self._check_bounds()
+        if not self.dtype:
+            object.__setattr__(self, "dtype", self._default_dtype())
+        allowed = ("int64",) if self.kind == "discrete" else ("float16", "float32", "float64")
+        if self.dtype not in allowed:
+            fix = "" if self.kind == "discrete" else "; use Discrete or MultiDiscrete for whole numbers"
+            raise TypeError(
+                f"{self.kind} actions must be of dtype {' or '.join(allowed)}, got {self.dtype}{fix}"
+            )
+
+    def _check_bounds(self) -> None:
+        if len(self.low) != self.size or len(self.high) != self.size:
+            raise ValueError(
+                f"a continuous action of size {self.size} needs {self.size} low and high bounds, "
+                f"got {len(self.low)} and {len(self.high)}"
+            )
+        low, high = np.array(self.low, np.float64), np.array(self.high, np.float64)
+        unbounded = ~((np.abs(low) < _NO_BOUND) & (np.abs(high) < _NO_BOUND))  # NaN, too
+        if unbounded.any():
+            raise ValueError(
+                f"actions must be bounded, but components {np.flatnonzero(unbounded).tolist()} have low="
+                f"{low[unbounded].tolist()} and high={high[unbounded].tolist()} (bounds from {_NO_BOUND:.0e} on count "
+                "as none); give them bounds: gymnasium.wrappers.TransformAction(env, lambda a: a, "
+                f"gymnasium.spaces.Box(-1, 1, ({self.size},)))"
+            )
+        if not (low < high).all():
+            raise ValueError(f"action bounds must have low < high, got low={self.low}, high={self.high}")
+
+    def _default_dtype(self) -> str:
+        if self.kind == "discrete":
+            return "int64"
+        bounds = np.array([*self.low, *self.high], np.float64)
+        return "float32" if (bounds.astype(np.float32) == bounds).all() else "float64"
 
     @property
     def groups(self) -> tuple[int, ...]:
@@ -128,11 +157,14 @@ class ActionSpec:
             raise ValueError(f"actions must have shape (..., {self.size}), got {actions.shape}")
         if not np.isfinite(actions).all():
             raise ValueError("actions hold NaN or infinite values; check the policy that made them")
-        low, high = np.asarray(self.low, np.float32), np.asarray(self.high, np.float32)
-        return (2.0 * (actions.astype(np.float32) - low) / (high - low) - 1.0).astype(np.float32)
+        low, high = np.array(self.low), np.array(self.high)
+        return (2.0 * (actions.astype(np.float64) - low) / (high - low) - 1.0).astype(np.float32)
 
     def decode(self, actions: np.ndarray) -> np.ndarray:
-        """Model actions float ``(..., size)`` to environment actions: clipped to the bounds, or the largest choice."""
+        """Model actions float ``(..., size)`` to environment actions: clipped to the bounds, or the largest choice.
+
+        The environment's action space contains the result: it has that dtype, and rounding cannot cross a bound.
+        """
         actions = np.asarray(actions)
         if actions.shape[-1:] != (self.size,):
             raise ValueError(f"model actions must have shape (..., {self.size}), got {actions.shape}")
@@ -142,10 +174,17 @@ class ActionSpec:
             return np.stack([part.decode(column) for part, column in decoded], axis=-1)
         if self.kind == "discrete":
             return actions.argmax(-1).astype(np.int64) + self.start
-        low, high = np.asarray(self.low, np.float32), np.asarray(self.high, np.float32)
-        return (low + (np.clip(actions, -1.0, 1.0).astype(np.float32) + 1.0) * 0.5 * (high - low)).astype(
-            np.float32
-        )
+        low, high = np.array(self.low), np.array(self.high)
+        share = (np.clip(actions, -1.0, 1.0).astype(np.float64) + 1.0) / 2.0
+        return self.clip((1.0 - share) * low + share * high)  # exact at both bounds
+
+    def clip(self, actions: np.ndarray) -> np.ndarray:
+        """Continuous environment actions ``(..., size)`` within the bounds, in the environment's dtype.
+
+        The cast comes before the clipping, because it may round an action past a bound.
+        """
+        low, high = (np.array(bound, self.dtype) for bound in (self.low, self.high))
+        return np.clip(np.asarray(actions).astype(self.dtype), low, high)
 
 
 # What an environment shows: one tensor, or tensors by name where it shows several things.

@@ -181,6 +181,32 @@ def test_normalised_environments_are_evaluated_with_the_same_statistics(tmp_path
     assert np.isfinite(run.returns).all() and (run.returns >= 8).all()
 
 
+def test_returns_are_those_of_the_environment_and_not_normalised_ones(tmp_path):
+    """CartPole pays 1 a step, and an episode takes at least 8; normalised rewards would add up to less."""
+
+    def make(n: int) -> VecEnv:
+        return VecNormalize(DummyVecEnv([lambda: gym.make("CartPole-v1")] * n), clip_reward=0.1)
+
+    run = train_baseline("ppo", make, 128, tmp_path, n_envs=2, evaluations=1, **QUICK["ppo"])
+    assert (run.returns >= 8).all() and (run.returns == run.returns.round()).all()
+
+
+def test_an_agent_goes_on_with_its_normalisation(tmp_path):
+    def normalised():
+        return VecNormalize(DummyVecEnv([lambda: Bandit(discrete=False)]))
+
+    curve = EvaluationCallback(lambda: Bandit(discrete=False), 10, 2)
+    env = normalised()
+    agent = PPO("MlpPolicy", env, n_steps=4, batch_size=4, device="cpu")
+    agent.learn(20, callback=[curve, SaveAtEvaluation(curve, tmp_path)])
+    saved, later = SaveAtEvaluation.newest(tmp_path), normalised()
+    loaded = load_saved(PPO, saved, later, "cpu")
+    np.testing.assert_array_equal(later.obs_rms.mean, env.obs_rms.mean)
+    assert later.ret_rms.var == env.ret_rms.var and loaded.get_vec_normalize_env() is later
+    with pytest.raises(ValueError, match="trained in a VecNormalize, env is not one"):
+        load_saved(PPO, saved, later.venv, "cpu")
+
+
 def test_policies_follow_the_observation_space():
     pixels, vector = spaces.Box(0, 255, (9, 64, 64), np.uint8), spaces.Box(-1, 1, (5,))
     assert policy_for(pixels) == "CnnPolicy"

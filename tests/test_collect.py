@@ -4,7 +4,8 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
-from stable_baselines3 import DQN, PPO
+from stable_baselines3 import DQN, PPO, TD3
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from jepa_rl.data import EpisodeStore, WindowSampler
 from jepa_rl.envs import PixelObservation, RandomPolicy, SmoothRandomPolicy, TwoRoomsVectorEnv, collect
@@ -110,7 +111,7 @@ def test_all_autoreset_modes_store_the_same_episodes(tmp_path, dictionary):
             if dictionary:
                 np.testing.assert_allclose(e.extras["state"][:, 0], e.extras["angle64"], rtol=1e-6)
     common = set.intersection(*(set(episodes) for episodes in stored))
-    assert len(common) >= 25  # the last few of 30 depend on which environment finishes first
+    assert len(common) == 30
     for key in common:
         for other in stored[1:]:
             np.testing.assert_array_equal(stored[0][key].actions, other[key].actions)
@@ -205,6 +206,27 @@ def test_stable_baselines_models_are_policies(tmp_path, algorithm, discrete):
     assert (actions >= (0 if discrete else -1)).all() and (actions <= 2).all()
 
 
+class Strict(Dial):
+    """Takes only actions that its space contains, in bounds that float32 does not hold."""
+
+    def __init__(self, dtype):
+        super().__init__()
+        self.action_space = gym.spaces.Box(np.array([-0.1], dtype), np.array([0.1], dtype), dtype=dtype)
+
+    def step(self, action):
+        assert self.action_space.contains(action), action
+        return super().step(action)
+
+
+@pytest.mark.parametrize("policy", ["random", lambda o, rng: rng.choice([-1.0, 0.0, 1.0], (1, 1))])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_an_environment_is_given_no_action_outside_its_space(tmp_path, dtype, policy):
+    env = PixelObservation(Strict(dtype), size=16, frames=1)
+    store = collect(env, tmp_path, policy=policy, steps=50, seed=0, progress=False)
+    assert store.spec.action.dtype == np.dtype(dtype).name
+    assert EpisodeStore.open(tmp_path).spec.action.dtype == np.dtype(dtype).name
+
+
 class Counting:
     """A policy with memory: its action is how many steps its episode has gone through."""
 
@@ -219,6 +241,110 @@ def test_memory_of_a_policy_starts_over_with_each_episode(tmp_path, mode):
     store = collect(dials(3, mode), tmp_path, policy=Counting(), episodes=12, seed=0, progress=False)
     for episode in episodes_of(store):
         np.testing.assert_allclose(episode.actions[:, 0], np.arange(len(episode)) / 10, rtol=1e-6)
+
+
+class Selective(Counting):
+    """Needs nothing of the environments that have played their share."""
+
+    def __init__(self):
+        self.asked = []
+
+    def predict(self, observation, state=None, episode_start=None, deterministic=False):
+        self.asked.append(len(observation))
+        return super().predict(observation, state, episode_start, deterministic)
+
+    def select_state(self, state, rows):
+        return None if state is None else state[rows]
+
+
+@pytest.mark.parametrize("mode", list(AutoresetMode))
+@pytest.mark.parametrize("policy", [by_what_is_seen, Counting(), Selective()])
+def test_every_environment_plays_its_share_of_the_episodes(tmp_path, mode, policy):
+    """The first to finish would be the short ones."""
+    together = collect(dials(3, mode), tmp_path / "all", policy=policy, episodes=8, seed=5, progress=False)
+    alone = []
+    for i, share in enumerate((3, 3, 2)):
+        path = tmp_path / str(i)
+        store = collect(dials(1, mode), path, policy=policy, episodes=share, seed=5 + i, progress=False)
+        alone += [(e.frames.tobytes(), e.actions.tobytes()) for e in episodes_of(store)]
+    assert sorted((e.frames.tobytes(), e.actions.tobytes()) for e in episodes_of(together)) == sorted(alone)
+
+
+def test_environments_that_have_played_their_share_cost_no_planning(tmp_path):
+    policy = Selective()
+    store = collect(dials(4), tmp_path, policy=policy, episodes=3, seed=0, progress=False)
+    assert len(store) == 3
+    lengths = sorted(
+        store.lengths
+    )  # one for each of the first three environments, the fourth has none to play
+    assert policy.asked == [sum(t < length for length in lengths) for t in range(lengths[-1])]
+
+
+def test_an_agent_is_shown_what_it_was_trained_on(tmp_path):
+    def pixels():
+        return PixelObservation(Dial(), size=16, frames=1)
+
+    venv = VecNormalize(DummyVecEnv([pixels]))
+    model = TD3("MlpPolicy", venv, buffer_size=10, seed=0)
+    venv.reset()
+    for _ in range(20):
+        venv.step(np.zeros((1, 1), np.float32))
+    store = collect(dials(2), tmp_path, policy=model, episodes=4, seed=0, progress=False)
+    for episode in episodes_of(store):
+        seen = venv.normalize_obs(episode.frames[:-1])
+        np.testing.assert_allclose(episode.actions, model.predict(seen)[0], atol=1e-5)
+        assert episode.frames.max() > 20  # what is stored is not normalised
+
+
+class PaysArrays(Dial):
+    def step(self, action):
+        observation, reward, *rest = super().step(action)
+        return observation, np.array([reward]), *rest
+
+
+class PaysColumns(TwoRoomsVectorEnv):
+    def step(self, actions):
+        observations, rewards, *rest = super().step(actions)
+        return observations, rewards[:, None] + 2.0, *rest
+
+
+def test_rewards_may_be_arrays_of_one_element(tmp_path):
+    env = PixelObservation(PaysArrays(), size=16, frames=1)
+    store = collect(env, tmp_path / "one", episodes=2, seed=0, extras=["angle64"], progress=False)
+    for episode in episodes_of(store):
+        np.testing.assert_allclose(episode.rewards, episode.extras["angle64"][1:], rtol=1e-6)
+    store = collect(
+        PaysColumns(3, max_episode_steps=5), tmp_path / "many", episodes=3, seed=0, progress=False
+    )
+    assert all((episode.rewards >= 2.0).all() for episode in episodes_of(store))
+
+
+def test_rewards_of_another_shape_are_refused(tmp_path):
+    class PaysTwo(TwoRoomsVectorEnv):
+        def step(self, actions):
+            observations, rewards, *rest = super().step(actions)
+            return observations, np.stack([rewards, rewards], axis=1), *rest
+
+    with pytest.raises(ValueError, match=r"one reward for each of 3 environments, got shape \(3, 2\)"):
+        collect(PaysTwo(3, max_episode_steps=5), tmp_path, episodes=3, progress=False)
+
+
+def test_a_last_picture_that_is_lost_is_named(tmp_path):
+    class Forgetful(gym.vector.VectorWrapper):
+        def step(self, actions):
+            *rest, infos = super().step(actions)
+            return *rest, {key: value for key, value in infos.items() if "final" not in key}
+
+    with pytest.raises(ValueError, match=r"SAME_STEP autoreset needs infos\['final_obs'\]"):
+        collect(Forgetful(dials(2, AutoresetMode.SAME_STEP)), tmp_path, episodes=2, seed=0, progress=False)
+
+
+def test_seeds_may_be_numpy_numbers(tmp_path):
+    one, other = (
+        collect(dials(2), tmp_path / str(i), episodes=2, seed=seed, progress=False)
+        for i, seed in enumerate((3, np.int64(3)))
+    )
+    np.testing.assert_array_equal(one.column("frames"), other.column("frames"))
 
 
 def test_an_interruption_keeps_the_episodes_that_ended(tmp_path):

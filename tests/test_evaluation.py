@@ -10,7 +10,10 @@ from gymnasium import spaces
 from stable_baselines3 import DQN, PPO, SAC
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import ConvertCallback
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.utils import set_random_seed
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from jepa_rl import WorldModel, WorldModelConfig
@@ -68,6 +71,113 @@ def test_episodes_are_played_side_by_side_to_their_end():
         assert deterministic
         assert state == (None if number == 0 else ("state", number))
         assert starts.all() == (number == 0) and starts.any() == (number == 0)
+
+
+class Choosy(Asked):
+    """Says which of its environments it still acts for."""
+
+    def predict(self, observation, state=None, episode_start=None, deterministic=False):
+        state = np.arange(len(observation)) if state is None else state
+        self.calls.append((observation[:, 0].tolist(), state.tolist(), episode_start.tolist()))
+        return np.zeros(len(observation), np.int64), state
+
+    def select_state(self, state, rows):
+        return state[rows]
+
+
+def test_nothing_is_planned_for_episodes_that_are_over():
+    agent = Choosy()
+    played = play_episodes(agent, Counter, [2, 0, 1])  # 5, 3 and 4 steps
+    assert played.lengths.tolist() == [5, 3, 4]
+    assert [call[1] for call in agent.calls] == [[0, 1, 2]] * 3 + [[0, 2], [0]]
+    assert all(steps == [number] * len(rows) for number, (steps, rows, _) in enumerate(agent.calls))
+    assert agent.calls[0][2] == [True] * 3 and not any(any(call[2]) for call in agent.calls[1:])
+
+
+def test_an_agent_with_a_memory_of_its_own_is_asked_for_all():
+    class Stateful(Asked):
+        def select_state(self, state, rows):
+            raise NotImplementedError
+
+    agent = Stateful()
+    assert play_episodes(agent, Counter, [2, 0, 1]).lengths.tolist() == [5, 3, 4]
+    assert [len(call[0]) for call in agent.calls] == [3] * 5
+
+
+def test_an_agent_that_answers_for_too_few_is_named():
+    class Single:
+        def predict(self, observation, state=None, episode_start=None, deterministic=False):
+            return np.zeros(1, np.int64), None
+
+    with pytest.raises(ValueError, match=r"one action for each of 2 environments, got shape \(1,\)"):
+        play_episodes(Single(), Counter, [0, 1])
+
+
+class Arrays(Counter):
+    """Pays arrays of one element, and draws into the same buffer every time."""
+
+    def __init__(self):
+        self.buffer = np.zeros((20, 40, 3), np.uint8)
+
+    def step(self, action):
+        observation, reward, *rest = super().step(action)
+        return observation, np.array([reward], np.float32), *rest
+
+    def render(self):
+        self.buffer[:] = 10 * self.t
+        return self.buffer
+
+
+def test_a_render_buffer_that_is_reused_gives_different_frames():
+    played = play_episodes(Asked(), Arrays, [0], pictures=True)
+    assert [picture[0, 0, 0] for picture in played.pictures] == [10, 20, 30]
+
+
+def test_rewards_may_be_arrays_of_one_element():
+    played = play_episodes(Asked(), Arrays, [0, 1])
+    assert played.returns.tolist() == [3, 4]
+
+    class Two(Counter):
+        def step(self, action):
+            observation, _, *rest = super().step(action)
+            return observation, np.ones(2), *rest
+
+    with pytest.raises(ValueError, match=r"one reward a step, got shape \(2,\)"):
+        play_episodes(Asked(), Two, [0])
+
+
+class Shifted(gym.Env):
+    """Pays the action that is the sign of what is seen; everything lies around 1,000."""
+
+    observation_space = spaces.Box(-np.inf, np.inf, (1,), np.float32)
+    action_space = spaces.Box(-1, 1, (1,), np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.t = 0
+        return self._see(), {}
+
+    def step(self, action):
+        reward, self.t = float(action[0] * np.sign(self.seen - 1000)), self.t + 1
+        return self._see(), reward, False, self.t >= 10, {}
+
+    def _see(self):
+        self.seen = 1000 + self.np_random.choice([-5.0, 5.0])
+        return np.array([self.seen], np.float32)
+
+
+def test_an_agent_sees_what_it_was_trained_on():
+    """The right value is Stable-Baselines3's own evaluation, in the normalised environment."""
+    venv = VecNormalize(make_vec_env(Shifted, 4, seed=0), norm_reward=False)
+    model = PPO("MlpPolicy", venv, n_steps=64, seed=0, learning_rate=3e-3).learn(3000)
+    held_out = VecNormalize(make_vec_env(Shifted, 1, seed=100), training=False, norm_reward=False)
+    held_out.obs_rms = venv.obs_rms
+    expected, _ = evaluate_policy(model, held_out, n_eval_episodes=5)
+    count = venv.obs_rms.count
+    played = play_episodes(model, Shifted, list(range(100, 105)))
+    assert expected > 8
+    np.testing.assert_allclose(played.returns.mean(), expected, atol=1.0)
+    assert venv.obs_rms.count == count  # an evaluation teaches the normalisation nothing
 
 
 def test_a_video_holds_no_more_than_the_first_decisions(monkeypatch):
@@ -232,6 +342,25 @@ def test_world_models_that_do_not_fit_are_refused():
         OnlineWorldModel(world)
     with pytest.raises(ValueError, match=r"reads pixels \(3, 16, 16\), the environment shows \(9, 16, 16\)"):
         LatentFeatures(spaces.Box(0, 255, (9, 16, 16), np.uint8), world)
+
+
+def test_what_would_teach_the_world_model_something_else_is_refused():
+    class Forgetful(DummyVecEnv):
+        def step_wait(self):
+            *rest, infos = super().step_wait()
+            return *rest, [{k: v for k, v in info.items() if k != "terminal_observation"} for info in infos]
+
+    world = WorldModel(WorldModelConfig(world_spec(Glow()), 8))
+    settings = dict(
+        learning_starts=5, batch_size=4, buffer_size=40, policy_kwargs=latent_policy_kwargs(world)
+    )
+    agent = SAC("CnnPolicy", Forgetful([Glow]), **settings)
+    with pytest.raises(ValueError, match=r"environments \[0\] without info\['terminal_observation'\]"):
+        agent.learn(20, callback=OnlineWorldModel(world, batch_size=4))
+    with pytest.raises(
+        TypeError, match=r"reads uint8 pixels, the environment shows float32; leave out .*VecNormalize"
+    ):
+        SAC("CnnPolicy", VecNormalize(DummyVecEnv([Glow])), **settings)
 
 
 def test_a_world_model_that_the_agent_does_not_see_is_not_trained():

@@ -20,7 +20,9 @@ from stable_baselines3.common.callbacks import (
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.logger import configure
+from stable_baselines3.common.vec_env import DummyVecEnv
 
+from jepa_rl.agents.evaluation import play_episodes
 from jepa_rl.agents.sb3.jepa_mpc import JEPAMPC, PRESETS, jepa_mpc_preset
 from jepa_rl.agents.sb3.jepa_mpc.monitor import PlanRecord, search_metrics
 from jepa_rl.agents.sb3.jepa_mpc.policy import JEPAMPCPolicy
@@ -108,6 +110,64 @@ def tiny(env, **options) -> JEPAMPC:
         dict(seed=0, learning_starts=40, batch_size=16, n_step=3) | options
     )  # short: episodes have ten steps
     return JEPAMPC("MultiInputPolicy", env, policy_kwargs=kwargs, **settings)
+
+
+class UnlikeLengths(Goal1D):
+    """Episodes as long as the seed says."""
+
+    def reset(self, *, seed=None, options=None):
+        self.length = 2 + (seed or 0) % 4
+        return super().reset(seed=seed)
+
+    def step(self, action):
+        observation, reward, _, _, info = super().step(action)
+        return observation, reward, False, self.t >= self.length, info
+
+
+def test_episodes_played_side_by_side_are_those_played_alone():
+    """The plan that a search starts from stays with its episode when others beside it end."""
+    agent = tiny(UnlikeLengths()).learn(60)  # before it has learned all plans cost the same
+    together = play_episodes(agent, UnlikeLengths, [3, 1, 2, 0])
+    assert together.lengths.tolist() == [5, 3, 4, 2]
+    for i, seed in enumerate([3, 1, 2, 0]):
+        alone = play_episodes(agent, UnlikeLengths, [seed])
+        np.testing.assert_allclose(alone.returns[0], together.returns[i], rtol=1e-4)
+    _, state = agent.predict(np.zeros((3, 1), np.float32))
+    np.testing.assert_array_equal(agent.select_state(state, np.array([2, 0]))[0], state[0][[2, 0]])
+
+
+class Forgetful(DummyVecEnv):
+    """Does not say what an episode ended in."""
+
+    def step_wait(self):
+        *rest, infos = super().step_wait()
+        return *rest, [{k: v for k, v in info.items() if k != "terminal_observation"} for info in infos]
+
+
+def test_an_episode_whose_last_observation_is_lost_is_refused():
+    agent = tiny(Forgetful([Goal1D, Goal1D]))
+    with pytest.raises(
+        ValueError, match=r"ended in environments \[0, 1\] without info\['terminal_observation'\]"
+    ):
+        agent.learn(60)
+    assert len(agent.replay_buffer) == 0  # and not an episode that ends with the first picture of the next
+
+
+class Columns(DummyVecEnv):
+    """Pays (n, 1) rewards."""
+
+    def step_wait(self):
+        observations, rewards, *rest = super().step_wait()
+        return observations, rewards[:, None], *rest
+
+
+def test_rewards_may_be_columns():
+    learned = []
+    for kind in (DummyVecEnv, Columns):
+        venv = kind([Goal1D, Goal1D])
+        venv.seed(0)
+        learned.append(tiny(venv).learn(60).replay_buffer.columns["reward"])
+    np.testing.assert_array_equal(*learned)
 
 
 def mean_return(agent, make_env, episodes: int) -> float:
@@ -431,7 +491,7 @@ def test_choices_and_their_codes_are_inverse():
     np.testing.assert_array_equal(codes, [[1, 0, 1, 0, 0], [0, 1, 0, 0, 1], [0, 1, 0, 1, 0]])
     np.testing.assert_array_equal(codec.decode(codes), choices)
     with pytest.raises(ValueError, match="flat MultiDiscrete"):
-        ActionCodec(spaces.MultiDiscrete([[2, 3], [2, 3]]))
+        action_spec(spaces.MultiDiscrete([[2, 3], [2, 3]]))
 
 
 class Chain(gym.Env):

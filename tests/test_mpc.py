@@ -17,6 +17,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 
 from jepa_rl.agents import CEM, ICEM, MPPI, CategoricalCEM, GradientPlanner, MPCAgent
+from jepa_rl.agents.evaluation import play_episodes
 from jepa_rl.costs import ActionPenalty, GoalCost
 from jepa_rl.dynamics import HeldActions, MLPDynamics
 from jepa_rl.envs import GoalObservation, PixelObservation, TwoRoomsEnv, world_spec
@@ -62,6 +63,41 @@ class PointModel:
         moves = actions.unflatten(-1, (-1, 2)).sum(2) * STEP / 128
         path = z[:, None] + torch.cat([torch.zeros_like(moves[:, :1]), moves.cumsum(1)], 1)
         return path.unsqueeze(1)
+
+
+@pytest.mark.parametrize("keep", [None, 0.5])
+def test_episodes_played_side_by_side_are_those_played_alone(keep):
+    """Plans, their age and the futures kept of them stay with the episode when others beside it end."""
+    model, asked = NoisyPoint(block=2), []
+    agent = MPCAgent(
+        model, CEM(4, samples=32, elites=4, iterations=2, futures=4), replan_every=5, keep=keep, seed=1
+    )
+    encode = model.encode
+    model.encode = lambda pixels: asked.append(len(pixels)) or encode(pixels)
+    together = play_episodes(agent, point_env, [3, 4, 5, 6])
+    assert len(set(together.lengths.tolist())) > 1
+    assert asked[0] == 8 and asked[-1] < 8  # pictures and goals
+    for i, seed in enumerate([3, 4, 5, 6]):
+        alone = play_episodes(agent, point_env, [seed])
+        assert (alone.lengths[0], alone.returns[0]) == (together.lengths[i], together.returns[i])
+
+
+def test_an_agent_with_a_goal_for_each_environment_is_asked_for_all():
+    agent = MPCAgent(PointModel(), SMALL)
+    agent.set_goal(np.full((2, 2, 4, 6), 128, np.uint8))
+    played = play_episodes(agent, lambda: gym.wrappers.TimeLimit(PointEnv(), 40), [3, 4])
+    assert played.lengths[0] != played.lengths[1] and played.returns.tolist() == [1, 1]
+
+
+class NoisyPoint(PointModel):
+    """Futures that differ: the same path, shifted a little."""
+
+    def rollout(self, z, actions, *, futures=1, generator=None):
+        path = super().rollout(z, actions)
+        shift = torch.linspace(-0.05, 0.05, futures).view(1, -1, 1, 1) * torch.arange(path.shape[2]).view(
+            1, 1, -1, 1
+        )
+        return path + shift
 
 
 class Remember:

@@ -6,6 +6,8 @@ import subprocess
 import sys
 import textwrap
 import time
+import warnings
+from dataclasses import replace
 
 import gymnasium as gym
 import numpy as np
@@ -21,6 +23,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNorm
 from jepa_rl.agents import JEPAMPC, ResumableRun
 from jepa_rl.agents.sb3.jepa_mpc.resume import environment_of, run_state
 from jepa_rl.control import ControlConfig
+from jepa_rl.files import load_tensors, save_tensors
+from jepa_rl.version import __version__
 
 TINY = {
     "world": {
@@ -201,19 +205,91 @@ def test_a_wrapper_with_a_function_in_it_is_the_same_in_another_process():
     )
 
 
-def test_a_finished_run_is_not_run_again_and_can_be_prolonged(tmp_path):
-    first = agent().learn(100, callback=ResumableRun(tmp_path, every=40))
-    again = agent().learn(100, callback=ResumableRun(tmp_path, every=40))
+CONSTANT = dict(learning_rate=1e-3, n_step=4)
+
+
+def test_a_finished_run_is_not_run_again_and_can_be_prolonged_at_constant_rates(tmp_path):
+    first = agent(**CONSTANT).learn(100, callback=ResumableRun(tmp_path, every=40))
+    again = agent(**CONSTANT).learn(100, callback=ResumableRun(tmp_path, every=40))
     same(first, again)
-    assert agent().learn(140, callback=ResumableRun(tmp_path, every=40)).num_timesteps == 140
+    longer = agent(**CONSTANT).learn(140, callback=ResumableRun(tmp_path, every=40))
+    assert longer.num_timesteps == 140
+
+
+@pytest.mark.parametrize(
+    ("options", "total", "jump"),
+    [
+        (dict(n_step=4), 160, r"learning rate would jump from 0.0001 to 0.00055, its n_step from 4 to 4"),
+        (dict(learning_rate=1e-3, n_step=(12, 3)), 320, r"from 0.001 to 0.001, its n_step from 3 to 6"),
+    ],
+)
+def test_a_run_whose_rates_fall_is_not_prolonged(tmp_path, options, total, jump):
+    done = agent(**options).learn(80, callback=ResumableRun(tmp_path, every=40))
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.safetensors")}
+    with pytest.raises(
+        ValueError, match=rf"run of 80 steps, 80 of which are done\. With {total} steps .*{jump}"
+    ):
+        agent(**options).learn(total, callback=ResumableRun(tmp_path, every=40))
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*.safetensors")}
+    # Fewer steps leave nothing to train, and do not make it a run of fewer steps.
+    same(done, agent(**options).learn(40, callback=ResumableRun(tmp_path, every=40)))
+    same(done, agent(**options).learn(80, callback=ResumableRun(tmp_path, every=40)))
+
+
+def test_another_version_is_told(tmp_path):
+    agent().learn(60, callback=ResumableRun(tmp_path, every=30))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        agent().learn(60, callback=ResumableRun(tmp_path, every=30))
+    tensors, header = load_tensors(tmp_path / "checkpoint.safetensors", ("jepa_mpc run",))
+    assert header["version"] == __version__ and header["total_timesteps"] == 60
+    del header["version"], header["total_timesteps"]  # as 0.1.0 wrote it
+    save_tensors(tmp_path / "checkpoint.safetensors", "jepa_mpc run", tensors, header)
+    with pytest.warns(UserWarning, match=rf"written by jepa-rl of an older version, this is {__version__}"):
+        assert agent().learn(70, callback=ResumableRun(tmp_path, every=30)).num_timesteps == 70
+
+
+def test_settings_may_be_numpy_numbers(tmp_path):
+    """What a sweep over np.arange gives; and it is the same run as with Python's numbers."""
+    one = dict(gamma=0.9, max_grad_norm=10.0, gradient_steps=2, n_step=4)
+    other = {name: np.asarray(value)[()] for name, value in one.items()}
+    assert all(isinstance(value, np.generic) for value in other.values())
+    search = {
+        "temperature": np.float64(0.5),
+        "control": replace(TINY["control"], width=np.int64(24)),
+        "world": TINY["world"] | {"latent_dim": np.int64(16)},
+    }
+    plain_search = {"temperature": 0.5}
+    agent(policy_kwargs=search, **other).learn(
+        np.int64(60), callback=ResumableRun(tmp_path, every=np.int64(30))
+    )
+    resumed = agent(policy_kwargs=plain_search, **one)
+    assert resumed.learn(60, callback=ResumableRun(tmp_path, every=30)).num_timesteps == 60
+
+
+def test_settings_that_no_checkpoint_can_hold_are_refused_before_training(tmp_path):
+    model = agent(max_grad_norm=torch.tensor(10.0))
+    with pytest.raises(TypeError, match=r"settings must be numbers.*got Tensor"):
+        model.learn(60, callback=ResumableRun(tmp_path, every=30))
+    assert model.num_timesteps == 0
+
+
+def test_an_environment_with_other_numpy_arguments_is_another(tmp_path):
+    one, other = (
+        environment_of(
+            DummyVecEnv([lambda number=number: gym.make("CartPole-v1", sutton_barto_reward=number)])
+        )
+        for number in (np.int64(0), np.int64(1))
+    )
+    assert one != other
 
 
 @pytest.mark.parametrize("first", [100, 107])
 def test_learning_twice_in_one_process_is_going_on_in_another(tmp_path, first):
-    one = agent().learn(first, callback=ResumableRun(tmp_path / "one", every=40))
+    one = agent(**CONSTANT).learn(first, callback=ResumableRun(tmp_path / "one", every=40))
     one.learn(180 - first, callback=ResumableRun(tmp_path / "one", every=40), reset_num_timesteps=False)
-    agent().learn(first, callback=ResumableRun(tmp_path / "two", every=40))
-    other = agent().learn(180, callback=ResumableRun(tmp_path / "two", every=40))
+    agent(**CONSTANT).learn(first, callback=ResumableRun(tmp_path / "two", every=40))
+    other = agent(**CONSTANT).learn(180, callback=ResumableRun(tmp_path / "two", every=40))
     assert one.num_timesteps == other.num_timesteps == 180
     same(one, other)
 
@@ -276,14 +352,14 @@ def test_damaged_files_are_named(tmp_path):
     whole = file.read_bytes()
     file.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ValueError, match=rf"{file.name} is truncated or corrupt"):
-        agent().learn(80, callback=ResumableRun(tmp_path, every=30))
+        agent().learn(60, callback=ResumableRun(tmp_path, every=30))
     file.unlink()
     with pytest.raises(FileNotFoundError, match=file.name):
-        agent().learn(80, callback=ResumableRun(tmp_path, every=30))
+        agent().learn(60, callback=ResumableRun(tmp_path, every=30))
     file.write_bytes(whole)
     (tmp_path / "checkpoint.safetensors").write_bytes(b"nothing of the kind")
     with pytest.raises(ValueError, match=r"checkpoint.safetensors is truncated or corrupt"):
-        agent().learn(80, callback=ResumableRun(tmp_path, every=30))
+        agent().learn(60, callback=ResumableRun(tmp_path, every=30))
 
 
 def test_it_says_what_it_cannot_keep(tmp_path):

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stable_baselines3.common.vec_env import DummyVecEnv
 
+from jepa_rl.agents.sb3.jepa_mpc.spaces import ActionCodec
 from jepa_rl.envs import PixelObservation, action_spec, world_spec
 from jepa_rl.spaces import channels_first, pixel_space
 from jepa_rl.types import ActionSpec, WorldSpec
@@ -33,6 +34,66 @@ def test_box_actions_survive_the_round_trip(size, dtype, seed):
     model_actions = spec.encode(actions)
     assert model_actions.dtype == np.float32 and np.abs(model_actions).max() <= 1 + 1e-5
     np.testing.assert_allclose(spec.decode(model_actions), actions, atol=1e-5 * 30)
+
+
+def boxes() -> list[spaces.Box]:
+    """Boxes whose bounds float32 cannot hold, or whose range rounds past a bound, beside plain ones."""
+    low, high = [-0.04, -0.1, 0.3], [0.03, 0.7, 1.1]
+    rng = np.random.default_rng(0)
+    found = []
+    for dtype in (np.float16, np.float32, np.float64):
+        found += [
+            spaces.Box(-1, 1, (3,), dtype),
+            spaces.Box(np.array(low, dtype), np.array(high, dtype), dtype=dtype),
+        ]
+        for _ in range(100):
+            bounds = np.sort(rng.normal(scale=10.0, size=(2, 3)), axis=0).astype(dtype)
+            found += [spaces.Box(*bounds, dtype=dtype)] if (bounds[0] < bounds[1]).all() else []
+    return found
+
+
+@pytest.mark.parametrize("door", [action_spec, ActionCodec])
+def test_decoded_actions_lie_in_the_action_space(door):
+    rng = np.random.default_rng(1)
+    for space in boxes():
+        model_actions = np.concatenate([rng.uniform(-1.5, 1.5, (20, 3)), np.ones((1, 3)), -np.ones((1, 3))])
+        decoded = door(space).decode(model_actions.astype(np.float32))
+        assert decoded.dtype == space.dtype
+        assert all(space.contains(action) for action in decoded), space
+        np.testing.assert_array_equal(decoded[-2:], np.stack([space.high, space.low]))
+
+
+def test_clipped_actions_lie_in_the_action_space():
+    rng = np.random.default_rng(1)
+    for space in boxes():
+        actions = action_spec(space).clip(rng.normal(scale=20.0, size=(50, 3)))
+        assert all(space.contains(action) for action in actions), space
+
+
+def test_the_dtype_of_actions_that_an_old_file_does_not_say():
+    """float32 where it holds the bounds, so that what was decoded to float32 lies in the space; else float64."""
+    assert ActionSpec("continuous", 1, (-1.0,), (2.0,)).dtype == "float32"
+    assert ActionSpec("continuous", 1, (float(np.float32(-0.04)),), (1.0,)).dtype == "float32"
+    assert ActionSpec("continuous", 1, (-0.04,), (1.0,)).dtype == "float64"
+    assert ActionSpec("discrete", 2).dtype == "int64"
+    # The dtype does not make a spec another one: old checkpoints fit their environments.
+    assert ActionSpec("continuous", 1, (-1.0,), (2.0,)) == action_spec(spaces.Box(-1, 2, (1,), np.float64))
+
+
+@pytest.mark.parametrize("door", [action_spec, ActionCodec])
+@pytest.mark.parametrize(
+    ("space", "error", "words"),
+    [
+        (spaces.Box(0, 3, (2,), np.int64), TypeError, "float16 or float32 or float64, got int64; use Discrete or"),
+        (spaces.Box(0, 255, (2,), np.uint8), TypeError, "got uint8; use Discrete or MultiDiscrete"),
+        (spaces.Box(-3.4e38, 3.4e38, (2,)), ValueError, r"components \[0, 1\] .*TransformAction.*Box\(-1, 1"),
+        (spaces.Box(-1e300, 1e300, (1,), np.float64), ValueError, "must be bounded"),
+        (spaces.Box(-np.inf, 1, (1,)), ValueError, "must be bounded"),
+    ],
+)  # fmt: skip
+def test_every_door_refuses_the_same_boxes_in_the_same_words(door, space, error, words):
+    with pytest.raises(error, match=words):
+        door(space)
 
 
 @pytest.mark.parametrize(

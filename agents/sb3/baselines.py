@@ -1,6 +1,6 @@
-"""Stable-Baselines3's PPO, SAC and DQN on latents, pixels or states, trained and evaluated alike.
+"""Stable-Baselines3's PPO, SAC and DQN on latents, pixels or states, trained and evaluated in the same way.
 
-What they see is decided by the environments alone, so a comparison is three factories and one call each::
+Only the environments decide what the agent sees, so a comparison is one factory and one call for each observation::
 
     def pixels(n): return make_vec_env(lambda: PixelObservation(gym.make(name, render_mode="rgb_array")), n)
     def latents(n): return VecLatentObservation(pixels(n), "model.safetensors")
@@ -31,29 +31,36 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import ContinuousCritic
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
-from stable_baselines3.common.vec_env import VecEnv, VecMonitor, is_vecenv_wrapped
+from stable_baselines3.common.vec_env import (
+    VecEnv,
+    VecMonitor,
+    VecNormalize,
+    is_vecenv_wrapped,
+    unwrap_vec_normalize,
+)
 from stable_baselines3.sac.policies import CnnPolicy
 
 from jepa_rl.agents.evaluation import EvaluationCallback
 
 ALGORITHMS: dict[str, type[BaseAlgorithm]] = {"ppo": PPO, "sac": SAC, "dqn": DQN}
-# DQN's defaults are Atari's, for millions of steps; these suit runs of ten thousands.
+# DQN's defaults are meant for millions of Atari steps; these suit runs of some ten thousand steps.
 SHORT_DQN: dict[str, Any] = {
     "train_freq": 4, "gradient_steps": 2, "learning_rate": 5e-4, "target_update_interval": 500,
     "exploration_fraction": 0.2, "exploration_final_eps": 0.05, "batch_size": 64,
 }  # fmt: skip
-EVALUATION_SEED = 1_000_000  # added to the seed, so that no episode of the evaluation is one of the training
+NORMALIZATION = "vecnormalize.pkl"  # beside a saved agent
+EVALUATION_SEED = 1_000_000  # added to the seed, so that evaluation episodes are not training episodes
 
 
 @dataclass(frozen=True)
 class BaselineRun:
-    """A trained agent and what its evaluations found.
+    """A trained agent and the results of its evaluations.
 
     Attributes:
         model: the agent after its last update; its environment is closed.
         timesteps: environment steps (of all environments together) at each of the k evaluations.
         returns: undiscounted return of every evaluation episode.
-        seconds: wall clock of training, evaluations included.
+        seconds: wall-clock time of training, including evaluations.
     """
 
     model: BaseAlgorithm
@@ -63,10 +70,10 @@ class BaselineRun:
 
 
 class LeanCnnPolicy(CnnPolicy):
-    """SAC's CnnPolicy without a gradient that SAC throws away: the same training, bit for bit, in four fifths the time.
+    """SAC's CnnPolicy without a gradient that SAC discards: bit-for-bit the same training in 80% of the time.
 
-    The actor's loss reaches the critic's convolutions, but only the actor steps on it, and the critic's
-    gradients are zeroed before its own loss. They are not computed here.
+    The actor's loss also produces gradients in the critic's convolutions. They are never used, because the critic's
+    gradients are set to zero before its own loss, so they are not computed here.
     """
 
     def make_critic(self, features_extractor: BaseFeaturesExtractor | None = None) -> ContinuousCritic:
@@ -76,7 +83,7 @@ class LeanCnnPolicy(CnnPolicy):
 
 class _LeanCritic(ContinuousCritic):
     def forward(self, obs: torch.Tensor, actions: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        # Actions with a gradient are the actor's own; the critic learns from the replay's, which have none.
+        # Actions that require a gradient come from the actor; the critic's own loss uses the replay's, which do not.
         for_actor = actions.requires_grad or self.share_features_extractor
         with torch.set_grad_enabled(torch.is_grad_enabled() and not for_actor):
             features = self.extract_features(obs, self.features_extractor)
@@ -85,15 +92,15 @@ class _LeanCritic(ContinuousCritic):
 
 
 class SaveAtEvaluation(BaseCallback):
-    """Keeps agent and replay as they are at the newest point of the curve, for ``load_saved``.
+    """Saves agent, replay and ``VecNormalize`` after each evaluation, for ``load_saved``; deletes the previous save.
 
-    A kill at any moment leaves a whole one. The replay is a pickle, Stable-Baselines3 has no other way: load only what
-    you saved yourself.
+    If the process is killed, one complete save is left. Replay and ``VecNormalize`` are pickles, the only format of
+    Stable-Baselines3: load only files that you saved yourself.
 
     Args:
-        curve: stands before this among the callbacks.
+        curve: the evaluations; it must come before this callback in the list of callbacks.
         folder: of this run alone.
-        more: writes whatever else belongs to it into the folder that it is given.
+        more: called with the folder of a save before it is completed, to write further files into it.
     """
 
     def __init__(
@@ -104,12 +111,12 @@ class SaveAtEvaluation(BaseCallback):
 
     @staticmethod
     def newest(folder: Path) -> Path | None:
-        """The folder of what was saved last; None if nothing was."""
-        whole = folder.glob("[0-9]*/agent.zip")  # not "part", which a kill may have left
+        """The folder of the latest save; None if there is none."""
+        whole = folder.glob("[0-9]*/agent.zip")  # not "part", which a killed process may have left
         return max((path.parent for path in whole), key=lambda path: int(path.name), default=None)
 
     def _on_training_start(self) -> None:
-        self._step = self.num_timesteps  # a run that goes on has saved this point already
+        self._step = self.num_timesteps  # a resumed run has already saved this point
 
     def _on_step(self) -> bool:
         step = self.curve.results[-1]["step"]
@@ -120,6 +127,9 @@ class SaveAtEvaluation(BaseCallback):
             self.model.save(part / "agent.zip")
             if isinstance(self.model, OffPolicyAlgorithm):
                 self.model.save_replay_buffer(part / "replay.pkl")
+            normalize = self.model.get_vec_normalize_env()
+            if normalize is not None:
+                normalize.save(str(part / NORMALIZATION))
             if self.more is not None:
                 self.more(part)
             part.rename(self.folder / str(step))
@@ -133,10 +143,29 @@ Algorithm = TypeVar("Algorithm", bound=BaseAlgorithm)
 
 
 def load_saved(algorithm: type[Algorithm], saved: Path, env: VecEnv, device: str = "auto") -> Algorithm:
-    """The agent in ``saved``, which is ``SaveAtEvaluation.newest``, with its replay; learning goes on from there."""
+    """The agent in ``saved``, with its replay and the statistics of its ``VecNormalize``; learning goes on from there.
+
+    Args:
+        algorithm: class of the agent.
+        saved: ``SaveAtEvaluation.newest``.
+        env: to go on in; a ``VecNormalize`` if the agent was trained in one. Its statistics are replaced.
+        device: of the agent.
+
+    Raises:
+        ValueError: if only one of the agent and ``env`` is normalised.
+    """
+    normalize, file = unwrap_vec_normalize(env), saved / NORMALIZATION
+    if file.exists() != (normalize is not None):
+        trained, given = ("in", "not") if file.exists() else ("outside", "")
+        raise ValueError(
+            f"the agent in {saved} was trained {trained} a VecNormalize, env is {given} one; make them alike"
+        )
     model = algorithm.load(saved / "agent.zip", env=env, device=device)
     if isinstance(model, OffPolicyAlgorithm):
         model.load_replay_buffer(saved / "replay.pkl")
+    if normalize is not None:
+        statistics = VecNormalize.load(str(file), normalize.venv)
+        normalize.obs_rms, normalize.ret_rms = statistics.obs_rms, statistics.ret_rms
     return model
 
 
@@ -152,24 +181,24 @@ def train_baseline(
     eval_episodes: int = 10,
     **settings: Any,
 ) -> BaselineRun:
-    """Train one agent; evaluate it ``evaluations`` times at equal distances with its deterministic policy.
+    """Trains one agent and evaluates its deterministic policy ``evaluations`` times at equal intervals.
 
-    Pictures get Stable-Baselines3's CnnPolicy, Dicts its MultiInputPolicy, vectors its MlpPolicy. Settings
-    are its own defaults but for two: SAC learns once per environment step however many environments there
-    are, and the replay buffer is no longer than the run (pictures: at most 100,000 steps).
+    Pictures use Stable-Baselines3's CnnPolicy, Dicts its MultiInputPolicy, vectors its MlpPolicy. Settings are its
+    defaults with two exceptions: SAC makes one update per environment step for any number of environments, and the
+    replay buffer is not larger than the run (pictures: at most 100,000 steps).
 
-    Writes TensorBoard events, ``evaluations.npz`` and ``best_model.zip`` to ``log_dir``. Stable-Baselines3
-    seeds Python's, NumPy's and torch's global generators with ``seed``; equal seeds give equal runs.
+    Writes TensorBoard events, ``evaluations.npz`` and ``best_model.zip`` to ``log_dir``. Stable-Baselines3 seeds the
+    global generators of Python, NumPy and torch with ``seed``; equal seeds give equal runs.
 
     Args:
         algorithm: ``"ppo"`` (any actions), ``"sac"`` (continuous) or ``"dqn"`` (discrete).
-        make_venv: makes so many environments; called for training and again for evaluation.
+        make_venv: returns a ``VecEnv`` of the given number of environments; called for training and for evaluation.
         total_timesteps: environment steps of all environments together; rounded up to whole rollouts.
         log_dir: folder of the run.
-        n_envs: environments stepped together.
+        n_envs: number of environments.
         seed: of weights, exploration and environments.
         evaluations: number of evaluations.
-        eval_episodes: episodes in each.
+        eval_episodes: episodes in each evaluation.
         **settings: constructor arguments of the algorithm, e.g. ``learning_rate``, ``n_steps``, ``device``.
 
     Raises:
@@ -187,6 +216,11 @@ def train_baseline(
             _check_actions(algorithm, venvs[-1].action_space)
             venvs[-1].seed(first_seed)
         train, held_out = venvs
+        normalize = unwrap_vec_normalize(held_out)
+        if (
+            normalize is not None
+        ):  # EvalCallback copies the statistics of training; returns are the environment's own
+            normalize.training = normalize.norm_reward = False
         space = train.observation_space
         # A copy: Stable-Baselines3 writes into the policy_kwargs that it is given.
         settings = _defaults(algorithm, space, total_timesteps) | copy.deepcopy(settings)
@@ -225,12 +259,12 @@ def _defaults(algorithm: str, space: spaces.Space, total_timesteps: int) -> dict
     longest = 100_000 if any(is_image_space(part) for part in parts) else 1_000_000
     buffer = {"buffer_size": min(longest, max(total_timesteps, 1000))}
     if algorithm == "sac":
-        return buffer | {"gradient_steps": -1}  # as many as environment steps
+        return buffer | {"gradient_steps": -1}  # as many updates as environment steps
     return buffer
 
 
 def _monitored(venv: VecEnv) -> VecEnv:
-    """With episode returns in ``info``, for which Stable-Baselines3 asks."""
+    """``venv`` with episode returns in ``info``, which Stable-Baselines3 logs."""
     if is_vecenv_wrapped(venv, VecMonitor) or all(venv.env_is_wrapped(Monitor)):
         return venv
     return VecMonitor(venv)

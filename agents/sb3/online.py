@@ -1,7 +1,7 @@
-"""Stable-Baselines3's off-policy agents on latents of a world model that learns beside them.
+"""Stable-Baselines3's off-policy agents on latents of a world model that is trained at the same time.
 
-``VecLatentObservation`` shows an agent the latents of a model that is finished. Here the agent's replay keeps pixels,
-and every batch is encoded by the model as it is now::
+``VecLatentObservation`` gives an agent latents of a trained model. Here the agent's replay holds pixels, and each batch
+is encoded with the current weights of the model::
 
     world = WorldModel(preset("laptop", world_spec(env)).model)
     agent = SAC(
@@ -9,16 +9,17 @@ and every batch is encoded by the model as it is now::
     )
     agent.learn(100_000, callback=OnlineWorldModel(world))
 
-``LatentReplayBuffer`` encodes a batch once, when it is drawn; with Stable-Baselines3's own replay the actor and each
-critic encode it anew, five times in an update of SAC.
+``LatentReplayBuffer`` encodes a batch once, when it is sampled; with Stable-Baselines3's own replay the actor and each
+critic encode it again, five times in an update of SAC.
 
-The agent's own losses do not reach the encoder: what shapes the space is prediction alone.
+The agent's losses have no gradient in the encoder: only the world model's own loss trains it.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from gymnasium import spaces
 from jaxtyping import Float
@@ -31,6 +32,7 @@ from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from stable_baselines3.common.vec_env import VecNormalize
 from torch import Tensor
 
+from jepa_rl.agents.sb3.checks import check_terminal_observations
 from jepa_rl.memory import keep_freed_memory
 from jepa_rl.modes import evaluating
 from jepa_rl.training import descend
@@ -39,17 +41,27 @@ from jepa_rl.world_model import WorldModel
 
 
 class LatentFeatures(BaseFeaturesExtractor):
-    """Latents of pixels, without a gradient.
+    """Features extractor that encodes pixels with a world model, without a gradient.
 
     Args:
-        observation_space: uint8 pixels as the world model reads them.
-        world: the world model; it stays outside this module, whose weights the agent would train and average.
+        observation_space: uint8 pixels of the shape that the world model reads.
+        world: the world model. It is not a submodule: the agent would train its weights and average them into its
+            target networks.
+
+    Raises:
+        ValueError: if the environment shows pixels of another shape.
+        TypeError: if they are not uint8.
     """
 
     def __init__(self, observation_space: spaces.Box, world: WorldModel) -> None:
         if tuple(observation_space.shape) != world.spec.pixels:
             raise ValueError(
                 f"the world model reads pixels {world.spec.pixels}, the environment shows {observation_space.shape}"
+            )
+        if observation_space.dtype != np.uint8:
+            raise TypeError(
+                f"the world model reads uint8 pixels, the environment shows {observation_space.dtype}; leave out what "
+                "scales them, such as VecNormalize (norm_obs=False lets it scale rewards alone)"
             )
         super().__init__(observation_space, world.latent_dim)
         self._world = [world]
@@ -59,7 +71,7 @@ class LatentFeatures(BaseFeaturesExtractor):
         return self._world[0]
 
     def forward(self, seen: Float[Tensor, "b c y x"] | Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:
-        """Of pixels; what ``LatentReplayBuffer`` has encoded is returned as it is."""
+        """Encodes pixels; latents from ``LatentReplayBuffer`` are returned unchanged."""
         return seen if seen.ndim == 2 else _encode(self.world, seen)
 
 
@@ -70,12 +82,12 @@ def _encode(world: WorldModel, pixels: Float[Tensor, "b c y x"]) -> Float[Tensor
 
 
 class LatentReplayBuffer(ReplayBuffer):
-    """Keeps pixels and hands out their latents, of the world model as it is when a batch is drawn.
+    """Stores pixels; sampled batches hold latents, encoded with the current weights of the world model.
 
-    ``OnlineWorldModel`` names the world model when training starts. It is no part of the replay's file.
+    ``OnlineWorldModel`` sets the world model when training starts. It is not saved with the replay.
 
     Raises:
-        RuntimeError: when a batch is drawn before.
+        RuntimeError: if a batch is sampled before the world model is set.
     """
 
     world: WorldModel | None = None
@@ -95,19 +107,19 @@ class LatentReplayBuffer(ReplayBuffer):
 
 
 def latent_policy_kwargs(world: WorldModel, **more: Any) -> dict[str, Any]:
-    """``policy_kwargs`` for ``CnnPolicy`` of SAC or DQN."""
+    """``policy_kwargs`` for the ``CnnPolicy`` of SAC or DQN; ``more`` are further ones."""
     return {
         "features_extractor_class": LatentFeatures,
         "features_extractor_kwargs": {"world": world},
-        "normalize_images": False,  # the world model takes bytes
+        "normalize_images": False,  # the world model reads uint8
     } | more
 
 
 def world_of(agent: BaseAlgorithm) -> WorldModel:
-    """The world model whose latents an agent sees; it is part of the agent's file, as a pickle.
+    """The world model whose latents an agent sees; ``agent.save`` pickles it with the agent.
 
     Raises:
-        ValueError: if the agent sees no latents.
+        ValueError: if the agent does not see latents.
     """
     for part in agent.policy.modules():
         if isinstance(part, LatentFeatures):
@@ -116,10 +128,10 @@ def world_of(agent: BaseAlgorithm) -> WorldModel:
 
 
 class OnlineWorldModel(BaseCallback):
-    """Trains a world model on the replay of an off-policy agent, with its own loss, while the agent learns.
+    """Trains a world model with its own loss on the replay of an off-policy agent, while the agent learns.
 
-    Stable-Baselines3's replay holds transitions, so the windows are one step long. An agent and what it has learned
-    are kept by ``agent.save``, ``agent.save_replay_buffer`` and ``torch.save(callback.state_dict(), path)``; to go on::
+    Stable-Baselines3's replay holds transitions, so the windows are one step long. To save everything, use
+    ``agent.save``, ``agent.save_replay_buffer`` and ``torch.save(callback.state_dict(), path)``; to resume::
 
         agent = SAC.load("agent.zip", env)
         agent.load_replay_buffer("replay.pkl")
@@ -128,15 +140,16 @@ class OnlineWorldModel(BaseCallback):
 
     Args:
         world: the model; its block must be 1.
-        updates_per_step: updates for each environment step.
+        updates_per_step: updates for each environment step; fractions accumulate.
         batch_size: transitions in a batch.
         learning_rate: of Adam.
-        max_grad_norm: largest gradient norm.
-        seed: of what its loss draws.
+        max_grad_norm: gradients are clipped to this norm.
+        seed: of the random numbers in the world model's loss.
 
     Raises:
-        ValueError: for a world model with blocks, or one that the agent does not see.
-        TypeError: at the start of training, if the agent has no replay of single transitions.
+        ValueError: if the model's block is not 1; at the start of training, if the agent does not see this model; while
+            training, if an episode ends without ``info["terminal_observation"]``.
+        TypeError: at the start of training, if the agent's replay does not hold single transitions.
     """
 
     model: OffPolicyAlgorithm
@@ -153,7 +166,8 @@ class OnlineWorldModel(BaseCallback):
         super().__init__()
         if world.spec.block != 1:
             raise ValueError(
-                f"the world model must step as the environment does, its block is {world.spec.block}"
+                "a latent step of the world model must be one environment step (block 1), its block is "
+                f"{world.spec.block}"
             )
         self.world, self.updates_per_step, self.batch_size = world, updates_per_step, batch_size
         self.max_grad_norm = max_grad_norm
@@ -162,7 +176,7 @@ class OnlineWorldModel(BaseCallback):
         self._owed = 0.0
 
     def state_dict(self) -> dict[str, Any]:
-        """Of the optimiser and of what the loss draws; the weights are the world model's."""
+        """State of the optimiser and of the random generator; the weights are in ``world``."""
         return {
             "optimizer": self.optimizer.state_dict(),
             "generator": self.generator.get_state(),
@@ -190,6 +204,7 @@ class OnlineWorldModel(BaseCallback):
     def _on_step(self) -> bool:
         agent, replay = self.model, self.model.replay_buffer
         assert isinstance(replay, ReplayBuffer)
+        check_terminal_observations(self.locals["dones"], self.locals["infos"])
         if agent.num_timesteps <= agent.learning_starts or not replay.size():
             return True
         self._owed += self.updates_per_step * agent.n_envs
@@ -200,7 +215,7 @@ class OnlineWorldModel(BaseCallback):
         return True
 
     def _update(self, replay: ReplayBuffer) -> dict[str, Tensor]:
-        rows = ReplayBuffer.sample(replay, self.batch_size)  # pixels, also of a replay that hands out latents
+        rows = ReplayBuffer.sample(replay, self.batch_size)  # pixels, even if the replay returns latents
         actions = _model_actions(self.world.spec.action, rows.actions)
         batch = Batch(
             torch.stack([rows.observations, rows.next_observations], dim=1).to(torch.uint8),
@@ -217,7 +232,7 @@ class OnlineWorldModel(BaseCallback):
 
 
 def _model_actions(action: ActionSpec, stored: Tensor) -> Tensor:
-    """The replay keeps continuous actions scaled to [-1, 1] already, and choices as their index."""
+    """Model actions; the replay stores continuous actions scaled to [-1, 1], and discrete ones as indices."""
     if action.kind == "discrete":
         return torch.nn.functional.one_hot(stored.long().flatten() - action.start, action.size).float()
     return stored.float()

@@ -119,7 +119,9 @@ class Layout:
         try:
             action = header["action"]
             bounds = tuple(action["low"]), tuple(action["high"])
-            spec = ActionSpec(action["kind"], action["size"], *bounds, action["start"])
+            spec = ActionSpec(
+                action["kind"], action["size"], *bounds, action["start"], action.get("dtype", "")
+            )
             return Layout.make(header["frame_shape"], spec, header["frames"], header["extras"])
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is damaged: {error!r}") from error

@@ -13,6 +13,7 @@ beyond what the index counts belong to an append that never finished; they are i
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -24,6 +25,7 @@ from jepa_rl.data.episode import Episode
 from jepa_rl.data.index import EpisodeIndex, write_at
 from jepa_rl.data.layout import Column, Layout
 from jepa_rl.data.view import EpisodeView
+from jepa_rl.files import lock, unlock, write_atomic
 from jepa_rl.types import ActionSpec, WorldSpec
 
 _HEADER, _INDEX = "store.json", "episodes.jsonl"
@@ -85,7 +87,9 @@ class EpisodeStore:
         for column in layout.columns().values():
             (path / column.file).touch()
         (path / _INDEX).touch()
-        _write_atomic(path / _HEADER, layout.to_json())  # last: a folder with a header is a whole store
+        write_atomic(
+            path / _HEADER, layout.to_json().encode()
+        )  # last: a folder with a header is a whole store
         return cls(path, layout)
 
     @classmethod
@@ -219,9 +223,7 @@ class EpisodeStore:
         self._maps = {}
         if self._lock is not None:
             if self._owner == os.getpid():
-                import fcntl
-
-                fcntl.flock(self._lock, fcntl.LOCK_UN)  # at once, even if forked children hold the file too
+                unlock(self._lock)
             self._lock.close()
             self._lock = None
 
@@ -233,15 +235,11 @@ class EpisodeStore:
     def _take_lock(self) -> None:
         if self._lock is not None and self._owner == os.getpid():
             return
-        import fcntl  # POSIX only; reading works everywhere
-
-        lock = open(self.path / "lock", "a")  # noqa: SIM115  (held until close, or until nobody has the store)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            lock.close()
-            raise OSError(error.errno, f"another writer has {self.path} open; close it first") from error
-        self._lock, self._owner = lock, os.getpid()  # a forked child has to ask for a lock of its own
+        file = open(self.path / "lock", "a")  # noqa: SIM115  (held until close, or until nobody has the store)
+        if not lock(file):
+            file.close()
+            raise OSError(errno.EAGAIN, f"another writer has {self.path} open; close it first")
+        self._lock, self._owner = file, os.getpid()  # a forked child has to ask for a lock of its own
 
     # -- index and maps ----------------------------------------------------------------------------
 
@@ -272,17 +270,3 @@ class EpisodeStore:
 
 def _as_bytes(rows: np.ndarray, column: Column) -> memoryview:
     return np.ascontiguousarray(rows, column.dtype).reshape(-1).view(np.uint8).data
-
-
-def _write_atomic(path: Path, text: str) -> None:
-    part = path.with_suffix(".part")
-    with open(part, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from jepa_rl.files import load_tensors, save_tensors
+from jepa_rl.files import load_tensors, plain, save_tensors
 from jepa_rl.types import Metrics
 
 
@@ -67,7 +67,7 @@ class TrainingState:
         """
         tensors, header = load_tensors(path, ("training",))
         for name, config in (("config", self.model.config), ("train", self.config)):
-            check_same(path, name, header[name], json.loads(json.dumps(asdict(config))))
+            check_same(path, name, header[name], json.loads(json.dumps(asdict(config), default=plain)))
         self.model.load_state_dict(
             {name[6:]: tensor for name, tensor in tensors.items() if name.startswith("model.")}
         )

@@ -16,6 +16,8 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule, TrainFreq
 from stable_baselines3.common.utils import LinearSchedule
 
+from jepa_rl.acting import scalar_rewards
+from jepa_rl.agents.sb3.checks import check_terminal_observations
 from jepa_rl.agents.sb3.jepa_mpc.monitor import EnvClock, PlanRecord, model_metrics, search_metrics
 from jepa_rl.agents.sb3.jepa_mpc.policy import JEPAMPCPolicy
 from jepa_rl.data.replay import EpisodeReplay
@@ -73,8 +75,10 @@ class JEPAMPC(OffPolicyAlgorithm):
         stats_window_size, tensorboard_log, verbose, device: as in Stable-Baselines3.
 
     Raises:
-        ValueError: for observations of another kind, actions that are not flat, a replay larger than memory, or NaN or
-            infinite rewards, observations, losses or gradients.
+        ValueError: for observations of another kind, actions that are not flat or not bounded, a replay larger than
+            memory, a ``VecEnv`` without ``info["terminal_observation"]``, or NaN or infinite rewards, observations,
+            losses or gradients.
+        TypeError: for a Box of whole numbers as actions.
         AssertionError: Stable-Baselines3's, for actions of another kind.
     """
 
@@ -128,7 +132,7 @@ class JEPAMPC(OffPolicyAlgorithm):
             support_multi_env=True,
             supported_action_spaces=(spaces.Box, spaces.Discrete, spaces.MultiDiscrete),
         )
-        first, last = (n_step, n_step) if isinstance(n_step, int) else n_step
+        first, last = n_step if isinstance(n_step, tuple) else (n_step, n_step)
         if not 1 <= steps <= last <= first:
             raise ValueError(
                 f"n_step must be at least steps={steps}, which must be at least 1, and must not rise; got {n_step}"
@@ -258,6 +262,10 @@ class JEPAMPC(OffPolicyAlgorithm):
 
     # -- acting -------------------------------------------------------------------------------------
 
+    def select_state(self, state: Any, rows: np.ndarray) -> Any:
+        """``JEPAMPCPolicy.select_state``."""
+        return self.policy.select_state(state, rows)
+
     def _sample_action(
         self, learning_starts: int, action_noise: Any = None, n_envs: int = 1
     ) -> tuple[np.ndarray, np.ndarray]:
@@ -286,13 +294,14 @@ class JEPAMPC(OffPolicyAlgorithm):
         self, replay_buffer: Any, buffer_action: np.ndarray, new_obs: Any, reward: np.ndarray,
         dones: np.ndarray, infos: list[dict[str, Any]],
     ) -> None:  # fmt: skip
+        check_terminal_observations(dones, infos)
+        reward = scalar_rewards(reward, len(dones))
         following = by_name(new_obs)
         if dones.any():  # what Stable-Baselines3 keeps as the next observation stays as it is
             following = {name: value.copy() for name, value in following.items()}
-        for i, done in enumerate(dones):
-            if done and infos[i].get("terminal_observation") is not None:
-                for name, value in by_name(infos[i]["terminal_observation"]).items():
-                    following[name][i] = value
+        for i in np.flatnonzero(dones):
+            for name, value in by_name(infos[i]["terminal_observation"]).items():
+                following[name][i] = value
         cut = np.array([info.get("TimeLimit.truncated", False) for info in infos])
         ended = dones & ~cut
         replay_buffer.add(by_name(self._last_obs), buffer_action, reward, following, ended, dones)
@@ -346,8 +355,12 @@ class JEPAMPC(OffPolicyAlgorithm):
     @property
     def n_step_now(self) -> int:
         """``n_step`` at this point of the training."""
-        first, last = (self.n_step, self.n_step) if isinstance(self.n_step, int) else self.n_step
-        fallen = min(1.0, 2 * (1 - self._current_progress_remaining))
+        return self.n_step_at(self._current_progress_remaining)
+
+    def n_step_at(self, remaining: float) -> int:
+        """``n_step`` when the share ``remaining`` of the training is still to come."""
+        first, last = self.n_step if isinstance(self.n_step, tuple) else (self.n_step, self.n_step)
+        fallen = min(1.0, 2 * (1 - remaining))
         return round(first * (last / first) ** fallen)
 
     def _updates_owed(self) -> int:

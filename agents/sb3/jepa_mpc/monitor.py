@@ -1,4 +1,4 @@
-"""What TensorBoard shows of ``JEPAMPC``: is the latent space alive, are its plans worth what they promise?"""
+"""TensorBoard metrics of ``JEPAMPC``: collapse of latents, prediction errors, planned against actual returns."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from jepa_rl.types import ControlBatch, Metrics, Plan
 
 
 class EnvClock(BaseCallback):
-    """``time/env_ms``: from the choice of the actions to the environments' answer. Stands before other callbacks."""
+    """``time/env_ms``: milliseconds of an environment step. Must be the first callback, or it times the others, too."""
 
     began: float | None = None
 
@@ -29,13 +29,13 @@ class EnvClock(BaseCallback):
 
 
 class PlanRecord:
-    """What plans promised, against what came: value of the plan and discounted return that followed.
+    """Compares the value of each plan with the discounted return that followed it.
 
-    The plan is the search's answer. While it explores, the agent takes its step from another of the best plans, so the
-    return may be below the promise of a perfect model.
+    The value is that of the plan that the search returns. To explore, the agent executes another of the best plans, so
+    even a perfect model may overestimate the return.
 
     Args:
-        num_envs: environments that play side by side.
+        num_envs: number of environments.
         discount: of one step.
     """
 
@@ -45,18 +45,27 @@ class PlanRecord:
         self._paid: list[list[float]] = [[] for _ in range(num_envs)]
 
     def promised(self, values: Float[np.ndarray, " n"]) -> None:
-        """Before a step: the value of every environment's plan, which is minus its cost."""
+        """Records, before a step, the value of each environment's plan: minus its cost."""
         for steps, value in zip(self._promised, values.tolist(), strict=True):
             steps.append(value)
 
     def paid(
         self, rewards: Float[np.ndarray, " n"], ended: Bool[np.ndarray, " n"], over: Bool[np.ndarray, " n"]
     ) -> Metrics:
-        """After the step; what the episodes that are ``over`` tell. Random steps, which had no plan, are left out.
+        """Records the rewards of a step; returns metrics of the episodes that are ``over``.
 
-        Where a time limit cut an episode (``ended`` is false), only steps count whose return hardly depends on what
-        would have come behind it (less than a tenth, by the discount). In one that is too short for that, the value
-        of the last plan stands for what came and would have come from there on.
+        Random steps, which have no plan, are left out. In an episode that was truncated by a time limit (``ended`` is
+        False), only those steps count in whose return rewards beyond the limit have a weight below 0.1. If there are
+        none, the value of the last plan replaces the rewards from its step on.
+
+        Args:
+            rewards: of the step.
+            ended: whether the episode terminated.
+            over: whether it terminated or was truncated.
+
+        Returns:
+            ``plan/value``, ``plan/return`` and ``plan/error`` (mean absolute difference) over the steps of these
+            episodes; empty if there are none.
         """
         found: list[np.ndarray] = []
         for i, (promised, paid) in enumerate(zip(self._promised, self._paid, strict=True)):
@@ -82,8 +91,16 @@ class PlanRecord:
 
 
 def search_metrics(plan: Plan, samples: int, elites: int) -> Metrics:
-    """Spread of the last candidates' values (standard deviation among those of one environment; those of infinite cost
-    aside), and the share of the elites that the policy prior proposed.
+    """Metrics of a search.
+
+    Args:
+        plan: the answer of the planner, with its candidates.
+        samples: number of candidates that the search sampled; further ones were proposed by the policy prior.
+        elites: number of elites.
+
+    Returns:
+        ``plan/spread``: standard deviation of the finite costs of one environment's candidates, averaged over
+        environments; and ``plan/share_from_policy``, the share of proposals among the elites, if there are any.
     """
     assert plan.candidate_costs is not None
     costs = plan.candidate_costs
@@ -98,10 +115,11 @@ def search_metrics(plan: Plan, samples: int, elites: int) -> Metrics:
 
 @torch.no_grad()
 def model_metrics(model: ControlModel, batch: ControlBatch) -> Metrics:
-    """Effective rank, spread, and k-step errors on windows from the replay.
+    """Effective rank, standard deviations and k-step prediction errors on windows from the replay.
 
-    ``jepa/latent_error_k`` is relative to the error of predicting no change (1 is as bad); ``jepa/reward_error_k`` is
-    the mean absolute error of the reward of step k, from a latent predicted k - 1 steps ahead.
+    ``jepa/latent_error_k`` is divided by the error of predicting no change (1 is no better than that).
+    ``jepa/reward_error_k`` is the mean absolute error of the reward of step k, from a latent predicted k - 1 steps
+    ahead.
     """
     with evaluating(model):
         z = model.world.encode_windows(batch.observations)
@@ -126,7 +144,14 @@ def prediction_errors(
     rewards: Float[Tensor, "b h"],
     valid: Bool[Tensor, "b h"],
 ) -> Metrics:
-    """``latent_error_k`` and ``reward_error_k`` as in ``model_metrics``, from latents that are there already."""
+    """``latent_error_k`` and ``reward_error_k`` of ``model_metrics``, from encoded states.
+
+    Args:
+        model: predicts the latents.
+        z: latents of the states of the windows.
+        actions, rewards: of their steps.
+        valid: False for steps beyond the end of an episode.
+    """
     found: Metrics = {}
     path = model.rollout(z[:, 0], actions)[:, 0]
     for k in range(1, actions.shape[1] + 1):

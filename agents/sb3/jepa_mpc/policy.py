@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from gymnasium import spaces
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from stable_baselines3.common.policies import BasePolicy
 from torch import Tensor
 
@@ -150,6 +150,12 @@ class JEPAMPCPolicy(BasePolicy):
         actions, state = self.act(tensors, state, episode_start, deterministic)
         decoded = self.action.decode(actions)
         return (decoded if vectorised else decoded[0]), state
+
+    def select_state(
+        self, state: tuple[np.ndarray, ...] | None, rows: Int64[np.ndarray, " m"]
+    ) -> tuple[np.ndarray, ...] | None:
+        """The plans of the environments ``rows`` alone; see ``jepa_rl.acting.SelectiveAgent``."""
+        return None if state is None else tuple(part[rows] for part in state)
 
     @torch.no_grad()
     def act(
