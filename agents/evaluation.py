@@ -19,6 +19,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import SummaryWriter
 
 from jepa_rl.files import write_atomic
+from jepa_rl.opengl import keep_viewers_apart
 
 FILMED = 300  # decisions: all pictures of a video are in memory at once
 
@@ -49,6 +50,7 @@ def play_episodes(
         pictures: whether to keep what ``render()`` shows of the first ``FILMED`` decisions of the first episode.
     """
     envs = [make_env() for _ in seeds]
+    keep_viewers_apart()
     try:
         seen = [env.reset(seed=seed)[0] for env, seed in zip(envs, seeds, strict=True)]
         returns, lengths = np.zeros(len(envs)), np.zeros(len(envs), np.int64)
@@ -64,7 +66,7 @@ def play_episodes(
                 lengths[i] += 1
                 running[i] = not (terminated or truncated)
                 if pictures and i == 0 and len(shown) < FILMED:
-                    shown.append(np.asarray(envs[0].render()))
+                    shown.append(np.array(envs[0].render()))  # a copy: some environments draw into one buffer
         return Played(returns, lengths, shown)
     finally:
         for env in envs:

@@ -48,10 +48,23 @@ class Recorder:
     ) -> None:
         """Add a step to the environments ``which``: actions, rewards, and the states that they led to.
 
+        Args:
+            which: bool ``(n,)``.
+            actions: ``(n,)`` choices or ``(n, size)``.
+            rewards: ``(n,)``, or ``(n, 1)`` of environments whose rewards are arrays of one.
+            rows: as in the constructor.
+
         Raises:
             ValueError: if a reward or an extra is NaN or infinite, or the shape of an extra changes.
             TypeError: if the dtype of an extra changes to one that its first values cannot hold.
         """
+        rewards = np.asarray(rewards)
+        if rewards.size != len(which):
+            raise ValueError(
+                f"rewards must be one number an environment, shape ({len(which)},), got {rewards.shape}; reduce them "
+                "with gymnasium.wrappers.TransformReward in each environment"
+            )
+        rewards = rewards.reshape(len(which))
         _check_finite("reward", rewards, which)
         for name, values in rows.items():
             _check_like(name, values, self._states[name])

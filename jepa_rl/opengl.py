@@ -230,7 +230,7 @@ def _egl_put_back(before: tuple[Any, ...] | None) -> None:
 
 
 def _osmesa_note() -> tuple[Any, ...] | None:
-    from OpenGL import osmesa
+    from mujoco.osmesa import osmesa  # PyOpenGL, which MuJoCo brings
 
     context = osmesa.OSMesaGetCurrentContext()
     if not context:
@@ -240,20 +240,20 @@ def _osmesa_note() -> tuple[Any, ...] | None:
 
 
 def _osmesa_put_back(before: tuple[Any, ...] | None) -> None:
-    from OpenGL import osmesa
+    from mujoco.osmesa import osmesa  # PyOpenGL, which MuJoCo brings
 
     osmesa.OSMesaMakeCurrent(*(before or (None, None, 0, 0, 0)))
 
 
 def _glfw_note() -> tuple[Any, ...] | None:
-    import glfw
+    from mujoco.glfw import glfw
 
     window = glfw.get_current_context()
     return (window,) if window else None
 
 
 def _glfw_put_back(before: tuple[Any, ...] | None) -> None:
-    import glfw
+    from mujoco.glfw import glfw
 
     glfw.make_context_current(before and before[0])
 

@@ -20,6 +20,7 @@ from jepa_rl.envs.wrappers.pictures import (
     is_image,
     resize,
 )
+from jepa_rl.envs.wrappers.rewards import scalar_reward
 
 
 class PixelObservation(gym.Wrapper, gym.utils.RecordConstructorArgs):
@@ -124,7 +125,7 @@ class PixelObservation(gym.Wrapper, gym.utils.RecordConstructorArgs):
             self._stack[: -self.channels] = self._stack[self.channels :].copy()
             self._stack[-self.channels :] = picture
         self._ended = bool(terminated or truncated)
-        return self._observation(observation), reward, terminated, truncated, info
+        return self._observation(observation), scalar_reward(reward), terminated, truncated, info
 
     def _start(self, picture: np.ndarray) -> None:
         self._stack.reshape(self.frames, self.channels, self.size, self.size)[:] = picture
