@@ -20,6 +20,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from jepa_rl.acting import BatchActor, scalar_reward
 from jepa_rl.files import write_atomic
+from jepa_rl.opengl import keep_viewers_apart
 
 FILMED = 300  # decisions in a video: all of its pictures are in memory at once
 
@@ -60,6 +61,7 @@ def play_episodes(
         ValueError: if a reward is not one number.
     """
     envs = [make_env() for _ in seeds]
+    keep_viewers_apart()
     try:
         seen = [env.reset(seed=int(seed))[0] for env, seed in zip(envs, seeds, strict=True)]
         returns, lengths = np.zeros(len(envs)), np.zeros(len(envs), np.int64)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import ctypes.util
 import functools
+import importlib
 import os
 import platform
 from collections.abc import Iterator
@@ -16,6 +17,8 @@ from typing import Any
 
 import numpy as np
 from gymnasium.error import DependencyNotInstalled
+
+from jepa_rl import opengl
 
 INSTALL_HINT = (
     "install one with `apt-get install libegl1 libgl1-mesa-dri` or `apt-get install libosmesa6` "
@@ -90,6 +93,7 @@ class Renderer:
         10 facets per circle               4,741   3,099        2,234
 
     Vertices, not pixels, are what a picture of ball_in_cup costs: its cup and string are many capsules.
+    Every picture is drawn with a context of its own (``jepa_rl.opengl``), from any thread.
     ``LP_NUM_THREADS=0`` in the environment (llvmpipe without threads of its own) brings up to half more.
 
     Args:
@@ -109,11 +113,13 @@ class Renderer:
         from dm_control.mujoco import wrapper
 
         self._camera = _camera_view(physics.model, camera)
-        _check_not_forked(_first_pid)
+        opengl.check_not_forked()
         self._physics = physics
-        self._gl = _open_context(size)
-        with _quality(physics.model.vis, size, fast):
-            self._context = wrapper.MjrContext(physics.model, self._gl)
+        context_class = _context_class()
+        with opengl.drawing(), _quality(physics.model.vis, size, fast):
+            self._gl = _open_context(context_class, size)
+            self._context = mujoco.MjrContext(physics.model.ptr, mujoco.mjtFontScale.mjFONTSCALE_150)
+            mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
         self._scene = mujoco.MjvScene(physics.model.ptr, maxgeom=10_000)
         if fast:
             for flag in ("SHADOW", "REFLECTION", "SKYBOX", "HAZE"):
@@ -121,89 +127,76 @@ class Renderer:
         self._option, self._perturb = wrapper.MjvOption(), mujoco.MjvPerturb()
         self._rect = mujoco.MjrRect(0, 0, size, size)
         self._buffer = np.empty((size, size, 3), np.uint8)
-        self._pid = os.getpid()
+        self._free = opengl.free_with(self, self._gl, self._context)
 
     def render(self) -> np.ndarray:
         """The present state of the physics as a fresh uint8 array (size, size, 3)."""
         import mujoco
 
-        _check_not_forked(self._pid)
         model, data = self._physics.model.ptr, self._physics.data.ptr
-        mujoco.mjv_updateScene(
-            model, data, self._option, self._perturb, self._camera, mujoco.mjtCatBit.mjCAT_ALL, self._scene
-        )
-        with self._gl.make_current() as thread:
-            thread.call(self._draw)
-        return self._buffer[::-1].copy()  # OpenGL's first row is the lowest
-
-    def _draw(self) -> None:
-        import mujoco
-
-        mujoco.mjr_render(self._rect, self._scene, self._context.ptr)
-        mujoco.mjr_readPixels(self._buffer, None, self._rect, self._context.ptr)
+        with opengl.drawing(self._gl):
+            mujoco.mjv_updateScene(
+                model,
+                data,
+                self._option,
+                self._perturb,
+                self._camera,
+                mujoco.mjtCatBit.mjCAT_ALL,
+                self._scene,
+            )
+            mujoco.mjr_render(self._rect, self._scene, self._context)
+            mujoco.mjr_readPixels(self._buffer, None, self._rect, self._context)
+            return self._buffer[::-1].copy()  # OpenGL's first row is the lowest
 
     def reload_terrain(self) -> None:
         """Take over height fields that changed in the model (quadruped-escape draws one per episode)."""
         import mujoco
 
-        with self._gl.make_current() as thread:
-            for field in range(self._physics.model.nhfield):
-                thread.call(mujoco.mjr_uploadHField, self._physics.model.ptr, self._context.ptr, field)
+        if self._physics.model.nhfield:
+            with opengl.drawing(self._gl):
+                for field in range(self._physics.model.nhfield):
+                    mujoco.mjr_uploadHField(self._physics.model.ptr, self._context, field)
 
     def close(self) -> None:
         """Free the OpenGL context. A second call does nothing."""
-        self._context.free()
-        self._gl.free()
+        self._free()
 
 
-_first_pid: int | None = None
-
-
-def _check_not_forked(pid: int | None) -> None:
-    """Software OpenGL keeps threads, which a fork does not copy: the child would wait for them forever."""
-    if pid not in (None, os.getpid()):
-        raise RuntimeError(
-            "this process was forked from one that had already rendered, where OpenGL would hang; use "
-            "AsyncVectorEnv(..., context='forkserver') or SubprocVecEnv(..., start_method='forkserver'), "
-            "or render in the parent only after the workers have started"
-        )
-
-
-def _open_context(size: int) -> Any:
-    """dm_control's own kind of context, so that ``physics.render()`` goes on working beside it."""
-    global _first_pid
-    context_class, options = _context_class()
+def _open_context(context_class: type, size: int) -> Any:
     try:
-        context = context_class(max_width=size, max_height=size, **options)
-    except RuntimeError as error:
+        context = context_class(size, size)
+        context.make_current()
+    except Exception as error:  # each library has its own class of error
         raise DependencyNotInstalled(f"OpenGL could not start ({error}); {INSTALL_HINT}") from error
-    _first_pid = _first_pid or os.getpid()
     return context
 
 
 @functools.cache
-def _context_class() -> tuple[type, dict[str, Any]]:
-    """The class of ``find_backend()``, whatever dm_control chose for itself when it was imported.
-
-    (Imported without MUJOCO_GL, it settles for GLFW even where there is no screen.)
-    """
+def _context_class() -> type:
+    """MuJoCo's own kind of context for ``find_backend()``, whatever others chose when they were imported."""
     backend = find_backend()
     try:
-        if backend == "egl":
-            from dm_control._render.pyopengl.egl_renderer import EGLContext
-
-            return EGLContext, {}
-        if backend == "osmesa":
-            from dm_control._render.executor import PassthroughRenderExecutor
-            from dm_control._render.pyopengl.osmesa_renderer import OSMesaContext
-
-            # Its default is a thread of its own, which costs time and complains at exit.
-            return OSMesaContext, {"render_executor_class": PassthroughRenderExecutor}
-        from dm_control._render.glfw_renderer import GLFWContext
-
-        return GLFWContext, {}
+        return importlib.import_module(f"mujoco.{backend}").GLContext
     except (ImportError, AttributeError, OSError) as error:
         raise DependencyNotInstalled(f"{backend} could not be loaded ({error}); {INSTALL_HINT}") from error
+
+
+@contextmanager
+def _viewer_environment() -> Iterator[None]:
+    """``MUJOCO_GL`` set while Gymnasium's viewer opens; left alone it fails where there is no display."""
+    if "MUJOCO_GL" in os.environ:
+        yield
+        return
+    os.environ["MUJOCO_GL"] = find_backend()
+    try:
+        yield
+    finally:
+        del os.environ["MUJOCO_GL"]
+
+
+def keep_viewers_apart() -> None:
+    """Let Gymnasium's MuJoCo environments, if there are any, find OpenGL and draw with contexts of their own."""
+    opengl.keep_viewers_apart(_viewer_environment)
 
 
 def _camera_view(model: Any, camera: int | str) -> Any:

@@ -102,12 +102,16 @@ def check_actions(actions: Any, shape: tuple[int, ...]) -> np.ndarray:
     return actions
 
 
-def channels_first(shape: tuple[int, int, int]) -> bool:
-    """Whether a 3-D image shape is (channels, y, x): its first axis is shorter than its last.
+def channels_first(shape: tuple[int, ...]) -> bool:
+    """Whether the axes of a 3-D picture are (channels, y, x) rather than (y, x, channels).
 
-    (3, 64, 64) and (2, 64, 64) are channels first; (210, 160, 3) and, being a tie, (3, 3, 3) are not.
+    A square picture shows which axes are its sides: (40, 32, 32) has its channels first, (10, 10, 16) last. Otherwise
+    a picture has fewer channels than pixels: (3, 210, 160), (210, 160, 3). Three equal axes count as (y, x, channels).
     """
-    return shape[0] < shape[2]
+    first, middle, last = shape
+    if (first == middle) != (middle == last):
+        return middle == last
+    return first < last
 
 
 def pixel_space(space: gym.Space) -> spaces.Box:
@@ -126,7 +130,7 @@ def pixel_space(space: gym.Space) -> spaces.Box:
         space = space["pixels"]
     if not isinstance(space, spaces.Box) or space.dtype != np.uint8 or len(space.shape) != 3:
         raise ValueError(f"expected uint8 pixels of shape (channels, y, x), got {space}; {fix}")
-    if not channels_first(space.shape):
+    if not channels_first(space.shape) and len(set(space.shape)) > 1:  # (16, 16, 16) may be either
         raise ValueError(f"expected pixels with channels first, got the shape {space.shape}; {fix}")
     return space
 
@@ -244,9 +248,9 @@ def source_of(env: Any) -> str:
     Returns:
         An empty string where it does not say: no ``spec``, or in another process.
     """
-    if is_vec_env(env):
+    if is_vec_env(env) or isinstance(env, gym.vector.VectorEnv):
         inner = getattr(env.unwrapped, "envs", None)
-        env = inner[0] if inner else None
+        env = inner[0] if inner else None if is_vec_env(env) else env
     spec = getattr(env, "spec", None)
     if spec is None:
         return ""

@@ -6,9 +6,13 @@ from typing import Any, SupportsFloat
 
 import gymnasium as gym
 
+from jepa_rl.envs.wrappers.rewards import scalar_reward
+
 
 class ActionRepeat(gym.Wrapper, gym.utils.RecordConstructorArgs):
     """Repeats every action and sums the rewards; stops where the episode does.
+
+    Under Gymnasium's ``Autoreset`` the step that resets is not repeated.
 
     Put it *around* the pixel wrapper to stack the frames of single steps, inside it to stack those of decisions
     (and to draw only these).
@@ -18,7 +22,7 @@ class ActionRepeat(gym.Wrapper, gym.utils.RecordConstructorArgs):
         repeat: steps per action.
 
     Raises:
-        ValueError: if ``repeat`` is less than 1.
+        ValueError: if ``repeat`` is less than 1; while running, if a reward is not one number.
     """
 
     def __init__(self, env: gym.Env, repeat: int) -> None:
@@ -27,12 +31,20 @@ class ActionRepeat(gym.Wrapper, gym.utils.RecordConstructorArgs):
         gym.utils.RecordConstructorArgs.__init__(self, repeat=repeat)
         super().__init__(env)
         self.repeat = repeat
+        self._ended = False
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        self._ended = False
+        return self.env.reset(seed=seed, options=options)
 
     def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
         total = 0.0
-        for _ in range(self.repeat):
+        for _ in range(1 if self._ended else self.repeat):
             observation, reward, terminated, truncated, info = self.env.step(action)
-            total += float(reward)
+            total += float(scalar_reward(reward))
             if terminated or truncated:
                 break
+        self._ended = bool(terminated or truncated)
         return observation, total, terminated, truncated, info

@@ -8,6 +8,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
+from jepa_rl.envs.wrappers.rewards import scalar_reward
 from jepa_rl.spaces import pixel_space
 
 
@@ -44,7 +45,7 @@ class GoalObservation(gym.Wrapper, gym.utils.RecordConstructorArgs):
 
     def step(self, action):
         observation, reward, terminated, truncated, info = self.env.step(action)
-        return self._with_goal(observation, info), reward, terminated, truncated, info
+        return self._with_goal(observation, info), scalar_reward(reward), terminated, truncated, info
 
     def _with_goal(self, observation: Any, info: dict[str, Any]) -> dict[str, np.ndarray]:
         parts = observation if isinstance(observation, dict) else {"pixels": observation}

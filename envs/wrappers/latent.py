@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
@@ -17,12 +17,22 @@ import torch
 from gymnasium import spaces
 from torch import nn
 
+from jepa_rl.envs.wrappers.rewards import scalar_reward
+from jepa_rl.envs.wrappers.source import warn_of_differences
+from jepa_rl.envs.wrappers.torch_state import float32, single_thread_after_fork
 from jepa_rl.modes import evaluating
 from jepa_rl.spaces import EnvSpaces, check_fits, env_spaces, pixel_space
 from jepa_rl.types import Encoder, WorldSpec
 from jepa_rl.world_model import WorldModel
 
 Observations = np.ndarray | dict[str, np.ndarray]
+
+
+class LoadedModel(NamedTuple):
+    """A world model that has been read already, and where it came from."""
+
+    path: str
+    model: WorldModel
 
 
 class LatentObservation(gym.Wrapper, gym.utils.RecordConstructorArgs):
@@ -43,38 +53,47 @@ class LatentObservation(gym.Wrapper, gym.utils.RecordConstructorArgs):
         FileNotFoundError, ValueError: if the file is missing or not a world model of ours; if the pixels,
             frames or actions differ from those the encoder was made for.
         TypeError: if ``encoder`` is neither a path nor an encoder.
+
+    Warns:
+        UserWarning: if the environment makes its pictures otherwise than those that the encoder learned from, as far
+            as both say how.
     """
 
     def __init__(
         self,
         env: gym.Env,
-        encoder: str | os.PathLike[str] | Encoder,
+        encoder: str | os.PathLike[str] | Encoder | LoadedModel,
         history: int = 1,
         append_state: bool = False,
         device: str = "cpu",
     ) -> None:
-        if isinstance(encoder, os.PathLike):
-            encoder = os.fspath(encoder)
+        path = encoder.path if isinstance(encoder, LoadedModel) else encoder
         gym.utils.RecordConstructorArgs.__init__(
             self,
             _disable_deepcopy=True,  # a live encoder is shared, not copied
-            encoder=encoder,
+            encoder=os.fspath(path) if isinstance(path, os.PathLike) else path,
             history=history,
             append_state=append_state,
             device=device,
         )
         gym.Wrapper.__init__(self, env)
+        encoder = encoder.model if isinstance(encoder, LoadedModel) else encoder
         self._tracker = LatentTracker(env_spaces(env), 1, encoder, history, append_state, device)
+        warn_of_differences(self._tracker.encoder, env)
         self.observation_space = self._tracker.space
+        self._ended = False
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
         observation, info = self.env.reset(seed=seed, options=options)
+        self._ended = False
         return self._tracker.start(_batch([observation]))[0], info
 
     def step(self, action):
         observation, reward, terminated, truncated, info = self.env.step(action)
-        latents, _ = self._tracker.step(_batch([observation]), np.array([False]))
-        return latents[0], reward, terminated, truncated, info
+        # A step after the end comes from an environment that resets itself: its history starts anew.
+        latents, _ = self._tracker.step(_batch([observation]), np.array([self._ended]))
+        self._ended = bool(terminated or truncated)
+        return latents[0], scalar_reward(reward), terminated, truncated, info
 
 
 class LatentTracker:
@@ -162,11 +181,12 @@ class LatentTracker:
 
     @torch.inference_mode()
     def _encode(self, pixels: np.ndarray) -> np.ndarray:
+        single_thread_after_fork()
         module = self.encoder if isinstance(self.encoder, nn.Module) else None
         batch = torch.from_numpy(np.ascontiguousarray(pixels))
         if module is not None and (weight := next(module.parameters(), None)) is not None:
             batch = batch.to(weight.device)
-        with evaluating(module):
+        with evaluating(module), float32():
             latents = self.encoder.encode(batch).float().cpu().numpy()
         if latents.shape != (len(pixels), self._history.shape[2]):
             raise ValueError(
@@ -201,13 +221,24 @@ def load_encoder(encoder: Any, device: str = "cpu") -> Encoder:
         TypeError: if it is neither a path nor has ``encode`` and ``latent_dim``.
     """
     if isinstance(encoder, str | os.PathLike):
-        return WorldModel.load(Path(encoder), device=device)
+        return load_model(encoder, device)
     if not isinstance(encoder, Encoder):
         raise TypeError(
             "encoder must be the path of a saved world model or an object with encode(pixels) and "
             f"latent_dim, got {type(encoder).__name__}"
         )
     return encoder
+
+
+def load_model(path: str | os.PathLike[str], device: str = "cpu") -> WorldModel:
+    """A saved world model, in float32 whatever torch's default is.
+
+    Raises:
+        FileNotFoundError, ValueError: if the file is missing or not a world model of ours.
+    """
+    single_thread_after_fork()
+    with float32():
+        return WorldModel.load(Path(path), device=device)
 
 
 def _state_space(space: gym.Space) -> spaces.Box:
@@ -226,6 +257,13 @@ def _batch(observations: Sequence[Any]) -> Observations:
         names = [name for name in ("pixels", "state") if name in observations[0]]
         return {name: np.stack([observation[name] for observation in observations]) for name in names}
     return np.stack(observations)
+
+
+def row_of(observations: Observations, row: int) -> Any:
+    """The observation of one environment."""
+    if isinstance(observations, dict):
+        return {name: part[row] for name, part in observations.items()}
+    return observations[row]
 
 
 def _shift(history: np.ndarray, latents: np.ndarray) -> np.ndarray:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
-from typing import Any, TypeGuard
+import warnings
+from typing import Any
 
 import cv2
 import gymnasium as gym
@@ -11,7 +11,16 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.error import ClosedEnvironmentError
 
-from jepa_rl.envs.gl import find_backend
+from jepa_rl.envs.gl import keep_viewers_apart
+from jepa_rl.envs.wrappers.pictures import (
+    SMALL,
+    PictureReader,
+    check_finite,
+    height_and_width,
+    is_image,
+    resize,
+)
+from jepa_rl.envs.wrappers.rewards import scalar_reward
 
 
 class PixelObservation(gym.Wrapper, gym.utils.RecordConstructorArgs):
@@ -23,10 +32,15 @@ class PixelObservation(gym.Wrapper, gym.utils.RecordConstructorArgs):
     - observations that are images: the observations themselves;
     - everything else: ``render()``, for which the environment needs ``render_mode="rgb_array"``.
 
-    An *image* is a uint8 Box of shape (y, x), (y, x, c), (c, y, x) or, already stacked, (k, y, x, c); or a
-    3-D Box of another dtype with bounds [0, 1] or [0, 255]. A 3-D image has its channels first when its
-    first axis is shorter than its last. ``metadata["frames"]`` tells wrappers and vector environments
-    further out how many frames are stacked. ``render()`` keeps returning full-size pictures.
+    An *image* is a uint8 Box of shape (y, x), (y, x, c), (c, y, x) or, already stacked, (k, y, x, c) or
+    (k, c, y, x); or one of another dtype with the same bounds everywhere, among them [0, 1], [-1, 1] and
+    [0, 255] (``is_image`` has the details). Values are scaled from the space's bounds to 0..255.
+    ``metadata["frames"]`` tells wrappers and vector environments further out how many frames are stacked.
+    ``render()`` keeps returning full-size pictures.
+
+    The first picture after the end of an episode starts a new stack, also under Gymnasium's ``Autoreset``.
+    Gymnasium's MuJoCo environments draw with an OpenGL context of their own (``jepa_rl.opengl``), so that
+    their pictures do not depend on other environments or on the thread.
 
     Args:
         env: the environment.
@@ -42,6 +56,11 @@ class PixelObservation(gym.Wrapper, gym.utils.RecordConstructorArgs):
             observation holds NaN or infinite values or a picture changes its shape.
         gymnasium.error.ClosedEnvironmentError: on ``step`` or ``reset`` after ``close``.
         gymnasium.error.DependencyNotInstalled: on ``reset``, if Gymnasium's MuJoCo finds no OpenGL library.
+        RuntimeError: on ``reset``, if MuJoCo shall draw in a process forked from one that had already drawn.
+
+    Warns:
+        UserWarning: if pictures are less than 16 pixels wide or high; if observations look like pictures but are
+            not read as such, and ``render()`` is shown instead.
     """
 
     def __init__(
@@ -62,15 +81,19 @@ class PixelObservation(gym.Wrapper, gym.utils.RecordConstructorArgs):
         self.size, self.frames, self.grayscale, self.key = size, frames, grayscale, key
         self._image, rest = _picture_source(env, key)
         self._rest = _state_part(rest, env.observation_space) if keep_state else None
-        channels = _channels(self._image.shape) if self._image else 3
+        name = (
+            "render()" if self._image is None else "observation" if key is None else f"observation[{key!r}]"
+        )
+        self._reader = PictureReader(self._image, name)
+        channels = self._reader.channels
         if grayscale and channels not in (1, 3):
             raise ValueError(
                 f"grayscale=True needs pictures of 1 or 3 channels, got {channels}; leave it off"
             )
         self.channels = 1 if grayscale else channels
         self._stack = np.zeros((frames * self.channels, size, size), np.uint8)
-        self._closed = False
-        self._opens_mujoco = self._image is None and _is_mujoco(env)
+        self._closed = self._ended = False
+        keep_viewers_apart()
 
         pixels = spaces.Box(0, 255, self._stack.shape, np.uint8)
         self.observation_space = pixels
@@ -87,18 +110,26 @@ class PixelObservation(gym.Wrapper, gym.utils.RecordConstructorArgs):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
         self._check_open()
+        keep_viewers_apart()  # MuJoCo may have been imported meanwhile
         observation, info = self.env.reset(seed=seed, options=options)
-        picture = self._picture(observation)
-        self._stack.reshape(self.frames, self.channels, self.size, self.size)[:] = picture
+        self._start(self._picture(observation))
         return self._observation(observation), info
 
     def step(self, action):
         self._check_open()
         observation, reward, terminated, truncated, info = self.env.step(action)
         picture = self._picture(observation)
-        self._stack[: -self.channels] = self._stack[self.channels :].copy()
-        self._stack[-self.channels :] = picture
-        return self._observation(observation), reward, terminated, truncated, info
+        if self._ended:  # an environment that resets itself: this is the first picture of a new episode
+            self._start(picture)
+        else:
+            self._stack[: -self.channels] = self._stack[self.channels :].copy()
+            self._stack[-self.channels :] = picture
+        self._ended = bool(terminated or truncated)
+        return self._observation(observation), scalar_reward(reward), terminated, truncated, info
+
+    def _start(self, picture: np.ndarray) -> None:
+        self._stack.reshape(self.frames, self.channels, self.size, self.size)[:] = picture
+        self._ended = False
 
     def close(self) -> None:
         self._closed = True
@@ -111,39 +142,14 @@ class PixelObservation(gym.Wrapper, gym.utils.RecordConstructorArgs):
     def _picture(self, observation: Any) -> np.ndarray:
         """The newest picture, uint8 (channels, size, size), as a view where nothing had to change."""
         if self._image is None:
-            picture, name = self._render(), "render()"
-            if not isinstance(picture, np.ndarray) or picture.ndim != 3 or picture.shape[2] != 3:
-                raise ValueError(
-                    "render() must return an array (y, x, 3), got "
-                    f"{getattr(picture, 'shape', type(picture).__name__)}; check the environment's render()"
-                )
+            picture = self._reader.read(self.env.render())
         else:
-            name = "observation" if self.key is None else f"observation[{self.key!r}]"
-            picture = np.asarray(observation if self.key is None else observation[self.key])
-            if picture.shape != self._image.shape:
-                raise ValueError(f"{name} must have shape {self._image.shape}, got {picture.shape}")
-            picture = _channels_last(picture)
-        if picture.dtype != np.uint8:
-            _check_finite(picture, name)
-            scale = 255.0 if self._image is not None and self._image.high.max() <= 1 else 1.0
-            picture = np.clip(np.rint(picture * scale), 0, 255).astype(np.uint8)
+            picture = self._reader.read(observation if self.key is None else observation[self.key])
         if self.grayscale and picture.shape[2] == 3:
             picture = cv2.cvtColor(np.ascontiguousarray(picture), cv2.COLOR_RGB2GRAY)[..., None]
         if picture.shape[:2] != (self.size, self.size):
-            picture = _resize(picture, self.size)
+            picture = resize(picture, self.size)
         return picture.transpose(2, 0, 1)
-
-    def _render(self) -> Any:
-        if not self._opens_mujoco or "MUJOCO_GL" in os.environ:
-            return self.env.render()
-        # Gymnasium's MuJoCo viewer reads this when it opens; left alone it fails where there is no display.
-        os.environ["MUJOCO_GL"] = find_backend()
-        try:
-            picture = self.env.render()
-        finally:
-            del os.environ["MUJOCO_GL"]
-        self._opens_mujoco = False
-        return picture
 
     def _observation(self, observation: Any) -> np.ndarray | dict[str, np.ndarray]:
         pixels = self._stack.copy()
@@ -152,27 +158,11 @@ class PixelObservation(gym.Wrapper, gym.utils.RecordConstructorArgs):
         if self.key is not None:
             observation = {name: observation[name] for name in self._rest.spaces}
         state = spaces.flatten(self._rest, observation).astype(np.float32)
-        _check_finite(state, "state")
+        check_finite(state, "state")
         return {"pixels": pixels, "state": state}
 
 
-def is_image(space: gym.Space) -> TypeGuard[spaces.Box]:
-    """Whether observations of this space are pictures (see ``PixelObservation``)."""
-    if not isinstance(space, spaces.Box):
-        return False
-    if space.dtype == np.uint8:
-        return len(space.shape) in (2, 3, 4)
-    return (
-        len(space.shape) == 3 and (space.low == 0).all() and space.high.min() == space.high.max() in (1, 255)
-    )
-
-
-def _is_mujoco(env: gym.Env) -> bool:
-    """Whether the environment builds on Gymnasium's ``MujocoEnv``; answered without importing MuJoCo."""
-    return any(cls.__module__.startswith("gymnasium.envs.mujoco") for cls in type(env.unwrapped).__mro__)
-
-
-def _picture_source(env: gym.Env, key: str | None) -> tuple[spaces.Box | None, gym.Space | None]:
+def _picture_source(env: gym.Env, key: str | None) -> tuple[gym.Space | None, gym.Space | None]:
     """The image space (None: use render()) and what is left of the observation space (None: nothing)."""
     space = env.observation_space
     if key is not None:
@@ -200,6 +190,14 @@ def _picture_source(env: gym.Env, key: str | None) -> tuple[spaces.Box | None, g
             f"which needs render_mode='rgb_array', got {env.render_mode!r}; use "
             f'gym.make("{name}", render_mode="rgb_array"){choice}'
         )
+    shaped = isinstance(space, spaces.Box) and len(space.shape) in (2, 3, 4)
+    if shaped and min(height_and_width(space.shape)) >= SMALL:
+        warnings.warn(
+            f"observations of {env} have the shape of pictures, but not the bounds ({space}): the pictures are "
+            "those of render() instead; if they are pictures, scale them to [0, 1] with gymnasium.wrappers."
+            "TransformObservation",
+            stacklevel=3,
+        )
     return None, space
 
 
@@ -222,37 +220,4 @@ def _check_flattens(space: gym.Space, name: str) -> None:
         raise ValueError(
             f"keep_state=True cannot turn {name}, a {type(space).__name__} space, into a flat vector; "
             "drop it with gymnasium.wrappers.FilterObservation, or set keep_state=False"
-        )
-
-
-def _channels(shape: tuple[int, ...]) -> int:
-    return _channels_last(np.empty(shape, np.uint8)).shape[2]
-
-
-def _channels_last(image: np.ndarray) -> np.ndarray:
-    """An image of any accepted layout as (y, x, channels), without copying where a view will do."""
-    if image.ndim == 2:
-        return image[..., None]
-    if image.ndim == 4:  # (frames, y, x, c): the frames become channels, oldest first
-        frames, y, x, c = image.shape
-        return image.transpose(1, 2, 0, 3).reshape(y, x, frames * c)
-    return image.transpose(1, 2, 0) if image.shape[0] < image.shape[2] else image
-
-
-def _resize(picture: np.ndarray, size: int) -> np.ndarray:
-    """Area interpolation of (y, x, channels); OpenCV does at most four channels at once."""
-    parts = [
-        cv2.resize(np.ascontiguousarray(picture[..., i : i + 4]), (size, size), interpolation=cv2.INTER_AREA)
-        for i in range(0, picture.shape[2], 4)
-    ]
-    return np.dstack(parts) if len(parts) > 1 else parts[0].reshape(size, size, -1)
-
-
-def _check_finite(values: np.ndarray, name: str) -> None:
-    bad = ~np.isfinite(values)
-    if bad.any():
-        where = tuple(int(i) for i in np.argwhere(bad)[0])
-        raise ValueError(
-            f"{name} holds {int(bad.sum())} NaN or infinite values, the first ({values[where]}) at index "
-            f"{where}; check the environment's simulation"
         )

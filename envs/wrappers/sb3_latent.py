@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
-from typing import cast
+from collections.abc import Sequence
+from typing import Any, cast
 
 import numpy as np
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 
-from jepa_rl.envs.wrappers.latent import LatentTracker, Observations
+from jepa_rl.envs.wrappers.fresh import LastObservationCheck, keep_last_observations
+from jepa_rl.envs.wrappers.latent import LatentTracker, Observations, row_of
+from jepa_rl.envs.wrappers.source import warn_of_differences
 from jepa_rl.spaces import env_spaces
 from jepa_rl.types import Encoder
 
@@ -23,7 +26,11 @@ class VecLatentObservation(VecEnvWrapper):
         encoder, history, append_state, device: see ``LatentObservation``.
 
     Raises:
-        As ``LatentObservation``.
+        As ``LatentObservation``; while running, ValueError if an episode ends without its last observation
+            in ``info["terminal_observation"]``, or if that is overwritten already.
+
+    Warns:
+        UserWarning: as ``LatentObservation``; if an episode's last observation equals the next one's first.
     """
 
     def __init__(
@@ -35,7 +42,9 @@ class VecLatentObservation(VecEnvWrapper):
         device: str = "cpu",
     ) -> None:
         self._tracker = LatentTracker(env_spaces(venv), venv.num_envs, encoder, history, append_state, device)
+        warn_of_differences(self._tracker.encoder, venv)
         super().__init__(venv, observation_space=self._tracker.space)
+        self._check = None if keep_last_observations(venv) else LastObservationCheck()
 
     def reset(self) -> np.ndarray:
         return self._tracker.start(cast("Observations", self.venv.reset()))
@@ -43,9 +52,23 @@ class VecLatentObservation(VecEnvWrapper):
     def step_wait(self):
         observations, rewards, dones, infos = self.venv.step_wait()
         ended = np.asarray(dones, bool)
-        final = [infos[row]["terminal_observation"] for row in np.flatnonzero(ended)]
+        final = [_terminal_observation(infos, row) for row in np.flatnonzero(ended)]
+        if self._check is not None:
+            for row, observation in zip(np.flatnonzero(ended).tolist(), final, strict=True):
+                self._check.check(observation, row_of(observations, row), row)
         latents, last = self._tracker.step(cast("Observations", observations), ended, final)
         infos = list(infos)
         for row, latent in zip(np.flatnonzero(ended), last, strict=True):
             infos[row] = {**infos[row], "terminal_observation": latent}
         return latents, rewards, dones, infos
+
+
+def _terminal_observation(infos: Sequence[dict[str, Any]], row: int) -> Any:
+    info = infos[row]
+    if "terminal_observation" not in info:
+        raise ValueError(
+            f"infos[{row}] must hold 'terminal_observation' when its episode ends, as Stable-Baselines3's own VecEnvs "
+            f"give it; got the keys {sorted(info)}. Add the episode's last observation in the VecEnv's step_wait: "
+            "without it agents take the next episode's first observation for it"
+        )
+    return info["terminal_observation"]

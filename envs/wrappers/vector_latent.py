@@ -9,7 +9,9 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from gymnasium.vector.utils import batch_space
 
-from jepa_rl.envs.wrappers.latent import LatentTracker
+from jepa_rl.envs.wrappers.fresh import LastObservationCheck, keep_last_observations
+from jepa_rl.envs.wrappers.latent import LatentTracker, row_of
+from jepa_rl.envs.wrappers.source import warn_of_differences
 from jepa_rl.spaces import env_spaces
 from jepa_rl.types import Encoder
 
@@ -26,7 +28,11 @@ class VectorLatentObservation(VectorWrapper):
         encoder, history, append_state, device: see ``LatentObservation``.
 
     Raises:
-        As ``LatentObservation``; ValueError also if the environment does not say its autoreset mode.
+        As ``LatentObservation``; ValueError also if the environment does not say its autoreset mode; while running,
+            if SAME_STEP autoreset gives no last observation of an episode, or one that is overwritten already.
+
+    Warns:
+        UserWarning: as ``LatentObservation``; if an episode's last observation equals the next one's first.
     """
 
     def __init__(
@@ -48,7 +54,10 @@ class VectorLatentObservation(VectorWrapper):
         self._tracker = LatentTracker(env_spaces(env), self.num_envs, encoder, history, append_state, device)
         self.single_observation_space = self._tracker.space
         self.observation_space = batch_space(self._tracker.space, self.num_envs)
+        warn_of_differences(self._tracker.encoder, env)
         self._ended = np.zeros(self.num_envs, bool)
+        in_process = mode is AutoresetMode.SAME_STEP and keep_last_observations(env)
+        self._check = None if in_process else LastObservationCheck()
 
     def reset(self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None):
         rows = np.ones(self.num_envs, bool)
@@ -62,7 +71,11 @@ class VectorLatentObservation(VectorWrapper):
         observations, rewards, terminated, truncated, infos = self.env.step(actions)
         ended = np.logical_or(terminated, truncated)
         if self._mode is AutoresetMode.SAME_STEP:
-            latents, final = self._tracker.step(observations, ended, _final_observations(infos, ended))
+            last = _final_observations(infos, ended)
+            if self._check is not None:
+                for row, observation in zip(np.flatnonzero(ended).tolist(), last, strict=True):
+                    self._check.check(observation, row_of(observations, row), row)
+            latents, final = self._tracker.step(observations, ended, last)
             infos = _with_final(infos, ended, final)
         else:
             started = self._ended if self._mode is AutoresetMode.NEXT_STEP else np.zeros_like(ended)
@@ -81,10 +94,7 @@ def _final_observations(infos: dict[str, Any], ended: np.ndarray) -> list[Any]:
             f"SAME_STEP autoreset needs infos['final_obs'] when an episode ends, got the keys {list(infos)}; "
             "fix the vector environment or use AutoresetMode.NEXT_STEP"
         )
-    final = infos["final_obs"]
-    if isinstance(final, dict):
-        return [{name: part[row] for name, part in final.items()} for row in rows]
-    return [final[row] for row in rows]
+    return [row_of(infos["final_obs"], row) for row in rows]
 
 
 def _with_final(infos: dict[str, Any], ended: np.ndarray, latents: np.ndarray) -> dict[str, Any]:

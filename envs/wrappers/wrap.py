@@ -7,7 +7,7 @@ from typing import Any
 
 import gymnasium as gym
 
-from jepa_rl.envs.wrappers.latent import LatentObservation, load_encoder
+from jepa_rl.envs.wrappers.latent import LatentObservation, LoadedModel, load_model
 from jepa_rl.envs.wrappers.pixels import PixelObservation
 from jepa_rl.spaces import env_spaces, pixel_space
 from jepa_rl.types import WorldSpec
@@ -20,6 +20,7 @@ def wrap(
     key: str | None = None,
     history: int = 1,
     append_state: bool = False,
+    device: str = "cpu",
     **make_kwargs: Any,
 ) -> LatentObservation:
     """An environment that shows the latents of a saved world model.
@@ -31,13 +32,23 @@ def wrap(
         env_or_id: an environment, or its id for ``gymnasium.make``.
         checkpoint: path of a saved world model.
         key: which entry of a Dict observation is the picture (see ``PixelObservation``).
-        history, append_state: see ``LatentObservation``.
+        history, append_state, device: see ``LatentObservation``.
         **make_kwargs: passed on to ``gymnasium.make``.
 
     Raises:
         As ``PixelObservation`` and ``LatentObservation``; TypeError for ``make_kwargs`` with an environment.
+
+    Warns:
+        UserWarning: if the environment makes its pictures otherwise than those that the model learned from (another
+            id, argument, wrapper or action repeat), as far as both say how.
     """
-    spec = load_encoder(os.fspath(checkpoint)).spec
+    model = load_model(checkpoint, device)
+    spec = model.spec
+    if spec.parts or spec.pixels is None:
+        raise ValueError(
+            f"{checkpoint} holds a model that reads {dict(spec.shapes)}; wrap needs one of pictures alone, as "
+            "world_spec(PixelObservation(...)) describes"
+        )
     if isinstance(env_or_id, str):
         env = gym.make(env_or_id, **{"render_mode": "rgb_array"} | make_kwargs)
     elif make_kwargs:
@@ -49,7 +60,7 @@ def wrap(
     if not _is_ready(env, spec, append_state):
         gray = spec.pixels[0] == spec.frames
         env = PixelObservation(env, spec.pixels[1], spec.frames, gray, key, keep_state=append_state)
-    return LatentObservation(env, checkpoint, history=history, append_state=append_state)
+    return LatentObservation(env, LoadedModel(os.fspath(checkpoint), model), history, append_state, device)
 
 
 def _is_ready(env: gym.Env, spec: WorldSpec, append_state: bool) -> bool:

@@ -121,8 +121,9 @@ class SharedStatistics:
             norm.momentum = momentum
             # Training normalises by the biased variance, and remembers the unbiased one.
             self._measured.append((norm.running_mean.clone(), norm.running_var * ((rows - 1) / rows)))
-            norm.running_mean.lerp_(mean, 1 - momentum)
-            norm.running_var.lerp_(var, 1 - momentum)
+            # Not in place: the graph of the measured batch holds the buffers.
+            norm.running_mean = norm.running_mean.lerp(mean, 1 - momentum)
+            norm.running_var = norm.running_var.lerp(var, 1 - momentum)
 
     @contextmanager
     def used(self) -> Iterator[None]:
