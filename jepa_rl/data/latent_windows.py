@@ -10,8 +10,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from jepa_rl.data.store import EpisodeStore
-from jepa_rl.data.view import EpisodeView
+from jepa_rl.data.view import Episodes
 from jepa_rl.data.windows import WindowSampler
 from jepa_rl.modes import evaluating
 
@@ -53,9 +52,7 @@ class LatentEpisodes:
 
     @classmethod
     @torch.no_grad()
-    def encode(
-        cls, model: Any, episodes: EpisodeStore | EpisodeView, batch_size: int = 512
-    ) -> LatentEpisodes:
+    def encode(cls, model: Any, episodes: Episodes, batch_size: int = 512) -> LatentEpisodes:
         """Encodes every state once, with ``model`` (a ``WorldModel``) in evaluation mode.
 
         Raises:

@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
-from jepa_rl.data.store import EpisodeStore
-from jepa_rl.data.view import EpisodeView
+from jepa_rl.data.stacking import stack_frames
+from jepa_rl.data.view import Episodes
 from jepa_rl.types import Batch, WorldSpec
 
 
@@ -58,9 +58,7 @@ class WindowSampler:
         ValueError: if there is no episode, or none is long enough.
     """
 
-    def __init__(
-        self, episodes: EpisodeStore | EpisodeView, steps: int, block: int = 1, frames: int | None = None
-    ) -> None:
+    def __init__(self, episodes: Episodes, steps: int, block: int = 1, frames: int | None = None) -> None:
         view = episodes.view()
         frames = view.spec.frames if frames is None else frames
         for name, value in (("steps", steps), ("block", block), ("frames", frames)):
@@ -173,10 +171,8 @@ class WindowSampler:
     # -- gathering ---------------------------------------------------------------------------------
 
     def _pixels(self, episode: np.ndarray, states: np.ndarray) -> Tensor:
-        past = np.arange(1 - self.frames, 1)
-        rows = np.maximum(states[..., None] + past, 0) + self._frame_starts[episode][:, None, None]
-        pixels = self._columns["frames"][rows]  # (b, t, k, c, y, x)
-        return torch.from_numpy(pixels.reshape(*states.shape, *self.spec.pixels))
+        column = self._columns["frames"]
+        return torch.from_numpy(stack_frames(column, self._frame_starts[episode], states, self.frames))
 
     def _steps(self, episode: np.ndarray, start: np.ndarray, steps: int) -> np.ndarray:
         """Rows of the environment steps in a window, ``(b, h * block)``."""

@@ -15,8 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from jepa_rl.data.latent_windows import LatentBatch, LatentEpisodes, LatentWindowSampler
-from jepa_rl.data.store import EpisodeStore
-from jepa_rl.data.view import EpisodeView
+from jepa_rl.data.view import Episodes
 from jepa_rl.training import TrainConfig, TrainResult, fit
 from jepa_rl.world_model import WorldModel, WorldModelConfig
 
@@ -63,7 +62,7 @@ REFINE = TrainConfig(
 
 def refine_dynamics(
     model: WorldModel,
-    episodes: EpisodeStore | EpisodeView | LatentEpisodes,
+    episodes: Episodes | LatentEpisodes,
     out: str | Path,
     *,
     steps: int = 6,
