@@ -16,7 +16,9 @@ from torch import Tensor, nn
 
 from jepa_rl.data.latent_windows import LatentBatch, LatentEpisodes, LatentWindowSampler
 from jepa_rl.data.view import Episodes
-from jepa_rl.training import TrainConfig, TrainResult, fit
+from jepa_rl.training.config import TrainConfig
+from jepa_rl.training.loop import TrainResult, fit
+from jepa_rl.types import JSON
 from jepa_rl.world_model import WorldModel, WorldModelConfig
 
 
@@ -31,6 +33,11 @@ class FrozenConfig:
 
     model: WorldModelConfig
     encoder: str
+
+    @classmethod
+    def from_json(cls, data: JSON) -> FrozenConfig:
+        """The inverse of ``dataclasses.asdict`` followed by JSON; reads version 0.1.0, too."""
+        return cls(WorldModelConfig.from_json(data["model"]), data["encoder"])
 
 
 class FrozenEncoder(nn.Module):
