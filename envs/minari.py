@@ -14,7 +14,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-from jepa_rl.data import Episode, EpisodeStore, EpisodeView
+from jepa_rl.data import Episode, Episodes, EpisodeStore
 from jepa_rl.data.layout import Layout
 from jepa_rl.spaces import action_spec, channels_first
 from jepa_rl.types import ActionSpec
@@ -27,7 +27,7 @@ _FRAMES = "jepa_rl_frames"
 
 
 def export_minari(
-    episodes: EpisodeStore | EpisodeView,
+    episodes: Episodes,
     dataset_id: str,
     *,
     env: gym.Env | None = None,
@@ -167,7 +167,7 @@ def _action_space(action: ActionSpec) -> gym.Space:
     return spaces.Box(np.array(action.low, np.float32), np.array(action.high, np.float32))
 
 
-def _buffers(episodes: EpisodeStore | EpisodeView) -> Iterator[Any]:
+def _buffers(episodes: Episodes) -> Iterator[Any]:
     from minari.data_collector import EpisodeBuffer
 
     for i in range(len(episodes)):

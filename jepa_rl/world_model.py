@@ -105,6 +105,7 @@ class WorldModel(nn.Module):
                 raise ValueError(
                     f"{name} {getattr(config, name)!r} must be a subclass of {base.__name__}, got {type(part).__name__}"
                 )
+        self.register_load_state_dict_pre_hook(rename_old)
 
     def encode(self, observations: Observations) -> Float[Tensor, "b d"]:
         """Latents float32 "b d" of uint8 pixels "b c y x", or of observations "b ..." by name.
@@ -319,12 +320,14 @@ def build_saved(path: str | Path, tensors: Mapping[str, Tensor], header: JSON) -
             if not (old and kind == "objective"):
                 registry.check(data[kind], homes.get(kind))
         model = WorldModel(WorldModelConfig.from_json(data))
-        model.load_state_dict({current_name(name): tensor for name, tensor in tensors.items()})
+        model.load_state_dict(dict(tensors))
     except (TypeError, KeyError, AttributeError, RuntimeError) as error:
         raise ValueError(f"{path} does not describe a world model of this version: {error}") from error
     return model
 
 
-def current_name(name: str) -> str:
-    """Of a tensor in a world model's file: version 0.1.0 kept the objective's parts in the model itself."""
-    return f"objective.{name}" if name.split(".")[0] in ("inverse", "target_encoder") else name
+def rename_old(_: nn.Module, tensors: dict[str, Tensor], prefix: str, *__: Any) -> None:
+    """Version 0.1.0 kept the objective's parts in the model itself. A hook of ``load_state_dict``."""
+    for old in ("inverse.", "target_encoder."):
+        for name in [name for name in tensors if name.startswith(prefix + old)]:
+            tensors[f"{prefix}objective.{name[len(prefix) :]}"] = tensors.pop(name)

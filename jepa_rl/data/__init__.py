@@ -6,7 +6,7 @@ memory, and ``WindowSampler`` cuts training batches out of them. ``jepa_rl.envs.
 
 from jepa_rl.data.episode import Episode
 from jepa_rl.data.store import EpisodeStore
-from jepa_rl.data.view import EpisodeView
+from jepa_rl.data.view import Episodes, EpisodeView
 from jepa_rl.data.windows import PairBatch, WindowSampler
 
-__all__ = ["Episode", "EpisodeStore", "EpisodeView", "PairBatch", "WindowSampler"]
+__all__ = ["Episode", "Episodes", "EpisodeStore", "EpisodeView", "PairBatch", "WindowSampler"]

@@ -10,10 +10,11 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from jepa_rl.data.store import EpisodeStore
-from jepa_rl.data.view import EpisodeView
-from jepa_rl.data.windows import WindowSampler
+from jepa_rl.data.fingerprint import digest, spread
+from jepa_rl.data.view import Episodes
+from jepa_rl.data.windows import WindowSampler, check_lengths
 from jepa_rl.modes import evaluating
+from jepa_rl.types import JSON
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class LatentBatch:
         return self.latents.shape[0] * self.latents.shape[1]
 
     def to(self, device: torch.device | str) -> LatentBatch:
+        """The same batch on another device."""
         return LatentBatch(self.latents.to(device), self.actions.to(device))
 
 
@@ -44,19 +46,27 @@ class LatentEpisodes:
     Attributes:
         latents: one row a state; every episode has one more state than steps.
         actions: model actions of single environment steps.
-        lengths: environment steps of each episode.
+        lengths: environment steps of each episode; on the CPU.
+        source: the fingerprint of the stored episodes that were encoded; None if unknown.
     """
 
     latents: Float[Tensor, "states d"]
     actions: Float[Tensor, "steps size"]
     lengths: Int64[Tensor, " episodes"]
+    source: JSON | None = None
 
     @classmethod
     @torch.no_grad()
-    def encode(
-        cls, model: Any, episodes: EpisodeStore | EpisodeView, batch_size: int = 512
-    ) -> LatentEpisodes:
-        """Encodes every state once, with ``model`` (a ``WorldModel``) in evaluation mode.
+    def encode(cls, model: Any, episodes: Episodes, batch_size: int = 512) -> LatentEpisodes:
+        """Encodes every state once, with the model in evaluation mode.
+
+        Args:
+            model: a ``WorldModel``, or whatever has its ``spec``, ``latent_dim`` and ``encode``.
+            episodes: a store, or a view of it.
+            batch_size: states encoded at a time.
+
+        Returns:
+            Latents and actions on the device of the model.
 
         Raises:
             ValueError: if there are no episodes, or they show or do other things than the model knows.
@@ -82,7 +92,7 @@ class LatentEpisodes:
             for part in last.split(batch_size):
                 pixels = steps.batch(part.numpy()).pixels[:, 1].to(device)
                 latents[part + episode[part] + 1] = model.encode(pixels)
-        return cls(latents, actions, lengths)
+        return cls(latents, actions, lengths, steps.fingerprint())
 
     @property
     def episode_of_step(self) -> Int64[Tensor, " steps"]:
@@ -104,19 +114,17 @@ class LatentWindowSampler:
         block: environment steps in a latent step.
 
     Raises:
-        ValueError: if no episode is long enough.
+        ValueError: if no episode is long enough, or those that are hold less than a twentieth of the environment steps.
     """
 
     def __init__(self, episodes: LatentEpisodes, steps: int, block: int = 1) -> None:
+        for name, value in (("steps", steps), ("block", block)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        check_lengths(episodes.lengths.numpy(), steps, block)
         self.episodes, self.steps, self.block = episodes, steps, block
-        need, lengths = steps * block, episodes.lengths
-        if need < 1 or int(lengths.max()) < need:
-            raise ValueError(
-                f"windows of {steps} latent steps x {block} environment steps need episodes of at least "
-                f"{need} steps, the longest has {int(lengths.max())}; ask for fewer steps"
-            )
         # environment steps that begin a window
-        self._starts = torch.nonzero(episodes.steps_left >= need).flatten()
+        self._starts = torch.nonzero(episodes.steps_left >= steps * block).flatten()
         self._states = self._starts + episodes.episode_of_step[self._starts]
 
     def __len__(self) -> int:
@@ -130,3 +138,20 @@ class LatentWindowSampler:
         steps = self._starts[windows, None] + torch.arange(self.steps * self.block)
         actions = self.episodes.actions[steps].reshape(batch_size, self.steps, -1)
         return LatentBatch(self.episodes.latents[states], actions)
+
+    def fingerprint(self) -> JSON:
+        """Which windows of which data these are; see ``jepa_rl.training.Fingerprinted``.
+
+        Latents that were encoded here are known by the episodes that they come from, since the same pictures give
+        latents that differ in the last digit on another machine; others by some of their values.
+        """
+        data, source = self.episodes, self.episodes.source
+        if source is None:
+            rows = spread(len(data.actions))
+            source = {
+                "episodes": len(data.lengths),
+                "environment_steps": len(data.actions),
+                "index": digest(data.lengths.numpy()),
+                "rows": digest(data.latents[rows].cpu().numpy(), data.actions[rows].cpu().numpy()),
+            }
+        return source | {"kind": "windows of latents", "steps": self.steps, "block": self.block}

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
+from jepa_rl.data.stacking import stack_frames
 from jepa_rl.files import load_tensors, save_tensors
 from jepa_rl.memory import available_memory
 from jepa_rl.types import OBSERVATION, ControlBatch
@@ -188,12 +189,10 @@ class EpisodeReplay:
     def _observations(self, first: Int64[np.ndarray, " b"], offset: Int64[np.ndarray, "b t"]) -> Observations:
         """Frames stacked as they were seen."""
         found = {}
-        past = np.maximum(offset[..., None] - np.arange(self.frames)[::-1], 0)
         for name, box in self.space.items():
             part = self.columns[f"observation.{name}"]
             if len(box.shape) == 3:
-                stacks = part[self._row(first[:, None, None], past)]  # b t k c y x
-                found[name] = stacks.reshape(*offset.shape, *box.shape)
+                found[name] = stack_frames(part, first, offset, self.frames)
             else:
                 found[name] = part[self._row(first[:, None], offset)]
         return found

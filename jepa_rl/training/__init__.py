@@ -1,6 +1,8 @@
 """Everything that steps an optimiser: the loop, the optimisers, exact resume, and what is trained by them."""
 
-from jepa_rl.training.loop import Evaluate, Evaluation, Sampler, Trainable, TrainConfig, TrainResult, fit
+from jepa_rl.training.config import TrainConfig
+from jepa_rl.training.contracts import Fingerprinted, Sampler, Trainable
+from jepa_rl.training.loop import Evaluate, Evaluation, TrainResult, fit
 from jepa_rl.training.optimisers import descend
 from jepa_rl.training.refine import REFINE, refine_dynamics
 
@@ -8,6 +10,7 @@ __all__ = [
     "REFINE",
     "Evaluate",
     "Evaluation",
+    "Fingerprinted",
     "Sampler",
     "TrainConfig",
     "TrainResult",

@@ -14,25 +14,37 @@ import torch
 from torch import Tensor
 
 from jepa_rl.files import load_tensors, plain, save_tensors
-from jepa_rl.types import Metrics
+from jepa_rl.training.contracts import Upgraded
+from jepa_rl.types import JSON, Metrics
 
 
 class TrainingState:
     """All that changes while a model learns, kept in one file.
 
-    Attributes:
+    Args:
         model: an ``nn.Module`` with a dataclass ``config``.
         optimizers: its optimisers by name.
         config: the dataclass that says how to train.
+        data: fingerprint of what the model learns from.
+
+    Attributes:
         rng, generator: of sampling, and of the terms that draw numbers. PyTorch's own generators (dropout) are
             saved too; ``seeded_generators`` makes them the run's.
         step: updates done.
         metrics: the latest of each.
         alarms: (step, text) so far.
+
+    Raises:
+        TypeError: a configuration or the fingerprint holds what JSON does not know, such as NumPy's numbers: the first
+            checkpoint could not be written.
     """
 
-    def __init__(self, model: Any, optimizers: dict[str, torch.optim.Optimizer], config: Any) -> None:
+    def __init__(
+        self, model: Any, optimizers: dict[str, torch.optim.Optimizer], config: Any, data: JSON
+    ) -> None:
         self.model, self.optimizers, self.config = model, optimizers, config
+        parts = {"config": asdict(model.config), "train": asdict(config), "data": data}
+        self.identity: JSON = {name: _as_json(name, part) for name, part in parts.items()}
         self.device = next(model.parameters()).device
         self.rng = np.random.default_rng(config.seed)
         self.generator = torch.Generator(self.device).manual_seed(config.seed)
@@ -48,9 +60,7 @@ class TrainingState:
         tensors["generator"], tensors["torch_generator"] = self.generator.get_state(), torch.get_rng_state()
         if self.device.type == "cuda":
             tensors["cuda_generator"] = torch.cuda.get_rng_state(self.device)
-        header = {
-            "config": asdict(self.model.config),
-            "train": asdict(self.config),
+        header = self.identity | {
             "rng": self.rng.bit_generator.state,
             "step": self.step,
             "metrics": self.metrics,
@@ -59,15 +69,17 @@ class TrainingState:
         save_tensors(path, "training", tensors, header)
 
     def restore(self, path: Path) -> None:
-        """Reads what ``save`` wrote.
+        """Reads what ``save`` wrote. Files of version 0.1.0 do not say what the model learned from.
 
         Raises:
-            ValueError: it belongs to another model or training configuration, or is damaged. Nothing has
+            ValueError: it belongs to another model, training configuration or other data, or is damaged. Nothing has
                 changed then.
         """
         tensors, header = load_tensors(path, ("training",))
-        for name, config in (("config", self.model.config), ("train", self.config)):
-            check_same(path, name, header[name], json.loads(json.dumps(asdict(config), default=plain)))
+        self._check_config(path, header["config"])
+        check_same(path, "train", header["train"], self.identity["train"])
+        if "data" in header:
+            check_data(path, header["data"], self.identity["data"])
         self.model.load_state_dict(
             {name[6:]: tensor for name, tensor in tensors.items() if name.startswith("model.")}
         )
@@ -80,6 +92,30 @@ class TrainingState:
             torch.cuda.set_rng_state(tensors["cuda_generator"], self.device)
         self.step, self.metrics = int(header["step"]), header["metrics"]
         self.alarms = [(int(step), text) for step, text in header["alarms"]]
+
+    def _check_config(self, path: Path, there: JSON) -> None:
+        """Raises ValueError unless a file's configuration of the model equals this one's, in this version's terms."""
+        config = self.model.config
+        if isinstance(config, Upgraded):
+            try:
+                old = config.from_json(there)
+            except (TypeError, ValueError, KeyError, AttributeError):
+                pass  # of another kind of model: the message below says in what it differs
+            else:
+                if old == config:
+                    return
+                there = _as_json("config", asdict(old))
+        check_same(path, "config", there, self.identity["config"])
+
+
+def _as_json(name: str, part: JSON) -> JSON:
+    """As it will be read back: lists for tuples."""
+    try:
+        return json.loads(json.dumps(part, default=plain))
+    except TypeError as error:
+        raise TypeError(
+            f"{name} must be plain numbers, texts, lists and dicts to be written into checkpoints, got {part}: {error}"
+        ) from error
 
 
 def optimizer_tensors(name: str, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -106,14 +142,54 @@ def restore_optimizer(name: str, optimizer: torch.optim.Optimizer, tensors: dict
     optimizer.load_state_dict({"state": slots, "param_groups": groups})
 
 
-def check_same(path: Path, name: str, there: dict[str, Any], here: dict[str, Any]) -> None:
-    """Raises ValueError if two configurations differ, and says in what."""
-    differing = {k: (there.get(k), here.get(k)) for k in there.keys() | here if there.get(k) != here.get(k)}
-    if differing:
+def check_same(path: Path, name: str, there: JSON, here: JSON) -> None:
+    """Compares two configurations.
+
+    Args:
+        path: the file that ``there`` is from; for the message.
+        name: what is configured; for the message.
+        there, here: the configurations.
+
+    Raises:
+        ValueError: they differ; the message says in what.
+    """
+    if differing := _differing(there, here):
         raise ValueError(
             f"{path} belongs to another {name} configuration (there, here): {differing}; "
             "use the same configuration to resume, or another folder"
         )
+
+
+def check_data(path: Path, there: JSON, here: JSON) -> None:
+    """Compares two fingerprints of data (``jepa_rl.training.Fingerprinted``).
+
+    Args:
+        path: the file that ``there`` is from; for the message.
+        there, here: the fingerprints.
+
+    Raises:
+        ValueError: they differ; the message says in what, and whether it looks as if episodes had been added.
+    """
+    differing = _differing(there, here)
+    if not differing:
+        return
+    if differing.keys() <= _GROWING and there["episodes"] < here["episodes"]:
+        raise ValueError(
+            f"{path} was trained on {there['episodes']} episodes, and there are {here['episodes']} now: it seems that "
+            "some were added since. To resume, sample from those that it began with (store.view(indices)); to learn "
+            "from all of them, choose another folder"
+        )
+    raise ValueError(
+        f"{path} was trained on other data (there, here): {differing}; use the same data to resume, or another folder"
+    )
+
+
+# Entries of a fingerprint that change when episodes are added to a store.
+_GROWING = {"episodes", "environment_steps", "index", "rows"}
+
+
+def _differing(there: JSON, here: JSON) -> dict[str, tuple[Any, Any]]:
+    return {k: (there.get(k), here.get(k)) for k in there.keys() | here if there.get(k) != here.get(k)}
 
 
 @contextmanager

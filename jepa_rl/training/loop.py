@@ -8,15 +8,17 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
 from jepa_rl.memory import keep_freed_memory
 from jepa_rl.training.checkpoint import TrainingState, seeded_generators
+from jepa_rl.training.config import TrainConfig
+from jepa_rl.training.contracts import Sampler, Trainable, check_loss, fingerprint_of
 from jepa_rl.training.optimisers import descend, optimizers_of
 from jepa_rl.types import Metrics
 
@@ -24,90 +26,34 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 
-class Trainable(Protocol):
-    """What ``fit`` needs of a model beside being an ``nn.Module``."""
-
-    def loss(
-        self, batch: Any, generator: torch.Generator | None = None
-    ) -> tuple[Tensor, dict[str, Tensor]]: ...
-
-    def after_update(self) -> None: ...
-
-
-class Sampler(Protocol):
-    """What ``fit`` needs of the data, such as ``jepa_rl.data.WindowSampler``."""
-
-    def sample(self, batch_size: int, rng: np.random.Generator) -> Any:
-        """What ``loss`` takes: a ``Batch``, or anything else with ``to(device)`` and ``states``."""
-        ...
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """How long and how fast to learn.
-
-    Attributes:
-        steps: optimiser updates.
-        batch_size: windows in a batch.
-        learning_rate: peak of a one-cycle schedule: linear warm-up, then a cosine to zero.
-        weight_decay: on matrices only.
-        warmup: share of the steps spent warming up.
-        clip: largest gradient norm.
-        seed: of sampling and of the terms that draw numbers.
-        log_every, evaluate_every, checkpoint_every: in updates.
-        optimizer: "adamw", or "muon": Muon (Jordan et al. 2024) for matrices, AdamW for everything else. Muon moves a
-            matrix equally far in all of its directions, at AdamW's rates (Liu et al. 2025, arXiv:2502.16982): an update
-            costs more and leads further.
-    """
-
-    steps: int = 4000
-    batch_size: int = 128
-    learning_rate: float = 1e-3
-    weight_decay: float = 1e-4
-    warmup: float = 0.05
-    clip: float = 1.0
-    seed: int = 0
-    log_every: int = 50
-    evaluate_every: int = 500
-    checkpoint_every: int = 500
-    optimizer: str = "adamw"
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "log_every", "evaluate_every", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if not self.learning_rate > 0 or not self.clip > 0:
-            raise ValueError(
-                f"learning_rate and clip must be positive, got {self.learning_rate}, {self.clip}"
-            )
-        if not 0 <= self.warmup < 1:
-            raise ValueError(f"warmup must lie in [0, 1), got {self.warmup}")
-        if self.optimizer not in ("adamw", "muon"):
-            raise ValueError(f'optimizer must be "adamw" or "muon", got {self.optimizer!r}')
-
-    def learning_rate_at(self, step: int) -> float:
-        """Learning rate of update ``step`` (0 is the first)."""
-        warm = max(1, round(self.warmup * self.steps))
-        if step < warm:
-            return self.learning_rate * (step + 1) / warm
-        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, self.steps - warm)))
-
-
 @dataclass(frozen=True)
 class Evaluation:
-    """What an evaluation found: numbers, figures for TensorBoard and a warning in words."""
+    """What an evaluation found.
+
+    Attributes:
+        metrics: numbers, by their TensorBoard tags.
+        figures: Matplotlib figures, by their TensorBoard tags.
+        alarm: what is wrong, in words; None if nothing is.
+    """
 
     metrics: Metrics
     figures: Mapping[str, Any]
     alarm: str | None = None
 
 
+# Looks at a model in evaluation mode, without gradients.
 Evaluate = Callable[[Any], Evaluation]
 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """Last metrics, seconds spent in this call, and all alarms of the run (step, text)."""
+    """What ``fit`` returns.
+
+    Attributes:
+        metrics: the last of each.
+        seconds: spent in this call.
+        alarms: all of the run: (step, text).
+    """
 
     metrics: Metrics
     seconds: float
@@ -115,7 +61,7 @@ class TrainResult:
 
 
 def fit(
-    model: Any,
+    model: Trainable,
     sampler: Sampler,
     config: TrainConfig,
     out: str | Path,
@@ -131,7 +77,7 @@ def fit(
     its last metrics at once. The model is left in evaluation mode.
 
     Args:
-        model: an ``nn.Module`` that is ``Trainable`` and has ``save`` and ``config`` (such as ``WorldModel``).
+        model: learns in place; a ``WorldModel``, or another ``nn.Module`` that is ``Trainable``.
         sampler: draws batches.
         config: how long and how fast.
         out: folder of the run.
@@ -141,12 +87,19 @@ def fit(
         progress: show a progress bar.
 
     Raises:
-        ValueError: ``out`` holds a checkpoint of another model or configuration, or the loss or its gradient
-            became NaN or infinite (the last checkpoint stays).
+        TypeError: the model's configuration cannot be written to a checkpoint, or its loss is no tensor.
+        ValueError: ``out`` holds a checkpoint of another model, configuration or other data; or the loss is not a
+            finite scalar with a gradient in the first update (nothing is written then); or it or its gradient became
+            NaN or infinite later (the last checkpoint stays).
     """
+    if not isinstance(model, Trainable):
+        raise TypeError(
+            f"fit trains an nn.Module with config, loss, after_update and save (jepa_rl.training.Trainable), got "
+            f"{type(model).__name__}"
+        )
     out, began = Path(out), time.perf_counter()
     keep_freed_memory()
-    state = TrainingState(model, optimizers_of(model, config), config)
+    state = TrainingState(model, optimizers_of(model, config), config, fingerprint_of(sampler))
     checkpoint = out / "checkpoint.safetensors"
     if checkpoint.exists() and not resume:
         raise ValueError(f"{checkpoint} exists: pass resume=True to go on with it, or choose another folder")
@@ -165,20 +118,20 @@ def _train(
 ) -> None:
     from torch.utils.tensorboard import SummaryWriter  # slow to import
 
-    config, meter = state.config, _Meter(state.step)
-    steps = range(state.step, config.steps)
-    bar = tqdm(steps, initial=state.step, total=config.steps, disable=not progress, unit="update")
-    with SummaryWriter(str(checkpoint.parent), purge_step=state.step + 1) as writer, bar:
-        for step in bar:
-            meter.add(*_update(state, sampler))
-            state.step = done = step + 1
+    config, meter, began = state.config, _Meter(state.step), state.step
+    found = _update(state, sampler, first=True)  # nothing is written before one update has gone well
+    bar = tqdm(initial=began, total=config.steps, disable=not progress, unit="update")
+    with SummaryWriter(str(checkpoint.parent), purge_step=began + 1) as writer, bar:
+        while True:
+            meter.add(*found)
+            done = state.step
             if _due(done, config.log_every, config):
-                found = meter.flush() | {"jepa/learning_rate": config.learning_rate_at(step)}
-                state.metrics |= found
+                metrics = meter.flush() | {"jepa/learning_rate": config.learning_rate_at(done - 1)}
+                state.metrics |= metrics
                 bar.set_postfix_str(
-                    f"loss {found['jepa/loss']:.4f}, {found['jepa/frames_per_second']:.0f} frames/s"
+                    f"loss {metrics['jepa/loss']:.4f}, {metrics['jepa/frames_per_second']:.0f} frames/s"
                 )
-                _write(writer, found, done)
+                _write(writer, metrics, done)
             with meter.pause():
                 if evaluate is not None and _due(done, config.evaluate_every, config):
                     meter.check()
@@ -186,32 +139,58 @@ def _train(
                 if _due(done, config.checkpoint_every, config):
                     meter.check()
                     state.save(checkpoint)
+            bar.update()
+            if done == config.steps:
+                return
+            found = _update(state, sampler)
 
 
 def _due(done: int, every: int, config: TrainConfig) -> bool:
     return done % every == 0 or done == config.steps
 
 
-def _update(state: TrainingState, sampler: Sampler) -> tuple[int, dict[str, Tensor]]:
-    """One step of the optimiser; frames seen, and the terms of the loss."""
+def _update(
+    state: TrainingState, sampler: Sampler, first: bool = False
+) -> tuple[int, dict[str, Float[Tensor, ""]]]:
+    """One step of the optimiser.
+
+    Args:
+        state: the model and all that belongs to it.
+        sampler: draws the batch.
+        first: look whether loss and gradient are finite. It waits for the device, so ``_Meter`` does it later on.
+
+    Returns:
+        States seen, and the terms of the loss without gradients, on the device.
+
+    Raises:
+        TypeError, ValueError: as ``check_loss``.
+    """
     model, config = state.model.train(), state.config
     optimizers = list(state.optimizers.values())
     for group in [group for optimizer in optimizers for group in optimizer.param_groups]:
         group["lr"] = config.learning_rate_at(state.step)
     batch = sampler.sample(config.batch_size, state.rng).to(state.device)
     loss, terms = model.loss(batch, state.generator)
+    check_loss(loss, terms, numbers=first)
     norm = descend(loss, optimizers, model.parameters(), config.clip)
+    if first and not math.isfinite(norm):
+        raise ValueError(
+            f"the gradient of the first update is {float(norm)} though its loss is {float(loss):.4g}, so the model is "
+            "spoilt: build it anew, and look for a root or logarithm of 0 or a division by 0 in the loss"
+        )
     model.after_update()
-    terms = {"loss": loss, "gradient_norm": norm} | terms
-    return batch.states, {k: v.detach() for k, v in terms.items()}
+    state.step += 1
+    terms = {"loss": loss, "gradient_norm": norm} | dict(terms)
+    return batch.states, {name: value.detach() for name, value in terms.items()}
 
 
 def _evaluate(state: TrainingState, evaluate: Evaluate, writer: SummaryWriter) -> None:
     state.model.eval()
     with torch.no_grad():
         found = evaluate(state.model)
-    state.metrics |= found.metrics
-    _write(writer, found.metrics, state.step)
+    metrics = {name: float(value) for name, value in found.metrics.items()}  # NumPy's numbers, too
+    state.metrics |= metrics
+    _write(writer, metrics, state.step)
     for name, figure in found.figures.items():
         writer.add_figure(name, figure, state.step)
     if found.alarm:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Collection, Iterable
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from jepa_rl.training.loop import TrainConfig
+from jepa_rl.training.config import TrainConfig
 
 
 def optimizers_of(model: nn.Module, config: TrainConfig) -> dict[str, torch.optim.Optimizer]:
-    """By name. Weight decay for matrices, none for vectors such as biases."""
+    """Optimisers of all parameters that learn, by name. Weight decay for matrices, none for vectors such as biases."""
     rate, decay = config.learning_rate, config.weight_decay
     parameters = [p for p in model.parameters() if p.requires_grad]
     by_muon = [p for p in parameters if p.ndim == 2 and config.optimizer == "muon"]
@@ -33,12 +32,22 @@ def optimizers_of(model: nn.Module, config: TrainConfig) -> dict[str, torch.opti
 
 
 def descend(
-    loss: Tensor,
-    optimizers: Iterable[torch.optim.Optimizer],
+    loss: Float[Tensor, ""],
+    optimizers: Collection[torch.optim.Optimizer],
     parameters: Iterable[nn.Parameter],
     max_norm: float,
-) -> Tensor:
-    """One step of each optimiser down the gradient of ``loss``, clipped to ``max_norm``; the norm before clipping."""
+) -> Float[Tensor, ""]:
+    """One step of each optimiser down the gradient of ``loss``.
+
+    Args:
+        loss: with a gradient.
+        optimizers: of the parameters.
+        parameters: whose gradients are clipped together.
+        max_norm: largest norm of the gradient.
+
+    Returns:
+        Norm of the gradient before clipping.
+    """
     for optimizer in optimizers:
         optimizer.zero_grad(set_to_none=True)
     loss.backward()

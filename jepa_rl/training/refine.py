@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from jepa_rl.data.latent_windows import LatentBatch, LatentEpisodes, LatentWindowSampler
-from jepa_rl.data.store import EpisodeStore
-from jepa_rl.data.view import EpisodeView
-from jepa_rl.training import TrainConfig, TrainResult, fit
+from jepa_rl.data.view import Episodes
+from jepa_rl.training.config import TrainConfig
+from jepa_rl.training.loop import TrainResult, fit
+from jepa_rl.types import JSON
 from jepa_rl.world_model import WorldModel, WorldModelConfig
 
 
@@ -32,6 +33,11 @@ class FrozenConfig:
 
     model: WorldModelConfig
     encoder: str
+
+    @classmethod
+    def from_json(cls, data: JSON) -> FrozenConfig:
+        """The inverse of ``dataclasses.asdict`` followed by JSON; reads version 0.1.0, too."""
+        return cls(WorldModelConfig.from_json(data["model"]), data["encoder"])
 
 
 class FrozenEncoder(nn.Module):
@@ -63,7 +69,7 @@ REFINE = TrainConfig(
 
 def refine_dynamics(
     model: WorldModel,
-    episodes: EpisodeStore | EpisodeView | LatentEpisodes,
+    episodes: Episodes | LatentEpisodes,
     out: str | Path,
     *,
     steps: int = 6,

@@ -1,0 +1,160 @@
+"""What ``fit`` asks of a model and of the data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol, Self, runtime_checkable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from jepa_rl.types import JSON
+
+
+@runtime_checkable
+class Trainable(Protocol):
+    """An ``nn.Module`` that ``fit`` can train: its own part is ``config``, ``loss``, ``after_update`` and ``save``.
+
+    Attributes:
+        config: a dataclass of plain numbers and texts that says what was built. A run is resumed only with an equal
+            one. Where it has a classmethod ``from_json`` (``Upgraded``), older versions of it may be read.
+    """
+
+    config: Any
+
+    def loss(
+        self, batch: Any, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """Total, a scalar with a gradient, and named terms, scalars, for the log.
+
+        Args:
+            batch: what the sampler draws, on the device of the model.
+            generator: draws whatever is drawn, on the device of the model.
+        """
+        ...
+
+    def after_update(self) -> None:
+        """Called after every step of the optimiser."""
+        ...
+
+    def save(self, path: Path) -> None:
+        """Writes the trained model to one file."""
+        ...
+
+    # What every nn.Module has:
+
+    def parameters(self) -> Iterator[nn.Parameter]: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> Any: ...
+
+    def train(self) -> Any: ...
+
+    def eval(self) -> Any: ...
+
+
+@runtime_checkable
+class Upgraded(Protocol):
+    """A configuration that reads what older versions wrote of it."""
+
+    @classmethod
+    def from_json(cls, data: JSON) -> Self:
+        """The inverse of ``dataclasses.asdict`` followed by JSON."""
+        ...
+
+
+class Drawn(Protocol):
+    """A batch, such as ``jepa_rl.types.Batch``.
+
+    Attributes:
+        states: how many states it holds; for the log.
+    """
+
+    @property
+    def states(self) -> int: ...
+
+    def to(self, device: torch.device | str) -> Drawn:
+        """The same batch on another device."""
+        ...
+
+
+@runtime_checkable
+class Sampler(Protocol):
+    """What ``fit`` needs of the data, such as ``jepa_rl.data.WindowSampler``.
+
+    A sampler that is ``Fingerprinted`` besides is told apart from others on other data when a run is resumed. One that
+    is not is known by the name of its class alone: that its data are the same is then for you to see to.
+    """
+
+    def sample(self, batch_size: int, rng: np.random.Generator) -> Drawn:
+        """A batch for ``Trainable.loss``.
+
+        Args:
+            batch_size: how many rows.
+            rng: draws them; nothing else may, or a resumed run goes another way.
+        """
+        ...
+
+
+@runtime_checkable
+class Fingerprinted(Protocol):
+    """A sampler that says what it draws from."""
+
+    def fingerprint(self) -> JSON:
+        """What is equal for equal data and differs for other data; plain numbers, texts, lists and dicts.
+
+        It is made at the start of every ``fit`` and so must be cheap: sizes and a digest of some rows, not of all. If
+        it has a number ``episodes``, ``fit`` can tell in words where some were added.
+        """
+        ...
+
+
+def fingerprint_of(sampler: Sampler) -> JSON:
+    """The sampler's fingerprint; of one that has none, the name of its class."""
+    return sampler.fingerprint() if isinstance(sampler, Fingerprinted) else {"kind": type(sampler).__name__}
+
+
+def check_loss(loss: Tensor, terms: Mapping[str, Tensor], numbers: bool) -> None:
+    """Checks what ``Trainable.loss`` gave.
+
+    Args:
+        loss: should be a scalar with a gradient.
+        terms: should be scalars.
+        numbers: whether to look at their values, which waits for the device: they should be finite.
+
+    Raises:
+        TypeError: something is no tensor.
+        ValueError: it has another shape, the loss has no gradient, or a number is NaN or infinite.
+    """
+    for name, value in {
+        "loss": loss,
+        **{f"term {name!r} of the loss": value for name, value in terms.items()},
+    }.items():
+        if not isinstance(value, Tensor):
+            raise TypeError(
+                f"the {name} must be a scalar tensor, got {type(value).__name__}; use torch.tensor(value)"
+            )
+        if value.ndim or not value.is_floating_point():
+            raise ValueError(
+                f"the {name} must be a scalar of floats, got shape {tuple(value.shape)} and {value.dtype}; average it "
+                "over the batch with .mean()"
+            )
+    if taken := terms.keys() & {"loss", "gradient_norm"}:
+        raise ValueError(
+            f"terms of the loss cannot be called {sorted(taken)}, which fit logs itself; rename them"
+        )
+    if not loss.requires_grad:
+        raise ValueError(
+            "the loss has no gradient; leave out .detach() and torch.no_grad(), and let it depend on parameters that "
+            "learn"
+        )
+    if numbers and not math.isfinite(loss):
+        values = {name: float(value) for name, value in terms.items()}
+        raise ValueError(
+            f"the loss of the first update is {float(loss)}, its terms are {values}; check the data for values out of "
+            "range, and the weights of the terms"
+        )
