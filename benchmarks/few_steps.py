@@ -1,6 +1,6 @@
 """Ways to few evaluations of a flow, on one network and one budget: which of them says what may happen?
 
-    python benchmarks/few_steps.py            a quarter of an hour on one core
+    python benchmarks/few_steps.py            twenty minutes on one core
     python benchmarks/few_steps.py --quick    seconds
 
 TableEdge's true states (x, y, fallen), no pixels, fresh transitions in every batch. Beside plain flow matching each
@@ -8,6 +8,10 @@ method trains jumps over parts of the flow: by the energy score of what they lea
 (Frans et al. 2025, arXiv:2410.12557: a jump is two jumps of half the size) and mean flow (Geng et al. 2025,
 arXiv:2505.13447: a jump is the average velocity, whose identity gives its target). Error of the fall probability over
 pushes near the edge, and energy score over the true sampler's, for 1, 2, 4 and 50 evaluations, means over seeds.
+
+Then options of the sampler, on one network for each: paths of four pushes drawn one state after the other, as Diffusion
+Forcing's pyramid and all at once (``lag``), scored as whole paths; and classifier-free guidance by the push
+(``drop``, ``guidance``), scored as above.
 """
 
 import json
@@ -24,15 +28,15 @@ from typing import Any
 import numpy as np
 import torch
 import tyro
-from _record import write_results
-from branching import score
+from _branching_scores import score
+from _record import refuse_unrecordable, trying, write_results
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
 from branching_futures import independent_futures, pushes_near_the_edge
 
 from jepa_rl.dynamics import FlowDynamics
-from jepa_rl.dynamics.flow import FEW_EVALUATIONS, jump, shifted
+from jepa_rl.dynamics.flow.dynamics import FEW_EVALUATIONS, jump, shifted
 from jepa_rl.envs.worlds import table_edge_rules as rules
 
 
@@ -52,11 +56,16 @@ EVALUATIONS = (*FEW_EVALUATIONS, 50)
 
 def main(args: Args) -> None:
     args = replace(args, **QUICK) if args.quick else args
+    if not (args.quick or trying()):
+        refuse_unrecordable()
     results: dict[str, Any] = {}
     for name, method in METHODS.items():
         runs = [measure(args, *learn(args, method, seed), seed) for seed in args.seeds]
         results[name] = {key: np.mean([run[key] for run in runs], axis=0).tolist() for key in runs[0]}
         print(name, json.dumps(results[name]), flush=True)
+    results["paths"] = averaged([paths(args, seed) for seed in args.seeds])
+    results["guidance"] = averaged([guidance(args, seed) for seed in args.seeds])
+    print(json.dumps({key: results[key] for key in ("paths", "guidance")}), flush=True)
     results |= {"evaluations": EVALUATIONS, "seeds": args.seeds, "updates": args.updates, "batch": args.batch}
     print(write_results("few_steps", results, quick=args.quick))
 
@@ -140,16 +149,21 @@ def transitions(count: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(states).float(), torch.from_numpy(push[:, None]).float()
 
 
-def learn(args: Args, method: Callable[[], FlowDynamics], seed: int) -> tuple[FlowDynamics, float]:
+Sample = Callable[[int, np.random.Generator], tuple[Tensor, Tensor]]
+
+
+def learn(
+    args: Args, method: Callable[[], FlowDynamics], seed: int, sample: Sample = transitions
+) -> tuple[FlowDynamics, float]:
     torch.manual_seed(seed)
     rng, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
     model = method().train()
-    model.observe(*transitions(20_000, rng))
+    model.observe(*sample(20_000, rng))
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, args.updates, pct_start=0.1)
     began = time.perf_counter()
     for _ in range(args.updates):
-        loss, _ = model.loss(*transitions(args.batch, rng), generator)
+        loss, _ = model.loss(*sample(args.batch, rng), generator)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -180,6 +194,75 @@ def measure(args: Args, model: FlowDynamics, seconds: float, seed: int) -> dict[
         error.append(float(np.abs((drawn[..., 2] > 0.5).float().mean(1).numpy() - true).mean()))
         energy.append(score(drawn / model.std, truth) / best)
     return {"fall_probability_error": error, "energy_score_ratio": energy, "train_seconds": seconds}
+
+
+# -- options of the sampler -------------------------------------------------------------------------
+
+STEPS = 4  # of a path
+LAGS = (1.0, 0.5, 0.0)
+DROP, GUIDANCES = 0.1, (1.0, 1.5, 2.0)
+
+
+def walks(count: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    """States "b 5 3" and pushes "b 4 2" that follow each other, from where ``transitions`` begins."""
+    states, pushes = (list(part.unbind(1)) for part in transitions(count, rng))
+    while len(pushes) < STEPS:
+        now, push = states[-1].double().numpy(), rng.uniform(-1, 1, (count, 2))
+        luck, shake = rng.random(count), rng.standard_normal((count, 2))
+        to, lost = rules.outcome(now[:, :2], now[:, 2] > 0.5, push, luck, shake)
+        states.append(torch.from_numpy(np.column_stack([to, lost])).float())
+        pushes.append(torch.from_numpy(push).float())
+    return torch.stack(states, 1), torch.stack(pushes, 1)
+
+
+@torch.no_grad()
+def paths(args: Args, seed: int) -> dict[str, Any]:
+    """Energy score of whole paths over the true sampler's, and milliseconds for one draw of all of them."""
+    method = partial(FlowDynamics, **SETTINGS, energy=4.0, context=STEPS)
+    with torch.enable_grad():
+        # As many states in a batch as elsewhere.
+        model, seconds = learn(replace(args, batch=args.batch // STEPS), method, seed, walks)
+    at, _ = pushes_near_the_edge(args.pushes, 100)
+    rng = np.random.default_rng(2000 + seed)
+    z = torch.from_numpy(np.column_stack([at, np.zeros(len(at))])).float()
+    pushes = torch.from_numpy(rng.uniform(-1, 1, (len(at), STEPS, 2))).float()
+
+    def drawn(world: Any, seed: int) -> Tensor:
+        """Standardised paths "b n 4*3"."""
+        drawn = independent_futures(world, z, pushes, args.futures, seed)[:, :, 1:]
+        return (drawn / model.std).flatten(2)
+
+    true = SimpleNamespace(dynamics=rules.TableEdgeDynamics())
+    truth = drawn(true, 1)[:, :64]
+    best, found = score(drawn(true, 2), truth), {}
+    for lag in LAGS:
+        model.lag = lag
+        began = time.perf_counter()
+        samples, spent = drawn(SimpleNamespace(dynamics=model), seed), time.perf_counter() - began
+        ratio = score(samples, truth) / best
+        found[f"lag_{lag:g}"] = {"energy_score_ratio": ratio, "milliseconds": 1e3 * spent}
+    return found | {"train_seconds": seconds}
+
+
+def guidance(args: Args, seed: int) -> dict[str, Any]:
+    """What ``measure`` says of a flow that learned a tenth of its windows without pushes, by its guidance."""
+    model, seconds = learn(args, partial(FlowDynamics, **SETTINGS, energy=4.0, drop=DROP), seed)
+    found = {}
+    for weight in GUIDANCES:
+        model.guidance = weight
+        found[f"guidance_{weight:g}"] = measure(args, model, seconds, seed)
+    return found
+
+
+def averaged(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Of dicts of figures and lists over the seeds."""
+    first = runs[0]
+    return {
+        key: averaged([run[key] for run in runs])
+        if isinstance(value, dict)
+        else np.mean([run[key] for run in runs], axis=0).tolist()
+        for key, value in first.items()
+    }
 
 
 if __name__ == "__main__":
