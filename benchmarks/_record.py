@@ -42,10 +42,12 @@ def versions() -> dict[str, str]:
     return found
 
 
+@cache
 def commit() -> str | None:
     """Of the checkout, ``-dirty`` behind it where code differs from it; None outside one.
 
-    Code is what may change a figure. Results, notes and pictures, which recording itself writes, may differ.
+    Code is what may change a figure. Results, notes and pictures, which recording itself writes, may differ. The first
+    call counts, as for ``code``: what is edited or committed while a benchmark runs is not what it runs.
     """
     try:
         found = _git("rev-parse", "--short=10", "HEAD").strip()
@@ -107,12 +109,12 @@ def trying() -> bool:
 
 
 def refuse_unrecordable() -> None:
-    """Before hours are spent: figures are recorded from a committed checkout alone.
+    """Before hours are spent: figures are recorded from a committed checkout alone. Notes commit and code.
 
     Raises:
         SystemExit: outside a checkout, or where its code was changed.
     """
-    found = commit()
+    found, _ = commit(), code()
     if found is None or found.endswith("-dirty"):
         raise SystemExit(
             f"figures are recorded from committed code, and this is {found or 'no git checkout'}: commit first "

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from typing import Any
 
-from _intervals import shown
+from _intervals import shown, summarise
 from _record import ROOT, not_recorded
 
 RESULTS = ROOT / "benchmarks" / "results"
@@ -40,9 +40,9 @@ def score(found: dict[str, Any], form: str, pooled: bool = True) -> str:
 CHOSEN_ON = {0, 1, 2}  # training seeds that settings of the goal tasks were chosen on
 
 
-def seeds_of(r: dict[str, Any]) -> str:
+def seeds_of(r: dict[str, Any], chosen_on: Set[int] = frozenset()) -> str:
     names = ", ".join(map(str, r["seeds"]))
-    tuned = ", which settings were chosen on" if CHOSEN_ON & set(r["seeds"]) else ""
+    tuned = ", which settings were chosen on" if chosen_on & set(r["seeds"]) else ""
     return f"training seed{'s' * (len(r['seeds']) > 1)} {names}{tuned}"
 
 
@@ -55,7 +55,7 @@ def two_rooms(r: dict[str, Any]) -> list[Row]:
     found = r["success"]
     return [
         (
-            f"Two Rooms, goal in the other room, random wall and door: success, {seeds_of(r)}",
+            f"Two Rooms, goal in the other room, random wall and door: success, {seeds_of(r, CHOSEN_ON)}",
             score(found["agent"], ".1%"),
         ),
         ("... random actions", score(found["random"], ".1%")),
@@ -71,7 +71,7 @@ def goal_planning(r: dict[str, Any]) -> list[Row]:
     found = r["success"]
     return [
         (
-            f"{r['task']}, goal picture 25 steps ahead: success, {seeds_of(r)}",
+            f"{r['task']}, goal picture 25 steps ahead: success, {seeds_of(r, CHOSEN_ON)}",
             score(found["agent"], ".1%"),
         ),
         ("... random actions", score(found["random"], ".1%")),
@@ -259,7 +259,7 @@ def flow_proposals(r: dict[str, Any]) -> list[Row]:
                 continue
             success = " / ".join(score(row["success"], ".2f") for row in there.values())
             spent = " / ".join(", ".join(f"{ms:.0f}" for ms in row["plan_ms"]) for row in there.values())
-            seeds = seeds_of(found)
+            seeds = seeds_of(found, CHOSEN_ON)
             rows.append(
                 (
                     f"{TASK_NAMES.get(task, task)}, {name}, {seeds}, {' / '.join(there)}: success, ms of a decision",
@@ -270,24 +270,33 @@ def flow_proposals(r: dict[str, Any]) -> list[Row]:
 
 
 def few_steps(r: dict[str, Any]) -> list[Row]:
-    if "paths" not in r:
+    if "per_seed" not in r:
         return []
-    paths, guided = r["paths"], r["guidance"]
-    at = r["evaluations"].index(4)
-    lags, weights = (1.0, 0.5, 0.0), [name for name in guided if name.startswith("guidance_")]
+    at, lags = r["evaluations"].index(4), ("lag_1", "lag_0.5", "lag_0")
+    weights = [name for name in r["mean"]["guidance"] if name.startswith("guidance_")]
+
+    def cell(*keys: Any, form: str = ".3f") -> str:
+        """Mean and points of a figure that lies under these keys in every seed."""
+        points = []
+        for found in r["per_seed"]:
+            for key in keys:
+                found = found[key]
+            points.append([found])
+        return shown(summarise(points), form)
+
     return [
         (
-            "Flow, paths of 4 states drawn one by one / as a pyramid (`lag=0.5`) / at once: energy score / true "
-            "sampler's, time",
-            " / ".join(f"{paths[f'lag_{lag:g}']['energy_score_ratio']:.3f}" for lag in lags)
+            f"Flow, paths of 4 states drawn one by one / as a pyramid (`lag=0.5`) / at once, {seeds_of(r)}: energy "
+            "score / the true sampler's, time of a draw",
+            " / ".join(cell("paths", lag, "energy_score_ratio") for lag in lags)
             + ", "
-            + " / ".join(f"{paths[f'lag_{lag:g}']['milliseconds']:.0f}" for lag in lags)
+            + " / ".join(cell("paths", lag, "milliseconds", form=".0f") for lag in lags)
             + " ms",
         ),
         (
-            f"Flow, guidance by the action of {', '.join(w.partition('_')[2] for w in weights)}: energy score / true "
-            "sampler's",
-            ", ".join(f"{guided[w]['energy_score_ratio'][at]:.3f}" for w in weights),
+            f"Flow, guidance by the action of {' / '.join(name.partition('_')[2] for name in weights)}: energy "
+            "score / the true sampler's",
+            " / ".join(cell("guidance", name, "energy_score_ratio", at) for name in weights),
         ),
     ]
 

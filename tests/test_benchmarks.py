@@ -153,8 +153,14 @@ def checkout(benchmarks, monkeypatch, tmp_path):
         ["-c", "user.name=a", "-c", "user.email=b", "commit", "-qm", "c"],
     ):
         subprocess.run(["git", *command], cwd=tmp_path, check=True)
-    _record.code.cache_clear()
+    later(_record)
     return _record
+
+
+def later(record) -> None:
+    """As another process sees it."""
+    record.code.cache_clear()
+    record.commit.cache_clear()
 
 
 def test_figures_are_recorded_from_committed_code_alone(checkout, monkeypatch, tmp_path):
@@ -164,6 +170,8 @@ def test_figures_are_recorded_from_committed_code_alone(checkout, monkeypatch, t
     assert path == tmp_path / "benchmarks/results/speed.json"
     assert not checkout.not_recorded(json.loads(path.read_text()) | {"settings": {"a": 1}})
     (tmp_path / "jepa_rl/new.py").write_text("x = 1\n")  # git does not even know it
+    assert checkout.write_results("speed", {"ratio": 2.0})  # it began before that
+    later(checkout)
     assert checkout.commit().endswith("-dirty")
     for refused in (checkout.refuse_unrecordable, lambda: checkout.write_results("speed", {"ratio": 9.0})):
         with pytest.raises(SystemExit, match=r"commit first .* or set BENCHMARK_TRY=1"):
@@ -177,7 +185,7 @@ def test_figures_are_recorded_from_committed_code_alone(checkout, monkeypatch, t
 def test_the_fingerprint_is_that_of_what_the_code_does(checkout, tmp_path):
     def after(text):
         (tmp_path / "jepa_rl/part.py").write_text(text)
-        checkout.code.cache_clear()
+        later(checkout)
         return checkout.code()
 
     before = after('"""Says one."""\n\ndef one():\n    return 1\n')
@@ -195,7 +203,7 @@ def test_seeds_of_other_settings_or_code_are_refused_before_they_run(checkout, t
     with pytest.raises(ValueError, match=r"differ in \['settings'\]"):
         checkout.Records(tmp_path / "kept", {"updates": 3}, counted=True).read(2)
     (tmp_path / "jepa_rl/part.py").write_text("def one():\n    return 2\n")
-    checkout.code.cache_clear()
+    later(checkout)
     assert kept.read(1)  # it is finished: today's code is not its own
     with pytest.raises(ValueError, match=r"differ in \['code'\]"):
         kept.read(2)
