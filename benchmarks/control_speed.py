@@ -19,7 +19,7 @@ import gymnasium as gym
 import numpy as np
 import torch
 import tyro
-from _record import write_results
+from _record import refuse_unrecordable, trying, write_results
 from gymnasium import spaces
 from torch import nn
 
@@ -58,6 +58,8 @@ class Noise(gym.Env):
 
 
 def main(args: Args) -> None:
+    if not (args.quick or trying()):
+        refuse_unrecordable()
     repeats = 2 if args.quick else args.repeats
     names = args.presets[:1] if args.quick else args.presets
     results = {name: measure(name, repeats, args.device) for name in names}

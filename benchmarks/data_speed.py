@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import tyro
-from _record import write_results
+from _record import refuse_unrecordable, trying, write_results
 
 from jepa_rl.data import EpisodeStore, WindowSampler
 from jepa_rl.envs import TwoRoomsVectorEnv, collect
@@ -59,6 +59,8 @@ def uncached_rate(path: Path, batches: int) -> float:
 
 
 def main(args: Args) -> None:
+    if not (args.quick or trying()):
+        refuse_unrecordable()
     steps, seconds = (5_000, 0.5) if args.quick else (args.steps, args.seconds)
     with tempfile.TemporaryDirectory() as folder:
         env, start = TwoRoomsVectorEnv(args.envs), time.perf_counter()

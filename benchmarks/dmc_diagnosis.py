@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 import tyro
-from _record import origin, recorded_results, write_results
+from _record import origin, recorded_results, refuse_unrecordable, trying, write_results
 from dmc_pixels import QUICK, TASKS, Args, Task, make_jepa_mpc, make_pixels, run_jepa_mpc
 
 import jepa_rl.envs
@@ -52,17 +52,20 @@ class DiagnosisArgs:
 def main(args: DiagnosisArgs) -> None:
     if args.quick:
         args = replace(args, tasks=("CartPole-v1",), seeds=(0,), episodes=2, out=args.out / "diagnosis_quick")
-    counted = not args.quick and (args.episodes, args.preset) == (
+    counted = not (args.quick or trying()) and (args.episodes, args.preset) == (
         DiagnosisArgs.episodes,
         DiagnosisArgs.preset,
     )
+    if counted:
+        refuse_unrecordable()
     results = recorded_results("dmc_diagnosis") if counted else {}
     for name in args.tasks:
         for seed in args.seeds:
             found = diagnose(args, name, seed)
             results.setdefault(name, {})[f"seed_{seed}"] = found | origin()
             print(name, seed, *(f"{key}: {value}" for key, value in found.items()), sep="\n  ")
-    print(write_results("dmc_diagnosis", {"episodes": args.episodes, "results": results}, quick=not counted))
+    payload = {"episodes": args.episodes, "results": results}
+    print(write_results("dmc_diagnosis", payload, quick=not counted and not trying(), collected=True))
 
 
 def diagnose(args: DiagnosisArgs, name: str, seed: int) -> dict[str, Any]:

@@ -8,8 +8,10 @@ Every run has the same environments and the same evaluation: 10 episodes with de
 frames, from seeds that no training uses. Frames are environment steps: decisions times action repeat. Runs lie under
 ``--out``, one folder each, and go on after a kill: JEPAMPC exactly, SAC from its last evaluation. A finished run is a
 small file of ``benchmarks/results/dmc_pixels`` with all its returns, and is not run again, so the table may be filled
-by many calls, in any order and on several machines; ``--report`` collects what is finished. Score of a run: mean return
-of its last evaluation. ``docs/pixel_control.png`` shows curves of published agents beside ours, under their own names.
+by many calls, in any order and on several machines; ``--report`` collects what is finished. A record tells the agent's
+settings, the commit and the code that made it; runs of different agents are not reported together, and older records
+that do not tell are shown one by one. Score of a run: mean return of its last evaluation.
+``docs/pixel_control.png`` shows curves of published agents beside ours, under their own names.
 
 Methods: ``jepa_mpc``; ``sac_latents`` (SAC on latents of a world model that was trained on 10,000 frames of random
 play, which count, and then frozen); ``sac_online_latents`` (the world model goes on learning from SAC's replay);
@@ -33,7 +35,19 @@ import matplotlib
 import numpy as np
 import torch
 import tyro
-from _record import ROOT, origin, write_results
+from _intervals import shown, summarise
+from _record import (
+    ROOT,
+    code,
+    commit,
+    made_by,
+    not_recorded,
+    note_process,
+    refuse_differences,
+    refuse_unrecordable,
+    trying,
+    write_results,
+)
 from stable_baselines3 import DQN, SAC
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
@@ -47,7 +61,6 @@ from jepa_rl.agents.sb3.baselines import SHORT_DQN, LeanCnnPolicy, SaveAtEvaluat
 from jepa_rl.agents.sb3.jepa_mpc import jepa_mpc_preset
 from jepa_rl.agents.sb3.jepa_mpc.resume import settings_of
 from jepa_rl.agents.sb3.online import LatentReplayBuffer, OnlineWorldModel, latent_policy_kwargs, world_of
-from jepa_rl.diagnostics import bootstrap_interval, interquartile_mean
 from jepa_rl.envs import ActionRepeat, LatentObservation, PixelObservation, collect, world_spec
 from jepa_rl.files import write_atomic
 from jepa_rl.memory import keep_freed_memory
@@ -113,7 +126,8 @@ TASKS = {
 class Args:
     tasks: tuple[str, ...] = ("cartpole-swingup", "reacher-easy", "CartPole-v1")
     methods: tuple[str, ...] = METHODS
-    seeds: tuple[int, ...] = (0, 1, 2)
+    seeds: tuple[int, ...] = (1, 2, 3)
+    """Of training; JEPAMPC's settings were chosen on 0 and 100."""
     preset: str = "laptop"
     """Of JEPAMPC."""
     frames: int | None = None
@@ -140,6 +154,8 @@ def main(args: Args) -> None:
             out=args.out / "quick",
             **QUICK,
         )
+    if not (args.report or not_counted(args)):
+        refuse_unrecordable()
     for name in () if args.report else args.tasks:
         for seed in args.seeds:  # all methods of one seed before the next seed
             for method in args.methods:
@@ -147,7 +163,8 @@ def main(args: Args) -> None:
     results = collect_results(args)
     draw(args, results)
     print_table(results)
-    print(write_results("dmc_pixels", {"results": results}, quick=not_counted(args)))
+    quick = not_counted(args) and not trying()
+    print(write_results("dmc_pixels", {"results": results}, quick=quick, collected=True))
 
 
 # -- environments -----------------------------------------------------------------------------------
@@ -193,7 +210,7 @@ def run(args: Args, name: str, method: str, seed: int) -> None:
         task = replace(task, frames=args.frames)
     if record.exists():
         asked: dict[str, Any] = {"preset": args.preset} if method == "jepa_mpc" else {}
-        refuse_unlike(args, folder, asked | {"frames": task.frames})
+        refuse_unlike(args, folder, asked | {"frames": task.frames}, finished=True)
         return
     print(f"{name}, {method}, seed {seed}", flush=True)
     folder.mkdir(parents=True, exist_ok=True)
@@ -212,19 +229,12 @@ def run(args: Args, name: str, method: str, seed: int) -> None:
     curve = json.loads((folder / "curve.json").read_text())
     for entry in curve:
         entry["returns"] = [round(value, 3) for value in entry["returns"]]
+    if not not_counted(args) and (missing := not_recorded(facts)):
+        raise SystemExit(f"{record} would not tell {missing} and is not written; {folder} keeps the run")
     record.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(record, json.dumps(facts | {"curve": curve}).encode())
     for used in ("run/episodes", "saved", "episodes"):  # gigabytes, needed only to go on
         shutil.rmtree(folder / used, ignore_errors=True)
-
-
-def note_process(folder: Path) -> list[dict[str, Any]]:
-    """This process, and those before it that trained the same run until they were stopped: the last is this one."""
-    file = folder / "processes.json"
-    known = json.loads(file.read_text()) if file.exists() else []
-    found = [*known, {"threads": torch.get_num_threads(), **origin()}]
-    write_atomic(file, json.dumps(found).encode())
-    return found
 
 
 def records(args: Args) -> Path:
@@ -235,13 +245,19 @@ def records(args: Args) -> Path:
 def not_counted(args: Args) -> bool:
     """Whether this is a try with another budget or evaluation than the task's own."""
     own = Args()
-    return args.quick or (args.frames, args.evaluate_every, args.episodes) != (
-        own.frames, own.evaluate_every, own.episodes
-    )  # fmt: skip
+    budget = (args.frames, args.evaluate_every, args.episodes)
+    return args.quick or trying() or budget != (own.frames, own.evaluate_every, own.episodes)
 
 
-def refuse_unlike(args: Args, folder: Path, facts: dict[str, Any]) -> None:
-    """Before hours are spent: runs of one task and method are reported together, so they must be of one kind."""
+def refuse_unlike(args: Args, folder: Path, facts: dict[str, Any], finished: bool = False) -> None:
+    """Before hours are spent: runs of one task and method are reported together, so they must be of one kind.
+
+    ``finished``: the run is there already, so that the code of today is not its own.
+
+    Raises:
+        SystemExit: if a finished run differs in ``facts`` or in its code.
+    """
+    now = {} if finished else {"code": code(), "commit": commit()}
     for path in (records(args) / folder.parent.relative_to(args.out)).glob("seed_*.json"):
         there = json.loads(path.read_text())
         told = [name for name in facts if name != "agent" or name in there]  # older records do not tell it
@@ -251,6 +267,10 @@ def refuse_unlike(args: Args, folder: Path, facts: dict[str, Any]) -> None:
                 f"{path} is another kind of run (there, here): {unlike}; move the old records, and "
                 f"their folders under {args.out}, away first"
             )
+        try:
+            refuse_differences([there, now], (), path)
+        except ValueError as error:
+            raise SystemExit(str(error)) from error
 
 
 def evaluation(args: Args, task: Task, folder: Path, make: Callable[[], gym.Env]) -> EvaluationCallback:
@@ -323,6 +343,9 @@ def run_sac(method: str, args: Args, task: Task, folder: Path, seed: int, decisi
     )
     seen = "state" if method == "sac_state" else "pixels"
     facts = {"preset": algorithm.__name__, "device": str(model.device), "observations": seen}
+    # As JSON has it; the seed differs, and classes go by their names.
+    told = {name: value for name, value in settings.items() if name not in ("seed", "device")}
+    facts["agent"] = json.loads(json.dumps(told | {"policy": policy}, default=name_of))
     refuse_unlike(args, folder, facts)
     model.tensorboard_log = str(folder / "tensorboard")
     curve = evaluation(args, task, folder, make)
@@ -343,6 +366,13 @@ def run_sac(method: str, args: Args, task: Task, folder: Path, seed: int, decisi
     if method == "sac_latents":
         facts["before"] = json.loads((folder / "before.json").read_text())
     return facts
+
+
+def name_of(part: Any) -> str:
+    """Of a class; of a model, its configuration."""
+    return (
+        str(part.config) if isinstance(part, WorldModel) else getattr(part, "__name__", type(part).__name__)
+    )
 
 
 def frozen_world_model(args: Args, task: Task, folder: Path, seed: int) -> tuple[Path, int]:
@@ -382,7 +412,7 @@ def run_random(args: Args, task: Task, folder: Path, seed: int, decisions: int) 
     env.close()
     curve = [{"step": 0, "returns": returns, "lengths": [], "seconds": 0.0}]
     write_atomic(folder / "curve.json", json.dumps(curve).encode())
-    return {"preset": "random", "device": "cpu", "observations": "none"}
+    return {"preset": "random", "device": "cpu", "observations": "none", "agent": {"actions": "random"}}
 
 
 def _device(args: Args) -> str:
@@ -411,23 +441,19 @@ def summary(paths: list[Path]) -> dict[str, Any]:
     points = min(len(curve) for curve in curves)
     same = ("frames", "preset", "action_repeat", "train_episode_frames", "render", "observations", "device")
     same += ("n_step",) if "n_step" in runs[0] else ()  # JEPAMPC's alone
-    unlike = [key for key in same if any(run.get(key) != runs[0][key] for run in runs)]
-    agents = [run["agent"] for run in runs if "agent" in run]  # older records do not tell it
-    unlike += ["agent"] if any(agent != agents[0] for agent in agents) else []
-    if unlike:
-        raise ValueError(f"runs under {paths[0].parent} differ in {unlike}; keep those of one kind")
+    refuse_differences(runs, same, paths[0].parent)
+    made, figures = made_by(runs), summarise(last)
+    if made["not_recorded"] and len(runs) > 1:  # they may be of different agents
+        figures |= {"mean": None, "ci95": None}
     return {
-        "iqm": interquartile_mean(np.array([returns.mean() for returns in last])),
-        "ci95": bootstrap_interval(last),
+        **figures,
         "seeds": [int(path.stem.removeprefix("seed_")) for path in paths],
-        "score_per_seed": [float(returns.mean()) for returns in last],
         "wall_seconds": [
             run["before"]["seconds"] + curve[-1]["seconds"] for run, curve in zip(runs, curves, strict=True)
         ],
         **{key: runs[0][key] for key in same},
         "threads": [run["threads"] for run in runs],
-        "commit": [run.get("commit") for run in runs],
-        "cpu": [run["machine"]["cpu"] for run in runs],
+        **made,
         "curve": {
             "frames": [
                 runs[0]["before"]["frames"] + curves[0][i]["step"] * runs[0]["action_repeat"]
@@ -452,7 +478,7 @@ def published(name: str) -> dict[str, list[tuple[float, float]]]:
 
 
 def draw(args: Args, results: dict[str, dict[str, Any]]) -> None:
-    """Our runs in colour (means, and from the least to the greatest seed), published ones in grey."""
+    """Our runs in colour (every seed, and their mean where all are of one agent), published ones in grey."""
     if not results:
         return
     figure, axes = plt.subplots(1, len(results), figsize=(5 * len(results), 4.6), squeeze=False)
@@ -469,11 +495,14 @@ def draw(args: Args, results: dict[str, dict[str, Any]]) -> None:
                 continue
             found, label, colour = methods[method], LABELS[method], f"C{number}"
             if method == "random":
-                lines[label] = axis.axhline(found["iqm"], color="black", linewidth=0.7)
+                lines[label] = axis.axhline(found["mean"], color="black", linewidth=0.7)
                 continue
             frames, returns = found["curve"]["frames"], np.array(found["curve"]["mean_return_per_seed"])
-            lines[label] = axis.plot(frames, returns.mean(0), marker=".", color=colour)[0]
-            axis.fill_between(frames, returns.min(0), returns.max(0), alpha=0.2, color=colour)
+            alone = found["mean"] is None or len(returns) == 1
+            style: dict[str, Any] = {"marker": "."} if alone else {"alpha": 0.4}
+            lines[label] = axis.plot(frames, returns.T, color=colour, linewidth=0.9, **style)[0]
+            if not alone:
+                lines[label] = axis.plot(frames, returns.mean(0), marker=".", color=colour)[0]
         axis.set(title=name, xlabel="frames", ylabel="return", xlim=(0, end))
     figure.tight_layout(rect=(0, 0.16, 1, 1))
     ours = [label for label in LABELS.values() if label in lines]
@@ -488,12 +517,10 @@ def draw(args: Args, results: dict[str, dict[str, Any]]) -> None:
 def print_table(results: dict[str, dict[str, Any]]) -> None:
     for name, methods in results.items():
         for method, found in methods.items():
-            low, high = found["ci95"]
-            minutes = np.mean(found["wall_seconds"]) / 60
-            print(
-                f"{name:<18} {method:<19} {found['iqm']:7.1f}  [{low:.0f}, {high:.0f}]  seeds {found['seeds']}  "
-                f"{minutes:.1f} min"
-            )
+            minutes = ", ".join(f"{seconds / 60:.0f}" for seconds in found["wall_seconds"])
+            missing = f"  not recorded: {', '.join(found['not_recorded'])}" if found["not_recorded"] else ""
+            score = shown(found, pooled=not missing)
+            print(f"{name:<18} {method:<19} {score}  seeds {found['seeds']}  {minutes} min{missing}")
 
 
 if __name__ == "__main__":

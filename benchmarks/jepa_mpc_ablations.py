@@ -4,16 +4,17 @@
     python benchmarks/jepa_mpc_ablations.py --variants full warm_start --seeds 2
     python benchmarks/jepa_mpc_ablations.py --quick
 
-A quarter of an hour for each variant and seed on one core (``no_value`` 25 minutes, ``reconstruction`` 54), on
+A quarter of an hour for each variant and seed on one core (``long_search`` 25 minutes, ``reconstruction`` 54), on
 ``dmc/cartpole-swingup-v0`` (OpenGL) as in ``dmc_pixels.py``, whose evaluation this is; ``--quick`` takes CartPole-v1.
 The learning rate falls over these few frames, so returns are not those of the longer runs after as many. Runs go on
 after a kill; a finished one is kept in the results and not run again.
 
-Variants: ``full``; ``no_prior`` (the policy proposes no plans); ``no_value`` (search over a long horizon,
-without a value behind it and without proposals); ``no_prediction`` (reward and value alone shape the latents);
-``reconstruction`` (painting the observations instead of predicting the latents); ``warm_start`` (encoder and dynamics
-come from a world model that was trained without reward on random play, whose frames and seconds are given beside it);
-``frozen`` (that one, and neither learns any further).
+Variants: ``full``; ``no_prior`` (the policy proposes no plans); ``long_search`` (three changes at once: no value behind
+the plan, no proposals, and 20 steps instead of five to make up for them; what the value alone is worth it does not
+say); ``no_prediction`` (reward and value alone shape the latents); ``reconstruction`` (painting the observations
+instead of predicting the latents); ``warm_start`` (encoder and dynamics come from a world model that was trained
+without reward on random play, whose frames and seconds are given beside it); ``frozen`` (that one, and neither learns
+any further).
 """
 
 from __future__ import annotations
@@ -30,12 +31,23 @@ import dmc_pixels
 import numpy as np
 import torch
 import tyro
-from _record import origin, recorded_results, write_results
+from _intervals import summarise
+from _record import (
+    made_by,
+    not_recorded,
+    note_process,
+    recorded_results,
+    refuse_differences,
+    refuse_unrecordable,
+    trying,
+    write_results,
+)
 from dmc_pixels import TASKS, Task, evaluation, make_jepa_mpc, make_pixels, random_play
 
 import jepa_rl.envs
 from jepa_rl import TrainConfig, WindowSampler, WorldModel, fit
 from jepa_rl.agents import JEPAMPC, ResumableRun
+from jepa_rl.agents.sb3.jepa_mpc.resume import settings_of
 from jepa_rl.files import write_atomic
 from jepa_rl.memory import keep_freed_memory
 from jepa_rl.objectives.terms import VICREG_COVARIANCE
@@ -44,20 +56,23 @@ from jepa_rl.objectives.terms import VICREG_COVARIANCE
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "full": {},
     "no_prior": {"search": {"proposals": 0}},
-    "no_value": {"search": {"proposals": 0, "terminal_value": False, "horizon": 20}},
+    "long_search": {"search": {"proposals": 0, "terminal_value": False, "horizon": 20}},
     "no_prediction": {"control": {"shaping": 0.0}},
     "reconstruction": {"world": {"objective": "reconstruction"}},
     "warm_start": {},
     "frozen": {"control": {"frozen": True}},
 }
-Variant = Literal["full", "no_prior", "no_value", "no_prediction", "reconstruction", "warm_start", "frozen"]
+Variant = Literal[
+    "full", "no_prior", "long_search", "no_prediction", "reconstruction", "warm_start", "frozen"
+]
 
 
 @dataclass(frozen=True)
 class Args:
     task: str = "cartpole-swingup"
     variants: tuple[Variant, ...] = tuple(VARIANTS)  # type: ignore[assignment]
-    seeds: tuple[int, ...] = (0,)
+    seeds: tuple[int, ...] = (1, 2, 3)
+    """Of training; JEPAMPC's settings were chosen on 0."""
     frames: int = 24_000
     """Of training."""
     evaluate_every: int = 4_000
@@ -81,12 +96,15 @@ def main(args: Args) -> None:
         )  # fmt: skip
         shutil.rmtree(args.out, ignore_errors=True)
     check_budget(args)
+    if not not_counted(args):
+        refuse_unrecordable()
     task = replace(TASKS[args.task], frames=args.frames)
     for seed in args.seeds:  # all variants of one seed before the next seed
         for variant in args.variants:
             run(args, task, variant, seed)
     payload = budget(args) | {"results": collected(args)}
-    print(write_results("jepa_mpc_ablations", payload, quick=not_counted(args)))
+    quick = not_counted(args) and not trying()
+    print(write_results("jepa_mpc_ablations", payload, quick=quick, collected=True))
 
 
 def budget(args: Args) -> dict[str, Any]:
@@ -99,7 +117,7 @@ def budget(args: Args) -> dict[str, Any]:
 
 def not_counted(args: Args) -> bool:
     """Whether this is a try with another budget than that of the results, which it must not replace."""
-    return args.quick or budget(args) != budget(Args())
+    return args.quick or trying() or budget(args) != budget(Args())
 
 
 def check_budget(args: Args) -> None:
@@ -117,7 +135,7 @@ def run(args: Args, task: Task, variant: Variant, seed: int) -> None:
     if (folder / "record.json").exists() or f"seed_{seed}" in kept(args).get(variant, {}):
         return
     print(f"{args.task}, {variant}, seed {seed}", flush=True)
-    decisions = task.frames // task.repeat
+    decisions, processes = task.frames // task.repeat, note_process(folder)
     settings = dmc_pixels.Args(device=args.device, evaluate_every=args.evaluate_every, episodes=args.episodes)
     model = make_jepa_mpc(settings, task, folder, seed, decisions, **VARIANTS[variant])
     before = {"pretraining_seconds": 0.0}
@@ -133,8 +151,12 @@ def run(args: Args, task: Task, variant: Variant, seed: int) -> None:
         ],
         "last_returns": [round(value, 1) for value in curve.results[-1]["returns"]],
         "train_seconds": curve.results[-1]["seconds"],
-        **origin(),
+        "agent": settings_of(model) | {"seed": None},
+        **processes[-1],
+        "processes": processes,
     }
+    if not not_counted(args) and (missing := not_recorded(record)):
+        raise SystemExit(f"{folder}/record.json would not tell {missing} and is not written; the run is kept")
     write_atomic(folder / "record.json", json.dumps(record).encode())
     shutil.rmtree(folder / "run")
 
@@ -171,22 +193,32 @@ def kept(args: Args) -> dict[str, dict[str, Any]]:
 
 
 def collected(args: Args) -> dict[str, Any]:
-    """Finished runs and their mean, per variant."""
+    """Finished runs, their points and mean, per variant."""
     results: dict[str, Any] = {}
     for variant in VARIANTS:
         runs = dict(kept(args).get(variant, {}))
         for path in sorted((args.out / args.task / variant).glob("seed_*/record.json")):
             runs[path.parent.name] = json.loads(path.read_text())
         if runs:
+            refuse_differences(list(runs.values()), (), f"{args.out / args.task / variant} and the results")
             curves = np.array([[point["return"] for point in found["curve"]] for found in runs.values()])
             frames = [point["frames"] for point in next(iter(runs.values()))["curve"]]
             results[variant] = {
-                "return": float(curves[:, -1].mean()),
-                "curve": dict(zip(map(str, frames), curves.mean(0).tolist(), strict=True)),
+                **score(runs),
+                "curve_per_seed": dict(zip(map(str, frames), curves.T.tolist(), strict=True)),
                 "runs": runs,
             }
-            print(f"{variant:<15}", *(f"{value:6.0f}" for value in curves.mean(0)), f"  {len(runs)} seeds")
+            for seed, curve in zip(runs, curves, strict=True):
+                print(f"{variant:<15} {seed}", *(f"{value:6.0f}" for value in curve))
     return results
+
+
+def score(runs: dict[str, Any]) -> dict[str, Any]:
+    """Of the last evaluation; no mean of runs that may be of different agents, since they do not tell theirs."""
+    made, figures = made_by(runs.values()), summarise([found["last_returns"] for found in runs.values()])
+    if made["not_recorded"] and len(runs) > 1:
+        figures |= {"mean": None, "ci95": None}
+    return figures | made
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ import gymnasium as gym
 import numpy as np
 import torch
 import tyro
-from _record import write_results
+from _record import refuse_unrecordable, trying, write_results
 from torch import Tensor, nn
 
 from jepa_rl.agents import CEM
@@ -305,6 +305,8 @@ def report(kind: str, environments: int, r: dict[str, Any]) -> None:
 
 
 def main(args: Args) -> None:
+    if not (args.quick or trying()):
+        refuse_unrecordable()
     if args.quick:
         args = Args(quick=True, threads=args.threads, samples=32, elites=4, iterations=2, repetitions=1)
     torch.set_num_threads(args.threads)

@@ -2,75 +2,109 @@
 
 python benchmarks/readme_table.py           # rewrite the block
 python benchmarks/readme_table.py --check   # exit 1 if the block does not say what the files say
+
+Fewer than five training seeds are shown as points, with their mean; from five on the mean has an interval. A figure
+whose file does not tell the settings, the commit and the code behind it has a dagger.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path
+from collections.abc import Iterator, Set
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+from _intervals import shown, summarise
+from _record import ROOT, not_recorded
+
 RESULTS = ROOT / "benchmarks" / "results"
 README = ROOT / "README.md"
 START, END = "<!-- figures: benchmarks/readme_table.py -->", "<!-- /figures -->"
+Row = tuple[str, str]  # what, figure
+DAGGER = (
+    "† Not recorded: the agent's settings, the commit or the code behind the figure; newer files hold them all. Seeds "
+    "that come from several such runs are shown without a mean. Bootstrap intervals of three seeds, which newer files "
+    "do not have, hold the truth in 75 to 82% of cases, not in 95%."
+)
 
 
-def percent(value: float) -> str:
-    return f"{100 * value:.1f}%"
+def score(found: dict[str, Any], form: str, pooled: bool = True) -> str:
+    """A summary of seeds; of older files, which do not have the points, their mean and how it was found."""
+    if found["per_seed"]:
+        return shown(found, form, pooled)
+    bounds = found.get("bootstrap_of_these_seeds")
+    spread = f" (bootstrap {bounds[0]:{form}} to {bounds[1]:{form}})" if bounds else ""
+    return f"{found['mean']:{form}}{spread}"
 
 
-def interval(bounds: list[float]) -> str:
-    return f"{percent(bounds[0])} to {percent(bounds[1])}"
+CHOSEN_ON = {0, 1, 2}  # training seeds that settings of the goal tasks were chosen on
 
 
-def two_rooms(r: dict[str, Any]) -> list[tuple[str, str]]:
+def seeds_of(r: dict[str, Any], chosen_on: Set[int] = frozenset()) -> str:
+    names = ", ".join(map(str, r["seeds"]))
+    tuned = ", which settings were chosen on" if chosen_on & set(r["seeds"]) else ""
+    return f"training seed{'s' * (len(r['seeds']) > 1)} {names}{tuned}"
+
+
+def count_of(found: dict[str, Any]) -> str:
+    number = len(found["per_seed"])
+    return f"{number} seed{'s' * (number > 1)}"
+
+
+def two_rooms(r: dict[str, Any]) -> list[Row]:
+    found = r["success"]
     return [
-        ("Two Rooms, goal in the other room, random wall and door: success", percent(r["success_rate"])),
-        ("... 95% interval", interval(r["success_ci95"])),
-        ("... random actions", percent(r["random_success_rate"])),
-        ("... the same search on the true simulator", percent(r["oracle_dynamics_success_rate"])),
-    ]
-
-
-def goal_planning(r: dict[str, Any]) -> list[tuple[str, str]]:
-    return [
-        (f"{r['task']}, goal picture 25 steps ahead: success", percent(r["success_rate"])),
-        ("... 95% interval", interval(r["success_ci95"])),
-        ("... random actions", percent(r["random_success_rate"])),
-        ("... training per seed", f"{r['train_seconds'] / 60:.0f} min"),
-    ]
-
-
-def planning_speed(r: dict[str, Any]) -> list[tuple[str, str]]:
-    return [
-        ("CEM, 1 environment: time of stable-worldmodel / ours", f"{r['ratio_1_env']:.1f}x"),
-        ("CEM, 16 environments: time of stable-worldmodel / ours", f"{r['ratio_16_envs']:.1f}x"),
         (
-            "... with our search in bfloat16, 1 and 16 environments",
-            f"{r['ratio_1_env_bfloat16_against_float32']:.1f}x, {r['ratio_16_envs_bfloat16_against_float32']:.1f}x",
+            f"Two Rooms, goal in the other room, random wall and door: success, {seeds_of(r, CHOSEN_ON)}",
+            score(found["agent"], ".1%"),
+        ),
+        ("... random actions", score(found["random"], ".1%")),
+        ("... the same search on the true simulator", score(found["true_dynamics"], ".1%")),
+        (
+            f"... CEM, cost summed over the plan, the first {r['settings']['cem_episodes']} episodes",
+            score(found["cem"], ".1%"),
         ),
     ]
 
 
-def wrapper_speed(r: dict[str, Any]) -> list[tuple[str, str]]:
+def goal_planning(r: dict[str, Any]) -> list[Row]:
+    found = r["success"]
+    return [
+        (
+            f"{r['task']}, goal picture 25 steps ahead: success, {seeds_of(r, CHOSEN_ON)}",
+            score(found["agent"], ".1%"),
+        ),
+        ("... random actions", score(found["random"], ".1%")),
+        ("... training", minutes(r["train_seconds"], r["machines"])),
+    ]
+
+
+def planning_speed(r: dict[str, Any]) -> list[Row]:
+    return [
+        (
+            "CEM, 1 and 16 environments, both sides in float32: time of stable-worldmodel / ours",
+            f"{r['ratio_1_env']:.1f}x, {r['ratio_16_envs']:.1f}x",
+        ),
+        (
+            "... both sides in bfloat16",
+            f"{r['ratio_1_env_bfloat16']:.1f}x, {r['ratio_16_envs_bfloat16']:.1f}x",
+        ),
+    ]
+
+
+def wrapper_speed(r: dict[str, Any]) -> list[Row]:
     return [
         ("PPO training frames per second, latents / CnnPolicy on pixels", f"{r['ppo_fps_ratio']:.1f}x"),
         ("encoding one observation (64 x 64, 3 frames)", f"{r['encode_ms']:.2f} ms"),
     ]
 
 
-def rendering(r: dict[str, Any]) -> list[tuple[str, str]]:
-    return [
-        (
-            "dm_control pixels, our fast look / dm_control's own rendering, median of tasks",
-            f"{r['median_ratio']:.1f}x",
-        )
-    ]
+def rendering(r: dict[str, Any]) -> list[Row]:
+    what = "dm_control pixels, our fast look / dm_control's own rendering, median of tasks"
+    return [(what, f"{r['median_ratio']:.1f}x")]
 
 
-def dmc_pixels(r: dict[str, Any]) -> list[tuple[str, str]]:
+def dmc_pixels(r: dict[str, Any]) -> list[Row]:
     labels = {
         "jepa_mpc": "JEPAMPC from pixels",
         "sac_pixels": "SAC from pixels",
@@ -83,7 +117,6 @@ def dmc_pixels(r: dict[str, Any]) -> list[tuple[str, str]]:
     for task, methods in r["results"].items():
         for i, method in enumerate(name for name in labels if name in methods):
             found = methods[method]
-            seeds, (low, high) = len(found["seeds"]), found["ci95"]
             label = labels[method].replace("SAC", found["preset"]) if "sac" in method else labels[method]
             if method == "jepa_mpc":
                 label = label.replace("pixels", found["observations"])
@@ -91,31 +124,38 @@ def dmc_pixels(r: dict[str, Any]) -> list[tuple[str, str]]:
             budget = f"{found['frames']:,} frames" + (f" in episodes of {cut}" if cut else "")
             look = f"action repeat {found['action_repeat']}, {found['render']} rendering"
             lead = "... " if i else f"{task}, {budget}, {look}: "
-            interval = f" ({low:.0f} to {high:.0f})" if high > low else ""
+            took = minutes(found["wall_seconds"], found["machines"], found["threads"])
             rows.append(
                 (
-                    f"{lead}{label}, return, {seeds} seed{'s' * (seeds > 1)}{minutes(found['wall_seconds'])}",
-                    f"{found['iqm']:.0f}{interval}",
+                    f"{lead}{label}, return, {count_of(found)}{f' of {took}' if took else ''}",
+                    score(found, ".0f", pooled=not found["not_recorded"]),
                 )
             )
     return rows
 
 
-def minutes(seconds: list[float]) -> str:
-    """Of the shortest and the longest run."""
-    least, most = (round(extreme(seconds) / 60) for extreme in (min, max))
-    if not most:
-        return ""
-    return f" of {least} min" if least == most else f" of {least} to {most} min"
+def minutes(seconds: list[float], machines: list[dict[str, Any]], threads: list[int] | None = None) -> str:
+    """Of the shortest and the longest run on each machine; nothing for runs that took no time."""
+    groups: dict[str, list[float]] = {}
+    used = threads or [machine.get("torch_threads", 1) for machine in machines]
+    for spent, machine, count in zip(seconds, machines, used, strict=True):
+        cpu = machine["cpu"].split(",")[0].replace("(R)", "").replace(" Processor", "")
+        groups.setdefault(f"{cpu}, {count} thread{'s' * (count > 1)}", []).append(spent)
+    parts = []
+    for name, spent in groups.items():
+        least, most = (round(extreme(spent) / 60) for extreme in (min, max))
+        if most:
+            parts.append(f"{least} min ({name})" if least == most else f"{least} to {most} min ({name})")
+    return ", ".join(parts)
 
 
-def jepa_mpc_ablations(r: dict[str, Any]) -> list[tuple[str, str]]:
+def jepa_mpc_ablations(r: dict[str, Any]) -> list[Row]:
     labels = {
         "full": "in full",
         "warm_start": "warm start from a world model of random play",
         "frozen": "that one, frozen",
         "no_prior": "no policy prior",
-        "no_value": "no value",
+        "long_search": "20 steps searched, without value and proposals",
         "no_prediction": "no prediction",
         "reconstruction": "reconstruction instead",
     }
@@ -124,33 +164,65 @@ def jepa_mpc_ablations(r: dict[str, Any]) -> list[tuple[str, str]]:
     what = (
         f"JEPAMPC, {r['task']}, {r['frames']:,} frames, {seeds} seed{'s' * (seeds > 1)}: {' / '.join(found)}"
     )
-    return [(what, " / ".join(f"{variant['return']:.0f}" for variant in found.values()))]
-
-
-def branching(r: dict[str, Any]) -> list[tuple[str, str]]:
-    energy, kept = r["energy_score_ratio_to_oracle"], r["return_ratio_to_oracle"]
     return [
         (
-            "TableEdge, fall probability, error of 10 bins: flow, 4 evaluations",
+            what,
+            " / ".join(
+                score(variant, ".0f", pooled=not variant["not_recorded"]) for variant in found.values()
+            ),
+        )
+    ]
+
+
+def branching(r: dict[str, Any]) -> list[Row]:
+    energy, kept = r["energy_score_ratio_to_true_sampler"], r["return_ratio_to_true_dynamics"]
+    kinds = {"flow": "flow", "mixture": "mixture", "ensemble": "ensemble", "point": "point"}
+    seeds = {name: len(found) for name, found in r["seeds"].items()}
+
+    def pairs(returns: dict[str, Any], form: str) -> Iterator[str]:
+        """Of every kind by the mean and by CVaR, where it draws futures."""
+        for name in kinds:
+            cells = [score(returns[k], form) for k in (name, f"{name}_cvar") if k in returns]
+            yield f"{name} {' / '.join(cells)}"
+
+    rows = [
+        (
+            f"TableEdge, fall probability, error of 10 bins: flow, 4 evaluations, {seeds['table_edge']} seeds",
             f"{r['frequency_mae']['flow_4']:.3f}",
         ),
         (
-            "... energy score / the true sampler's: flow, mixture, ensemble, point",
+            "... energy score / the true sampler's, on an encoder made for the flow: flow, mixture, ensemble, point",
             ", ".join(f"{energy[k]:.2f}" for k in ("flow_4", "mixture", "ensemble", "point")),
         ),
         (
-            "... return / the oracle planner's: flow with CVaR, flow by the mean, mixture, ensemble, point",
-            ", ".join(
-                f"{kept[k]['ratio']:.2f}" for k in ("flow_cvar", "flow", "mixture", "ensemble", "point")
-            ),
+            "... return / the same search's with the true dynamics, same encoder: plans by the mean / by CVaR",
+            "; ".join(pairs(kept, ".2f")),
         ),
-        (
-            "... return with real contact (MuJoCo): flow with CVaR, mixture, ensemble, point, random actions",
-            ", ".join(
-                f"{r['return_mujoco'][k]['mean']:.1f}"
-                for k in ("flow_cvar", "mixture", "ensemble", "point", "random")
-            ),
-        ),
+    ]
+    if "return_mujoco" in r:
+        contact = points_only(r["return_mujoco"], seeds["mujoco"])
+        floor, many = (
+            score(contact["random"], ".1f"),
+            f"{seeds['mujoco']} seed{'s' * (seeds['mujoco'] > 1)}",
+        )
+        rows.append(
+            (
+                f"... return with real contact (MuJoCo), {many}: plans by the mean / by CVaR",
+                "; ".join(
+                    [*pairs(points_only(r["return_mujoco"], seeds["mujoco"]), ".1f"), f"random {floor}"]
+                ),
+            )
+        )
+    if "flow_followed" in kept:
+        names = ("flow", "flow_followed", "flow_followed_keep")
+        rows.append(
+            (
+                "... plans of the flow made anew after each step / followed for 6 / and futures discarded (`keep`)",
+                " / ".join(score(kept[name], ".2f") for name in names),
+            )
+        )
+    return [
+        *rows,
         (
             "... planning time with 8 futures / the point predictor's",
             f"{r['planning_time_ratio_8_futures']:.1f}x",
@@ -162,26 +234,74 @@ def branching(r: dict[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
+def points_only(returns: dict[str, Any], seeds: int) -> dict[str, Any]:
+    """One seed has no interval."""
+    return {k: v | {"bootstrap_of_these_seeds": None} for k, v in returns.items()} if seeds == 1 else returns
+
+
 TASK_NAMES = {"two_rooms": "Two Rooms"}
+COST_NAMES = {"sum": "cost summed over the plan", "last": "cost of the last state alone"}
 
 
-def flow_proposals(r: dict[str, Any]) -> list[tuple[str, str]]:
+def flow_proposals(r: dict[str, Any]) -> list[Row]:
+    labels = {
+        "flow_proposals": "proposals of a flow",
+        "flow_proposals_refined": "refined once",
+        "cem": "CEM",
+        "tree": "tree",
+    }
     rows = []
-    for task, planners in r["planners"].items():
-        shown = [planners[name] for name in ("flow_proposals", "flow_proposals_refined", "cem")]
-        rows.append(
-            (
-                f"{TASK_NAMES.get(task, task)}, proposals of a flow / refined once / CEM: success, ms of a decision",
-                " / ".join(f"{found['success_rate']:.2f}" for found in shown)
-                + ", "
-                + " / ".join(f"{found['plan_ms']:.0f}" for found in shown)
-                + " ms",
+    for task, found in r["tasks"].items():
+        planners = found["planners"]
+        for cost, name in COST_NAMES.items():
+            there = {label: planners[k][cost] for k, label in labels.items() if cost in planners.get(k, {})}
+            if not there:
+                continue
+            success = " / ".join(score(row["success"], ".2f") for row in there.values())
+            spent = " / ".join(", ".join(f"{ms:.0f}" for ms in row["plan_ms"]) for row in there.values())
+            seeds = seeds_of(found, CHOSEN_ON)
+            rows.append(
+                (
+                    f"{TASK_NAMES.get(task, task)}, {name}, {seeds}, {' / '.join(there)}: success, ms of a decision",
+                    f"{success}, {spent} ms",
+                )
             )
-        )
     return rows
 
 
-def data_speed(r: dict[str, Any]) -> list[tuple[str, str]]:
+def few_steps(r: dict[str, Any]) -> list[Row]:
+    if "per_seed" not in r:
+        return []
+    at, lags = r["evaluations"].index(4), ("lag_1", "lag_0.5", "lag_0")
+    weights = [name for name in r["mean"]["guidance"] if name.startswith("guidance_")]
+
+    def cell(*keys: Any, form: str = ".3f") -> str:
+        """Mean and points of a figure that lies under these keys in every seed."""
+        points = []
+        for found in r["per_seed"]:
+            for key in keys:
+                found = found[key]
+            points.append([found])
+        return shown(summarise(points), form)
+
+    return [
+        (
+            f"Flow, paths of 4 states drawn one by one / as a pyramid (`lag=0.5`) / at once, {seeds_of(r)}: energy "
+            "score / the true sampler's, time of a draw",
+            " / ".join(cell("paths", lag, "energy_score_ratio") for lag in lags)
+            + ", "
+            + " / ".join(cell("paths", lag, "milliseconds", form=".0f") for lag in lags)
+            + " ms",
+        ),
+        (
+            f"Flow, guidance by the action of {' / '.join(name.partition('_')[2] for name in weights)}: energy "
+            "score / the true sampler's",
+            " / ".join(cell("guidance", name, "energy_score_ratio", at) for name in weights),
+        ),
+    ]
+
+
+def data_speed(r: dict[str, Any]) -> list[Row]:
     return [
         (
             "episode store, stacked frames sampled per second, 3 frames",
@@ -199,27 +319,58 @@ ROWS = {
     "dmc_pixels": dmc_pixels,
     "jepa_mpc_ablations": jepa_mpc_ablations,
     "branching": branching,
+    "few_steps": few_steps,
     "flow_proposals": flow_proposals,
     "rendering": rendering,
     "data_speed": data_speed,
 }
 
 
+def facts(result: Any, name: str) -> Iterator[Any]:
+    """Every value of this name, anywhere in a file."""
+    if isinstance(result, dict):
+        if name in result:
+            yield result[name]
+        result = list(result.values())
+    for value in result if isinstance(result, list) else ():
+        yield from facts(value, name)
+
+
+def machines_of(result: dict[str, Any]) -> list[str]:
+    """That the figures of a file were measured on; of a collected one those of its records."""
+    found = [machine for several in facts(result, "machines") for machine in several]
+    found = found or [result["machine"]]
+    return [
+        ("" if "cores" not in machine else f"{machine['cores']} core{'s' * (machine['cores'] > 1)} of ")
+        + f"{machine['cpu']}, {machine.get('gpu') or 'no GPU'}"
+        for machine in found
+    ]
+
+
+def untold(result: dict[str, Any]) -> bool:
+    """Whether some figure of the file does not tell how it was made."""
+    told = list(facts(result, "not_recorded"))
+    return any(told) if told else bool(set(not_recorded(result)) - {"settings"})
+
+
 def block() -> str:
-    """The markdown between the markers: one table, and the machine that each row comes from."""
+    """The markdown between the markers: one table, and the machines that its rows come from."""
     lines = ["", "| what | figure | from |", "|---|---|---|"]
-    machines = []
+    machines, dagger = [], False
     for name, rows in ROWS.items():
         path = RESULTS / f"{name}.json"
         if not path.exists():
             continue
         result = json.loads(path.read_text())
-        lines += [f"| {what} | {figure} | `{path.name}` |" for what, figure in rows(result)]
-        machine = result["machine"]
-        machines.append(f"{machine['cores']} cores of {machine['cpu']}, {machine.get('gpu') or 'no GPU'}")
+        mark = " †" if untold(result) else ""
+        found = rows(result)
+        lines += [f"| {what} | {figure} | `{path.name}`{mark} |" for what, figure in found]
+        machines += machines_of(result) if found else []
+        dagger = dagger or bool(mark and found)
     if not machines:
         return "\nNo benchmark results are stored yet.\n\n"
-    return "\n".join([*lines, "", f"Measured on {'; '.join(dict.fromkeys(machines))}.", ""]) + "\n"
+    notes = [f"Measured on {'; '.join(dict.fromkeys(machines))}.", *([f"\n{DAGGER}"] if dagger else [])]
+    return "\n".join([*lines, "", *notes, ""]) + "\n"
 
 
 def rewritten(text: str) -> str:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import gymnasium as gym
 import tyro
-from _record import write_results
+from _record import refuse_unrecordable, trying, write_results
 
 import jepa_rl.envs  # noqa: F401  (registers dmc/*)
 from jepa_rl.envs.gl import find_backend
@@ -86,6 +86,8 @@ def measure(task: str, rounds: int, seconds: float) -> dict[str, float]:
 
 
 def main(args: Args) -> None:
+    if not (args.quick or trying()):
+        refuse_unrecordable()
     rounds, seconds = (3, 0.15) if args.quick else (args.rounds, args.round_seconds)
     print(f"{'task':<20}{'default':>10}{'kept':>10}{'fast':>10}{'ratio':>9}   ({SIZE}x{SIZE}, frames/s)")
     tasks = {}

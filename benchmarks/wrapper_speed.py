@@ -24,7 +24,7 @@ import gymnasium as gym
 import numpy as np
 import torch
 import tyro
-from _record import write_results
+from _record import refuse_unrecordable, trying, write_results
 from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
@@ -122,6 +122,8 @@ def encode_ms(encoder: WorldModel, observations: int, repeats: int) -> float:
 
 
 def main(args: Args) -> None:
+    if not (args.quick or trying()):
+        refuse_unrecordable()
     turns, rollouts, n_steps = (1, 1, 64) if args.quick else (args.turns, args.rollouts, args.n_steps)
     venv = make_pixels(args.env)
     torch.manual_seed(0)

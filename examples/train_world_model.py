@@ -1,7 +1,10 @@
 """Train a world model of any environment on random play: no rewards, no labels.
 
     python examples/train_world_model.py
-    python examples/train_world_model.py --env-id CartPole-v1 --frames 3 --block 1 --out runs/cartpole
+    python examples/train_world_model.py --env-id jepa_rl/TwoRooms-v0 --frames 1 --block 5 --out runs/two_rooms
+
+The defaults suit what feeds an agent: three pictures, since one shows no speeds, and a latent step for each of its
+decisions. The second line suits planning far ahead where nothing has a speed.
 
 Writes runs/train_world_model/: episodes/, model.safetensors, checkpoint.safetensors, results.json,
 latent_map.png and TensorBoard events. A run that was stopped goes on where it was.
@@ -26,12 +29,12 @@ os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # CartPole and its kin draw w
 
 @dataclass(frozen=True)
 class Args:
-    env_id: str = "jepa_rl/TwoRooms-v0"
+    env_id: str = "CartPole-v1"
     """Gymnasium id of an environment that shows pictures or renders them."""
-    frames: int = 1
-    """Pictures in one observation; take 3 where a single one does not show speeds."""
-    block: int = 5
-    """Environment steps in one latent step."""
+    frames: int = 3
+    """Pictures in one observation; a single one does not show speeds."""
+    block: int = 1
+    """Environment steps in one latent step; 1 for an agent that decides at every step, more for planning far ahead."""
     steps: int = 20_000
     """Environment steps of random play."""
     updates: int = 2_000
