@@ -3,12 +3,16 @@
 from jepa_rl.agents.evaluation import EvaluationCallback, play_episodes
 from jepa_rl.agents.inverse import InverseModel, InverseModelAgent, fit_inverse_model
 from jepa_rl.agents.mpc import MPCAgent, MPCState
-from jepa_rl.agents.planners.categorical import CategoricalCEM
-from jepa_rl.agents.planners.cem import CEM
-from jepa_rl.agents.planners.gradient import GradientPlanner
-from jepa_rl.agents.planners.icem import ICEM
-from jepa_rl.agents.planners.mppi import MPPI
-from jepa_rl.agents.planners.tree import TreeSearch
+from jepa_rl.agents.planners import (
+    CEM,
+    ICEM,
+    MPPI,
+    BasePlanner,
+    CategoricalCEM,
+    GradientPlanner,
+    SamplingPlanner,
+    TreeSearch,
+)
 from jepa_rl.agents.proposals import FlowPlanner, FlowProposals, fit_flow_proposals
 from jepa_rl.agents.sb3.jepa_mpc import JEPAMPC, JEPAMPCPolicy, ResumableRun, jepa_mpc_preset
 
@@ -18,6 +22,7 @@ __all__ = [
     "JEPAMPC",
     "JEPAMPCPolicy",
     "MPPI",
+    "BasePlanner",
     "CategoricalCEM",
     "EvaluationCallback",
     "FlowPlanner",
@@ -28,6 +33,7 @@ __all__ = [
     "MPCAgent",
     "MPCState",
     "ResumableRun",
+    "SamplingPlanner",
     "TreeSearch",
     "fit_flow_proposals",
     "fit_inverse_model",

@@ -1,4 +1,4 @@
-"""What the agents on a world model share: the door between observations and latents, actions and environments."""
+"""What the agents on a world model share: observations to latents, files, and what callbacks ask for."""
 
 from __future__ import annotations
 
@@ -35,7 +35,9 @@ class LatentAgent:
         model: a world model with ``encode``, ``rollout`` and ``spec``, or the path of a saved one.
 
     Raises:
-        TypeError: if it is neither; FileNotFoundError, ValueError: as ``WorldModel.load``.
+        TypeError: if it is neither.
+        FileNotFoundError: as ``WorldModel.load``.
+        ValueError: as ``WorldModel.load``, and for a world model that observes other things than one picture.
     """
 
     def __init__(self, model: Any) -> None:
@@ -47,6 +49,12 @@ class LatentAgent:
                 f"{type(model).__name__} without {', '.join(missing)}"
             )
         self.spec: WorldSpec = self.model.spec
+        if self.spec.pixels is None:
+            raise ValueError(
+                "this agent looks at one picture and reaches another, the world model observes "
+                f"{self.spec.shapes}; train one on PixelObservation(env), or act with JEPAMPC"
+            )
+        self._shape = self.spec.pixels
         self.num_timesteps = 0
         self.logger = Logger(folder=None, output_formats=[])
         self._goal: np.ndarray | None = None
@@ -89,7 +97,11 @@ class LatentAgent:
         return state
 
     def _read(self, observation: Observation) -> tuple[np.ndarray, np.ndarray | None, bool]:
-        """Pixels "n c y x", goals "n c y x" or "1 c y x" or None, and whether it was one environment's alone."""
+        """Reads an observation.
+
+        Returns:
+            Pixels "n c y x"; goals "n c y x" or "1 c y x", or None; and whether it was that of a single environment.
+        """
         goal = self._goal
         if isinstance(observation, dict):
             if "pixels" not in observation:
@@ -112,11 +124,11 @@ class LatentAgent:
         return pixels, goal, alone
 
     def _checked(self, name: str, pixels: np.ndarray) -> np.ndarray:
-        if pixels.dtype != np.uint8 or pixels.shape[1:] != self.spec.pixels or not len(pixels):
+        shape = self._shape
+        if pixels.dtype != np.uint8 or pixels.shape[1:] != shape or not len(pixels):
             raise ValueError(
-                f"{name} must be uint8 of shape {self.spec.pixels} or (n, {', '.join(map(str, self.spec.pixels))}),"
-                f" got {pixels.dtype} {pixels.shape}; PixelObservation(env, size={self.spec.pixels[1]}, "
-                f"frames={self.spec.frames}) makes them"
+                f"{name} must be uint8 of shape {shape} or (n, {', '.join(map(str, shape))}), got {pixels.dtype} "
+                f"{pixels.shape}; PixelObservation(env, size={shape[1]}, frames={self.spec.frames}) makes them"
             )
         return pixels
 

@@ -13,36 +13,12 @@ from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 
 from jepa_rl.agents.base import LatentAgent, Observation
-from jepa_rl.agents.planners.categorical import CategoricalCEM
-from jepa_rl.agents.planners.cem import CEM
-from jepa_rl.agents.planners.gradient import GradientPlanner
-from jepa_rl.agents.planners.icem import ICEM
-from jepa_rl.agents.planners.mppi import MPPI
-from jepa_rl.agents.planners.tree import TreeSearch
-from jepa_rl.agents.proposals import FlowPlanner
+from jepa_rl.agents.futures import Futures, check_keep, compare, replaced
+from jepa_rl.agents.planners.saved import planner_from, planner_settings
 from jepa_rl.costs import GoalCost
 from jepa_rl.dynamics import HeldActions
 from jepa_rl.modes import evaluating
-from jepa_rl.risk import load_risk, risk_settings
 from jepa_rl.types import JSON, Cost, Dynamics, Plan, Planner
-
-PLANNERS: dict[str, type] = {
-    p.__name__: p for p in (CEM, ICEM, MPPI, GradientPlanner, CategoricalCEM, TreeSearch)
-}
-
-
-class Futures(NamedTuple):
-    """Of the plans under way, drawn when they were made.
-
-    Attributes:
-        paths: latents of each future, index 0 is when the plan was made.
-        costs: of the plan in each.
-        missed: squared distances between each future and what was seen since, added up.
-    """
-
-    paths: Float[Tensor, "n f h+1 d"]
-    costs: Float[Tensor, "n f"]
-    missed: Float[Tensor, "n f"]
 
 
 class MPCState(NamedTuple):
@@ -146,7 +122,9 @@ class MPCAgent(LatentAgent):
         if futures is not None:
             looking = np.flatnonzero(~due & (position % self.spec.block == 0))
             if looking.size:
-                futures, due[looking] = self._look(pixels[looking], futures, looking, position[looking])
+                assert self.keep is not None  # else the state holds no futures
+                seen, step = self.encode(pixels[looking]), position[looking] // self.spec.block
+                futures, due[looking] = compare(futures, seen, looking, step, self.keep)
         rows = np.flatnonzero(due)
         if rows.size:
             plan, position = plan.copy(), position.copy()
@@ -154,7 +132,7 @@ class MPCAgent(LatentAgent):
             plan[rows], drawn = self._plan(
                 pixels[rows], goals, self._shifted(plan[rows], position[rows]), calls
             )
-            futures = _replaced(futures, rows, drawn)
+            futures = replaced(futures, rows, drawn)
             position[rows], self.last_rows = 0, rows
         actions = self.spec.action.decode(plan[np.arange(len(plan)), position])
         return actions[0] if alone else actions, MPCState(plan, position + 1, calls + 1, futures)
@@ -165,7 +143,7 @@ class MPCAgent(LatentAgent):
             return None
         plan, position, calls, futures = state
         if futures is not None:
-            where = torch.from_numpy(rows).to(futures.missed.device)
+            where = torch.from_numpy(rows).to(futures.errors.device)
             futures = Futures(*(part.index_select(0, where) for part in futures))
         return MPCState(plan[rows], position[rows], calls, futures)
 
@@ -178,7 +156,7 @@ class MPCAgent(LatentAgent):
         Raises TypeError if ``model`` is not a ``WorldModel``.
         """
         settings = {
-            "planner": _planner_settings(self.planner), "cost": _cost_settings(self.cost),
+            "planner": planner_settings(self.planner), "cost": _cost_settings(self.cost),
             "hold": self.hold, "replan_every": self.replan_every, "keep": self.keep,
             "precision": self.precision, "seed": self.seed,
         }  # fmt: skip
@@ -206,9 +184,7 @@ class MPCAgent(LatentAgent):
                 raise ValueError(
                     f"{path} was saved with a planner of its own; pass it: load(path, planner=...)"
                 )
-            if "risk" in saved:
-                saved["risk"] = load_risk(saved["risk"])
-            planner = PLANNERS[saved.pop("name")](**saved)
+            planner = planner_from(saved)
         if cost is None:
             if settings["cost"] is None:
                 raise ValueError(f"{path} was saved with a cost of its own; pass it: load(path, cost=...)")
@@ -247,23 +223,6 @@ class MPCAgent(LatentAgent):
         actions = plan.actions.repeat(1, 1, self.spec.block) if self.hold else plan.actions
         return actions.reshape(len(pixels), -1, self.spec.action.size).float().cpu().numpy(), drawn
 
-    def _look(
-        self,
-        pixels: UInt8[np.ndarray, "r c y x"],
-        futures: Futures,
-        rows: Int64[np.ndarray, " r"],
-        position: Int64[np.ndarray, " r"],
-    ) -> tuple[Futures, Bool[np.ndarray, " r"]]:
-        """The futures of some rows held against what is seen there, and whether it speaks against the plans."""
-        where = torch.from_numpy(rows).to(futures.missed.device)
-        step = torch.from_numpy(position // self.spec.block).to(where.device)
-        now = futures.paths[where, :, step]
-        away = (now - self.encode(pixels)[:, None]).square().sum(-1)
-        missed = futures.missed[where] + away
-        assert self.keep is not None
-        against = refuted(now, away, futures.costs[where], missed, self.keep)
-        return futures._replace(missed=futures.missed.index_copy(0, where, missed)), against.cpu().numpy()
-
     def _cost_of(self, goal: Float[Tensor, "b d"] | None) -> Cost:
         if goal is not None:
             return self.cost(goal)
@@ -294,7 +253,7 @@ class MPCAgent(LatentAgent):
             )
         if self.keep is None:
             return state._replace(futures=None)
-        paths = (n, self.planner.futures, self.planner.horizon + 1, self.model.latent_dim)  # type: ignore[attr-defined]
+        paths = (n, self.planner.futures, self.planner.horizon + 1, self.dynamics.latent_dim)
         found = None if state.futures is None else tuple(state.futures.paths.shape)
         if found != paths:
             raise ValueError(
@@ -305,91 +264,18 @@ class MPCAgent(LatentAgent):
 
     def _check_settings(self) -> None:
         if not isinstance(self.planner, Planner):
-            raise TypeError(f"planner must have horizon and plan, got {type(self.planner).__name__}")
-        action, steps = self.spec.action, self.planner.horizon * self.spec.block
+            raise TypeError(
+                "planner must have horizon, actions, futures, risk, check and plan (a jepa_rl.agents.BasePlanner has "
+                f"all but horizon and plan), got {self.planner!r}"
+            )
+        steps = self.planner.horizon * self.spec.block
         if not 1 <= self.replan_every <= steps:
             raise ValueError(
                 f"replan_every must lie in [1, {steps}] environment steps (horizon {self.planner.horizon} x block "
                 f"{self.spec.block}), got {self.replan_every}; lengthen the horizon or replan more often"
             )
-        if self.keep is not None and not 0.0 < self.keep <= 1.0:
-            raise ValueError(f"keep must lie in (0, 1], got {self.keep}")
-        if self.keep is not None and getattr(self.planner, "futures", 1) < 2:
-            raise ValueError(
-                f"keep={self.keep} discards futures, and the planner draws one; use CEM(..., futures=8) or so"
-            )
-        if self.keep is not None and self.replan_every <= self.spec.block:
-            raise ValueError(
-                f"keep={self.keep} looks after every block of {self.spec.block} environment steps, and "
-                f"replan_every={self.replan_every} plans anew by then; follow plans for longer, such as "
-                f"replan_every={3 * self.spec.block}"
-            )
-        if isinstance(self.planner, FlowPlanner) and action.kind == "discrete":
-            raise ValueError("FlowPlanner does not fit discrete actions; use CategoricalCEM")
-        if type(self.planner) not in PLANNERS.values():
-            return
-        if isinstance(self.planner, CategoricalCEM) != (action.kind == "discrete"):
-            fitting = "CategoricalCEM" if action.kind == "discrete" else "another planner"
-            raise ValueError(
-                f"{type(self.planner).__name__} does not fit {action.kind} actions; use {fitting}"
-            )
-        if isinstance(self.planner, CategoricalCEM):
-            choices = self.planner.choices or self.dynamics.action_dim
-            if choices != action.size:
-                raise ValueError(
-                    f"the planner chooses among {choices}, the environment takes {action.size} actions; "
-                    f"use CategoricalCEM(..., choices={action.size})"
-                )
-
-
-def refuted(
-    now: Float[Tensor, "n f d"],
-    away: Float[Tensor, "n f"],
-    costs: Float[Tensor, "n f"],
-    missed: Float[Tensor, "n f"],
-    keep: float,
-) -> Bool[Tensor, " n"]:
-    """Whether what is seen speaks against a plan.
-
-    It does where the plan costs more, on average, in the futures that survive than in all of them, by half a standard
-    deviation; and where what is seen is away from every future by more than twice as far as any future is from its
-    nearest neighbour. Where futures differ by less than the model errs, the second is always so, and every block plans.
-
-    Args:
-        now: where each future is at this step.
-        away: squared distance of that from what is seen.
-        costs: of the plan in each future.
-        missed: squared distances so far; the ``keep`` smallest survive.
-        keep: share that survives, at least one.
-    """
-    survivors = missed.topk(max(1, round(keep * missed.shape[1])), dim=1, largest=False).indices
-    among = costs.gather(1, survivors).mean(1)
-    worse = among > costs.mean(1) + 0.5 * costs.std(1) + 1e-6
-    apart = torch.cdist(now, now, compute_mode="donot_use_mm_for_euclid_dist")
-    nearest = apart.masked_fill(apart < 1e-6, torch.inf).amin(2)  # not itself, nor another draw of the same
-    gap = nearest.masked_fill(torch.isinf(nearest), 0.0).amax(1)
-    return worse | ((gap > 0) & (away.amin(1).sqrt() > 2 * gap))
-
-
-def _replaced(futures: Futures | None, rows: np.ndarray, drawn: Futures | None) -> Futures | None:
-    """The futures with those of ``rows`` in place; a state handed out is never written to."""
-    if futures is None or drawn is None:
-        return drawn
-    where = torch.from_numpy(rows).to(drawn.missed.device)
-    return Futures(*(old.index_copy(0, where, new) for old, new in zip(futures, drawn, strict=True)))
-
-
-def _planner_settings(planner: Planner) -> JSON | None:
-    """Name and numbers of one of our planners; None for others, and for a risk of the user's own."""
-    name = type(planner).__name__
-    if PLANNERS.get(name) is not type(planner):
-        return None
-    settings = {"name": name} | dict(vars(planner))
-    if "risk" in settings:
-        settings["risk"] = risk_settings(settings["risk"])
-        if settings["risk"] is None:
-            return None
-    return settings
+        check_keep(self.keep, self.planner.futures, self.spec.block, self.replan_every)
+        self.planner.check(self.spec, self.dynamics)
 
 
 def _cost_settings(cost: Callable[[Any], Cost]) -> JSON | None:

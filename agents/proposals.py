@@ -5,18 +5,29 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from jepa_rl.agents.planners.base import check_settings, comparable, directions, pick, pose, take
-from jepa_rl.costs import GoalCost
+from jepa_rl.agents.planners.base import (
+    BasePlanner,
+    check_common,
+    check_each,
+    check_elites,
+    comparable,
+    make_problem,
+    pick,
+    positive,
+    take,
+)
+from jepa_rl.agents.planners.sampling import directions
+from jepa_rl.costs import goal_of
 from jepa_rl.dynamics import FlowDynamics
 from jepa_rl.files import load_tensors, save_tensors
 from jepa_rl.risk import Risk, expected_cost
-from jepa_rl.types import Cost, Dynamics, Plan, Planner
+from jepa_rl.types import ActionKind, Cost, Dynamics, Plan, Planner, WorldSpec
 from jepa_rl.world_model import WorldModel
 
 
@@ -110,7 +121,7 @@ class FlowProposals(nn.Module):
 
 
 @dataclass(frozen=True, eq=False)
-class FlowPlanner:
+class FlowPlanner(BasePlanner):
     """Draws proposals, rolls their actions through the world model once, and takes the best.
 
     The least ``E_total = E_world + goal_weight * E_goal`` wins: E_world is the squared distance between the path that
@@ -131,6 +142,8 @@ class FlowPlanner:
         ValueError, TypeError: for settings that make no sense.
     """
 
+    actions: ClassVar[ActionKind] = "continuous"
+
     proposals: FlowProposals
     samples: int = 48
     goal_weight: float = 1.0
@@ -140,20 +153,34 @@ class FlowPlanner:
     risk: Risk = expected_cost
 
     def __post_init__(self) -> None:
-        check_settings(self)
-        if not 0.0 < self.goal_weight < float("inf"):
-            raise ValueError(f"goal_weight must be positive and finite, got {self.goal_weight}")
+        check_common(self, "samples", "elites")
+        check_elites(self.elites, self.samples)
+        check_each(positive, "be positive and finite", goal_weight=self.goal_weight)
         if self.refine is None:
             return
         for name in ("horizon", "futures", "risk"):
-            theirs = getattr(self.refine, name, None)
+            theirs = getattr(self.refine, name)
             if theirs != getattr(self, name):
                 raise ValueError(f"refine must have the same {name}, {getattr(self, name)}, got {theirs}")
 
     @property
-    def horizon(self) -> int:
+    def horizon(self) -> int:  # type: ignore[override]
         """Latent steps of a plan."""
         return self.proposals.horizon
+
+    def check(self, spec: WorldSpec, dynamics: Dynamics) -> None:
+        """See ``BasePlanner.check``. Raises ValueError too if the proposals were fitted to other widths."""
+        super().check(spec, dynamics)
+        self._check_widths(dynamics)
+
+    def _check_widths(self, dynamics: Dynamics) -> None:
+        sizes = (self.proposals.latent_dim, self.proposals.action_dim)
+        if sizes != (dynamics.latent_dim, dynamics.action_dim):
+            raise ValueError(
+                f"the proposals were fitted to latents and actions of widths {sizes}, the dynamics have "
+                f"{(dynamics.latent_dim, dynamics.action_dim)}; call fit_flow_proposals with the dynamics that the "
+                "agent plans in (agent.dynamics)"
+            )
 
     @torch.no_grad()
     def plan(
@@ -171,19 +198,13 @@ class FlowPlanner:
             ValueError: for arguments of the wrong shape or not finite, a cost without a goal or with another number of
                 them, or dynamics of other widths than the proposals were fitted to.
         """
-        goal = _goal_of(cost)
+        goal = goal_of(cost)
         if goal is None:
             raise ValueError(
                 "a flow to the goal needs a cost with a goal, such as GoalCost; for others use CEM"
             )
-        sizes = (self.proposals.latent_dim, self.proposals.action_dim)
-        if sizes != (dynamics.latent_dim, dynamics.action_dim):
-            raise ValueError(
-                f"the proposals were fitted to latents and actions of widths {sizes}, the dynamics have "
-                f"{(dynamics.latent_dim, dynamics.action_dim)}; call fit_flow_proposals with the dynamics that the "
-                "agent plans in (agent.dynamics)"
-            )
-        problem, start = pose(self, dynamics, cost, z, warm_start, generator, proposals)
+        self._check_widths(dynamics)
+        problem, start = make_problem(self, dynamics, cost, z, warm_start, generator, proposals)
         if goal.shape[-1] != z.shape[1] or goal.shape[0] not in (1, len(z)):
             raise ValueError(
                 f"the cost must hold 1 goal or {len(z)}, {z.shape[1]} wide, got {tuple(goal.shape)}"
@@ -211,12 +232,6 @@ class FlowPlanner:
             candidate_costs=costs,
             branches=pick(latents.unflatten(0, candidates.shape[:2]), chosen),
         )
-
-
-def _goal_of(cost: Cost) -> Tensor | None:
-    """The goal of a ``GoalCost``, also of one within a sum."""
-    goals = [cost.goal] if isinstance(cost, GoalCost) else map(_goal_of, getattr(cost, "costs", ()))
-    return next((goal for goal in goals if goal is not None), None)
 
 
 def fit_flow_proposals(

@@ -6,13 +6,15 @@ Rows: a planner prices the candidate plans of all environments in one call, so t
 of both arguments holds ``b * s`` rows, the ``s`` candidates of one environment next to each other.
 A cost that holds something per environment (a goal) reads the rows as ``(b, s)`` with ``b`` the
 number of things it holds: see ``per_environment``.
+
+A cost that leads to a goal latent shows it as ``goal``; planners that search towards a goal read it (``goal_of``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -48,6 +50,23 @@ def per_environment(rows: Tensor, environments: int) -> Tensor:
             "or exactly one for each environment that is planned for"
         )
     return rows.unflatten(0, (environments, -1))
+
+
+@runtime_checkable
+class HasGoal(Protocol):
+    """A cost that leads to a goal.
+
+    Attributes:
+        goal: one goal latent for each environment, or a single row for all; None if there is none.
+    """
+
+    @property
+    def goal(self) -> Float[Tensor, "b d"] | None: ...
+
+
+def goal_of(cost: Cost) -> Float[Tensor, "b d"] | None:
+    """The goal that a cost leads to, or None."""
+    return cost.goal if isinstance(cost, HasGoal) else None
 
 
 class Composable:
@@ -138,6 +157,11 @@ class WeightedSum(Composable):
         wrong = [cost for cost in self.costs if not callable(cost)]
         if wrong:
             raise TypeError(f"a cost is a callable (latents, actions) -> 'b n', got {wrong[0]!r}")
+
+    @property
+    def goal(self) -> Float[Tensor, "b d"] | None:
+        """That of the first cost in the sum that has one."""
+        return next((goal for goal in map(goal_of, self.costs) if goal is not None), None)
 
     def __call__(
         self, latents: Float[Tensor, "b n t d"], actions: Float[Tensor, "b h a"]

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from jepa_rl.costs import ActionPenalty, GoalCost
-from jepa_rl.types import Dynamics, Encoder, Plan, Planner
+from jepa_rl.types import ActionSpec, Dynamics, Encoder, Plan, Planner, WorldSpec
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -236,11 +236,13 @@ COMPASS = 0.2 * torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
 class PlannerContract:
     """What every planner promises, tested on a point that moves to a goal.
 
-    Attributes:
-        discrete: whether the planner chooses one-hot actions (the four directions of the compass).
+    A planner of discrete actions chooses among the four directions of the compass, one-hot.
     """
 
-    discrete: bool = False
+    @property
+    def discrete(self) -> bool:
+        """Whether the planner is tested on one-hot actions."""
+        return self.make_planner().actions == "discrete"
 
     def make_planner(self) -> Planner:
         """A planner with a horizon of at least 4; small settings keep the tests fast."""
@@ -261,6 +263,22 @@ class PlannerContract:
         if self.discrete:
             return torch.eye(4)[torch.randint(0, 4, shape, generator=seeded(5))]
         return 2 * torch.rand(*shape, 2, generator=seeded(5)) - 1
+
+    def test_says_what_it_searches_and_refuses_the_rest(self) -> None:
+        planner = self.make_planner()
+        assert isinstance(planner, Planner), "a planner has what jepa_rl.types.Planner names; see BasePlanner"
+        assert planner.actions in ("continuous", "discrete", "any"), planner.actions
+        assert planner.futures >= 1 and callable(planner.risk)
+        continuous = WorldSpec((3, 8, 8), 1, ActionSpec("continuous", 2, (-1.0, -1.0), (1.0, 1.0)))
+        discrete = WorldSpec((3, 8, 8), 1, ActionSpec("discrete", 4))
+        for spec, dynamics in ((continuous, PointMass()), (discrete, PointMass(COMPASS))):
+            if planner.actions in ("any", spec.action.kind):
+                planner.check(spec, dynamics)
+            else:
+                kind = spec.action.kind
+                assert_raises(
+                    ValueError, partial(planner.check, spec, dynamics), f"it searches no {kind} actions"
+                )
 
     def test_plans_have_the_promised_shapes_and_bounds(self) -> None:
         planner = self.make_planner()
@@ -328,7 +346,7 @@ class PlannerContract:
         assert not z.any() and torch.equal(warm_start, before)
         assert torch.equal(torch.get_rng_state(), state), "randomness must come from the generator passed in"
 
-    def test_equal_seeds_mean_equal_luck_of_dynamics_that_draw(self) -> None:
+    def test_equal_seeds_draw_equal_futures(self) -> None:
         dynamics = PointMass(COMPASS, 0.02) if self.discrete else PointMass(shake=0.02)
         state = torch.get_rng_state()
         first, second = (self._plan(dynamics=dynamics) for _ in range(2))

@@ -377,8 +377,11 @@ class Encoder(Protocol):
 class Dynamics(Protocol):
     """What happens next. Point dynamics answer ``n = 1``; sampling dynamics draw ``futures``."""
 
-    latent_dim: int
-    action_dim: int
+    @property
+    def latent_dim(self) -> int: ...
+
+    @property
+    def action_dim(self) -> int: ...
 
     def rollout(
         self,
@@ -428,11 +431,39 @@ class Imagination(Protocol):
 Cost = Callable[[Tensor, Tensor], Tensor]
 
 
+# What a planner searches among.
+ActionKind = Literal["continuous", "discrete", "any"]
+
+
 @runtime_checkable
 class Planner(Protocol):
-    """Searches for the action sequence of least cost. Holds settings only: no state between calls."""
+    """Searches for the action sequence of least cost. Holds settings only: no state between calls.
 
-    horizon: int
+    ``jepa_rl.agents.planners.BasePlanner`` gives all of this but ``horizon`` and ``plan``.
+
+    Attributes:
+        horizon: latent steps of a plan.
+        actions: the kind of actions that it searches among: vectors in [-1, 1] ("continuous"), one-hot choices
+            ("discrete"), or either ("any").
+        futures: drawn for each candidate plan.
+        risk: costs "b n" of the futures -> "b", see ``jepa_rl.risk``.
+    """
+
+    @property
+    def horizon(self) -> int: ...
+
+    @property
+    def actions(self) -> ActionKind: ...
+
+    @property
+    def futures(self) -> int: ...
+
+    @property
+    def risk(self) -> Callable[[Tensor], Tensor]: ...
+
+    def check(self, spec: WorldSpec, dynamics: Dynamics) -> None:
+        """Raises ValueError unless the planner fits the actions of ``spec`` and the dynamics it will plan in."""
+        ...
 
     def plan(
         self,

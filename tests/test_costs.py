@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jepa_rl.costs import ActionPenalty, GoalCost, WeightedSum
+from jepa_rl.costs import ActionPenalty, GoalCost, WeightedSum, goal_of
 
 PATH = torch.tensor([[9.0, 9.0], [3.0, 4.0], [0.0, 2.0]])[None, None]  # 1 1 t=3 d=2
 ACTIONS = torch.tensor([[[1.0], [-0.5]]])  # 1 h=2 a=1
@@ -54,6 +54,20 @@ def test_each_row_is_priced_by_the_goal_of_its_environment(b, s, n, h, d):
     for row in range(b * s):
         alone = GoalCost(goals[row // s][None])(latents[row : row + 1], actions[row : row + 1])
         torch.testing.assert_close(together[row : row + 1], alone)
+
+
+def test_a_cost_shows_its_goal_also_within_sums_and_where_it_is_the_users_own():
+    class Own:
+        goal = torch.ones(1, 2)
+
+        def __call__(self, latents, actions):
+            return latents[:, :, -1, 0]
+
+    goal, plain = GoalCost(torch.zeros(1, 2)), lambda latents, actions: latents[:, :, 0, 0]
+    assert goal_of(2.0 * (ActionPenalty() + 0.5 * goal)) is goal.goal
+    assert goal_of(ActionPenalty() + Own()) is Own.goal
+    for cost in (plain, ActionPenalty(), ActionPenalty() + plain):
+        assert goal_of(cost) is None
 
 
 def test_gradient_at_the_goal_is_finite():

@@ -16,7 +16,7 @@ from stable_baselines3.common.env_checker import check_env as sb3_check_env
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 
-from jepa_rl.agents import CEM, ICEM, MPPI, CategoricalCEM, GradientPlanner, MPCAgent
+from jepa_rl.agents import CEM, ICEM, MPPI, BasePlanner, CategoricalCEM, GradientPlanner, MPCAgent
 from jepa_rl.agents.evaluation import play_episodes
 from jepa_rl.costs import ActionPenalty, GoalCost
 from jepa_rl.dynamics import HeldActions, MLPDynamics
@@ -100,7 +100,7 @@ class NoisyPoint(PointModel):
         return path + shift
 
 
-class Remember:
+class Remember(BasePlanner):
     """A planner that plans a ramp 0, 0.01, 0.02, ... once, and then whatever its warm start says."""
 
     def __init__(self, horizon):
@@ -333,7 +333,7 @@ def test_futures_of_a_flow_are_looked_at_in_either_precision(rooms_model, tmp_pa
         if step == 3:  # row 0 looks and row 1, half way through a block, does not
             assert encoded[0] <= 1
         encoded.clear()
-        assert state.futures.missed.dtype == torch.float32 and state.futures.paths.shape == (2, 4, 4, 8)
+        assert state.futures.errors.dtype == torch.float32 and state.futures.paths.shape == (2, 4, 4, 8)
         assert (agent.last_plan is before) or np.isin(agent.last_rows, [0, 1]).all()
     agent.save(tmp_path / "agent")
     assert MPCAgent.load(tmp_path / "agent", cost=lambda _: cost).keep == 0.5
@@ -528,7 +528,10 @@ def test_settings_that_do_not_fit_are_named(rooms_model):
         MPCAgent(rooms_model, CategoricalCEM(4))
     with pytest.raises(TypeError, match="without encode, rollout, spec"):
         MPCAgent(object(), SMALL)
-    with pytest.raises(TypeError, match="planner must have horizon and plan"):
+    several = WorldSpec(None, 1, rooms_model.spec.action, parts=(("arm", (3, 32, 32)), ("joints", (7,))))
+    with pytest.raises(ValueError, match="looks at one picture"):
+        MPCAgent(WorldModel(WorldModelConfig(several, latent_dim=8)), SMALL)
+    with pytest.raises(TypeError, match="planner must have horizon, actions, futures, risk, check and plan"):
         MPCAgent(rooms_model, CEM)
     with pytest.raises(ValueError, match="precision must be 'float32' or 'bfloat16'"):
         MPCAgent(rooms_model, SMALL, precision="half")
@@ -556,6 +559,45 @@ def test_settings_that_do_not_fit_are_named(rooms_model):
             agent.predict(pixels, from_elsewhere)
     with pytest.raises(FileNotFoundError):
         MPCAgent("nowhere.safetensors", SMALL)
+
+
+def test_a_planner_of_the_users_own_says_what_it_searches(rooms_model):
+    class Choosing(Remember):
+        actions = "discrete"
+
+        def check(self, spec, dynamics):
+            super().check(spec, dynamics)
+            if dynamics.action_dim != 2:
+                raise ValueError(f"I choose among 2, not {dynamics.action_dim}")
+
+    with pytest.raises(ValueError, match="Choosing does not fit continuous actions; use CEM"):
+        MPCAgent(rooms_model, Choosing(4))
+    for size in (2, 3):
+        spec = WorldSpec((3, 32, 32), 1, ActionSpec("discrete", size))
+        model = WorldModel(WorldModelConfig(spec, latent_dim=8))
+        if size == 2:
+            assert MPCAgent(model, Choosing(4)).planner.futures == 1
+        else:
+            with pytest.raises(ValueError, match="I choose among 2, not 3"):
+                MPCAgent(model, Choosing(4))
+
+
+def test_several_choices_side_by_side_fit_and_come_back_from_disk(tmp_path):
+    """MultiDiscrete([2, 3]): the tuple of choices survives the file, in which it is a list."""
+    action = ActionSpec("discrete", 5, choices=(2, 3), starts=(0, 0))
+    torch.manual_seed(0)
+    model = WorldModel(WorldModelConfig(WorldSpec((3, 32, 32), 1, action), latent_dim=8))
+    with pytest.raises(ValueError, match=r"chooses among 5, .* takes \(2, 3\) actions; .*choices=\(2, 3\)"):
+        MPCAgent(model, CategoricalCEM(3))
+    planner = CategoricalCEM(3, samples=16, elites=4, iterations=2, choices=(2, 3))
+    agent = MPCAgent(model, planner, cost=lambda _: ActionPenalty())
+    pixels = np.zeros((3, 32, 32), np.uint8)
+    action, _ = agent.predict(pixels)
+    assert action.shape == (2,) and (action < [2, 3]).all()
+    agent.save(tmp_path / "agent")
+    loaded = MPCAgent.load(tmp_path / "agent", cost=lambda _: ActionPenalty())
+    assert loaded.planner == planner
+    np.testing.assert_array_equal(loaded.predict(pixels)[0], action)
 
 
 def test_another_environment_is_refused(rooms_model):

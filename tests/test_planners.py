@@ -1,5 +1,6 @@
 """Planners against their contract and on problems whose answer is known."""
 
+import json
 from dataclasses import dataclass
 
 import pytest
@@ -7,10 +8,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jepa_rl.agents import CEM, ICEM, MPPI, CategoricalCEM, GradientPlanner
+from jepa_rl.agents import CEM, ICEM, MPPI, CategoricalCEM, GradientPlanner, TreeSearch
+from jepa_rl.agents.planners import BasePlanner, SamplingPlanner, make_problem, planner_from, planner_settings
 from jepa_rl.agents.planners.icem import coloured
 from jepa_rl.agents.planners.mppi import softmin
 from jepa_rl.costs import ActionPenalty, GoalCost
+from jepa_rl.risk import CVaR
 from jepa_rl.testing import COMPASS, PlannerContract, PointMass, seeded
 
 
@@ -35,14 +38,72 @@ class TestGradientPlanner(PlannerContract):
 
 
 class TestCategoricalCEM(PlannerContract):
-    discrete = True
-
     def make_planner(self):
         return CategoricalCEM(horizon=5, samples=64, elites=8, iterations=4)
 
 
+@dataclass(frozen=True)
+class Shooting(SamplingPlanner[torch.Tensor]):
+    """Uniform plans, and the best of them: a planner of a user's own in few lines."""
+
+    actions = "continuous"
+
+    def begin(self, start):
+        return start
+
+    def propose(self, state, iteration, generator):
+        drawn = 2 * torch.rand(self.samples, *state.shape[1:], generator=generator) - 1
+        return torch.cat([state[:, None], drawn.expand(len(state), -1, -1, -1)], 1)
+
+    def refit(self, state, elites, costs):
+        return elites[:, 0]
+
+    def answers(self, state, best):
+        return [best]
+
+
+class TestShooting(PlannerContract):
+    def make_planner(self):
+        return Shooting(5, samples=200, elites=2, iterations=3)
+
+
+class GoStraight(BasePlanner):
+    """One candidate or the better of a few, without a search: what ``BasePlanner`` leaves to do."""
+
+    horizon = 5
+
+    def plan(self, dynamics, cost, z, warm_start=None, generator=None, proposals=None):
+        problem, start = make_problem(self, dynamics, cost, z, warm_start, generator, proposals)
+        steps = torch.linspace(-1, 1, 9)
+        grid = torch.cartesian_prod(steps, steps)[:, None].expand(-1, self.horizon, -1)
+        grid = torch.cat([start[:, None], grid.expand(len(z), -1, -1, -1)], 1)
+        candidates = problem.with_proposals(grid)
+        return problem.finish(candidates, candidates, problem.costs(candidates))
+
+
+class TestGoStraight(PlannerContract):
+    def make_planner(self):
+        return GoStraight()
+
+
+@pytest.mark.parametrize("planner", [CEM(4, risk=CVaR(0.5), futures=3), ICEM(4), MPPI(4, keep_best=False),
+                                     GradientPlanner(4), CategoricalCEM(4, choices=(2, 3)), TreeSearch(4, width=7)],
+                         ids=lambda planner: type(planner).__name__)  # fmt: skip
+def test_settings_come_back_from_json(planner):
+    assert planner_from(json.loads(json.dumps(planner_settings(planner)))) == planner
+
+
+def test_settings_of_other_planners_are_not_written_and_not_guessed():
+    assert planner_settings(Shooting(4)) is None
+    assert planner_settings(CEM(4, risk=lambda costs: costs.amax(-1))) is None
+    with pytest.raises(ValueError, match=r"no planner 'Shooting'.*pass it: load\(path, planner="):
+        planner_from({"name": "Shooting", "horizon": 4})
+    with pytest.raises(ValueError, match="CEM of this version has other settings"):
+        planner_from({"name": "CEM", "horizon": 4, "no_such": 1})
+
+
 @pytest.mark.parametrize(("kind", "futures"), [(CEM, 3), (MPPI, 3), (ICEM, 1)])
-def test_candidates_priced_in_turns_meet_the_same_luck(kind, futures, monkeypatch):
+def test_candidates_priced_in_chunks_share_their_futures(kind, futures, monkeypatch):
     """Where memory is short the plan is the same."""
     planner = kind(4, samples=30, elites=6, futures=futures)
     ask = (PointMass(shake=0.02), GoalCost(torch.tensor([[0.4, 0.2]])), torch.zeros(2, 2))

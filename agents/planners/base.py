@@ -1,19 +1,58 @@
-"""What the planners share: one planning problem, and the pieces of a search by sampling."""
+"""What all planners share: the contract with its defaults, one planning problem, and checks of settings."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from jepa_rl.risk import Risk
-from jepa_rl.types import Cost, Dynamics, Plan
+from jepa_rl.risk import Risk, expected_cost
+from jepa_rl.types import ActionKind, Cost, Dynamics, Plan, Planner, WorldSpec
 
 # Numbers in the imagined paths that are held at once: 512 MB of float32.
 PATHS_AT_ONCE = 2**27
+
+
+class BasePlanner:
+    """Base of planners: a subclass gives ``horizon`` and ``plan``, and what else differs from these defaults.
+
+    ::
+
+        class Still(BasePlanner):
+            horizon = 5
+
+            def plan(self, dynamics, cost, z, warm_start=None, generator=None, proposals=None):
+                problem, start = make_problem(self, dynamics, cost, z, warm_start, generator, proposals)
+                actions = torch.zeros_like(start)[:, None]
+                return problem.finish(actions, actions, problem.costs(actions))
+
+    See ``jepa_rl.types.Planner`` for the attributes.
+    """
+
+    horizon: int
+    actions: ClassVar[ActionKind] = "any"
+    futures: int = 1
+    risk: Risk = staticmethod(expected_cost)
+
+    def check(self, spec: WorldSpec, dynamics: Dynamics) -> None:
+        """Whether the planner fits a world.
+
+        Args:
+            spec: of the world; its ``action`` is that of one environment step.
+            dynamics: what it will plan in; their actions are those of one latent step.
+
+        Raises:
+            ValueError: if it does not, with what to use instead.
+        """
+        if self.actions not in ("any", spec.action.kind):
+            fitting = {"discrete": "CategoricalCEM", "continuous": "CEM"}[spec.action.kind]
+            raise ValueError(
+                f"{type(self).__name__} does not fit {spec.action.kind} actions; use {fitting}, which does"
+            )
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,10 +60,10 @@ class Problem:
     """What one call of ``plan`` is about; it prices candidates and finishes the plan.
 
     Attributes:
-        luck: draws the futures. All candidates of an iteration meet the same
-            ones (common random numbers): a difference of cost is one of plans. The next iteration meets new
-            ones: a search that meets a few futures again and again finds the plans that happen to be lucky
-            in them (the optimizer's curse; on TableEdge with the true dynamics it falls three times as often).
+        future_generator: draws the futures. All candidates of an iteration share its draws (common random numbers), so
+            that cost differences come from the plans. They are redrawn in every iteration, so that a search cannot
+            overfit one draw (the optimizer's curse: on TableEdge with the true dynamics a search with one draw for all
+            iterations falls three times as often).
         proposals: plans from elsewhere (a policy, a sampler) that compete with those of the search.
     """
 
@@ -33,19 +72,23 @@ class Problem:
     z: Float[Tensor, "b d"]
     futures: int
     risk: Risk
-    luck: torch.Generator | None
+    future_generator: torch.Generator | None
     proposals: Float[Tensor, "b p h a"] | None = None
 
     def with_proposals(self, candidates: Float[Tensor, "b s h a"]) -> Float[Tensor, "b s+p h a"]:
-        """The proposals behind the candidates, where there are any."""
+        """The candidates, followed by the proposals where there are any."""
         return candidates if self.proposals is None else torch.cat([candidates, self.proposals], dim=1)
 
     def rollout(self, candidates: Float[Tensor, "b s h a"]) -> tuple[Tensor, Tensor]:
-        """Latents "b*s n t d" and costs "b s" of the candidates of all environments in one call."""
+        """Latents "b*s n t d" and costs "b s" of the candidates of all environments, in one call of the dynamics.
+
+        Raises:
+            ValueError: if the cost or the risk answers in another shape than its contract's.
+        """
         b, s = candidates.shape[:2]
         rows = candidates.flatten(0, 1)
         z = self.z.repeat_interleave(s, dim=0)
-        latents = self.dynamics.rollout(z, rows, futures=self.futures, generator=self.luck)
+        latents = self.dynamics.rollout(z, rows, futures=self.futures, generator=self.future_generator)
         futures = self.cost(latents, rows)
         if futures.shape != latents.shape[:2]:
             raise ValueError(
@@ -59,23 +102,28 @@ class Problem:
     def costs(self, candidates: Float[Tensor, "b s h a"]) -> Float[Tensor, "b s"]:
         """Costs of the candidates; see ``comparable``.
 
-        Where paths times futures are more than memory likes, candidates are priced in turns that meet the same luck.
+        Where all paths together exceed ``PATHS_AT_ONCE``, candidates are priced in chunks that share their futures.
         """
         b, s, h, _ = candidates.shape
         size = s * self.futures * (h + 1) * self.z.shape[1]
-        turns = min(s, -(-b * size // PATHS_AT_ONCE))
-        if turns == 1:
+        chunks = min(s, -(-b * size // PATHS_AT_ONCE))
+        if chunks == 1:
             return comparable(self.rollout(candidates)[1])
-        before = None if self.luck is None else self.luck.get_state()
+        before = None if self.future_generator is None else self.future_generator.get_state()
         costs = []
-        for part in candidates.chunk(turns, dim=1):
-            if self.luck is not None and before is not None:
-                self.luck.set_state(before)
+        for part in candidates.chunk(chunks, dim=1):
+            if self.future_generator is not None and before is not None:
+                self.future_generator.set_state(before)
             costs.append(self.rollout(part)[1])
         return comparable(torch.cat(costs, dim=1))
 
     def finish(self, choices: Float[Tensor, "b s h a"], candidates: Tensor, costs: Tensor) -> Plan:
-        """The cheapest of ``choices``; ``candidates`` and ``costs`` are what the search saw last."""
+        """The cheapest of ``choices``, which are rolled out once more.
+
+        Args:
+            choices: plans that may be returned.
+            candidates, costs: the candidates "b s h a" of the search's last iteration and their costs "b s".
+        """
         latents, choice_costs = self.rollout(choices)
         choice_costs = without_nan(choice_costs)
         best = choice_costs.argmin(1)
@@ -88,29 +136,8 @@ class Problem:
         )
 
 
-def comparable(costs: Float[Tensor, "b s"]) -> Float[Tensor, "b s"]:
-    """Costs of the candidates of each environment, +inf where the dynamics or the cost gave NaN.
-
-    Raises:
-        ValueError: if all candidates of an environment cost NaN.
-    """
-    lost = torch.isnan(costs).all(1)
-    if lost.any():
-        raise ValueError(
-            f"every candidate plan costs NaN for environments {lost.nonzero().flatten().tolist()}: the "
-            "dynamics or the cost diverged; check that the model was trained on this environment, or "
-            "shorten the horizon"
-        )
-    return without_nan(costs)
-
-
-def without_nan(costs: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
-    """A candidate whose cost is NaN is worse than any other: +inf."""
-    return costs.masked_fill(torch.isnan(costs), torch.inf)
-
-
-def pose(
-    planner: Any,
+def make_problem(
+    planner: Planner,
     dynamics: Dynamics,
     cost: Cost,
     z: Float[Tensor, "b d"],
@@ -118,7 +145,14 @@ def pose(
     generator: torch.Generator | None,
     proposals: Float[Tensor, "b p h a"] | None = None,
 ) -> tuple[Problem, Float[Tensor, "b h a"]]:
-    """Check the arguments of ``plan``; the problem, and the plan to start the search from (zeros if none).
+    """Checks the arguments of ``plan``.
+
+    Args:
+        planner: whose horizon, futures and risk are used.
+        dynamics, cost, z, warm_start, generator, proposals: as ``plan`` was given them.
+
+    Returns:
+        The problem, and the plan "b h a" to start the search from: the warm start, or zeros if there is none.
 
     Raises:
         ValueError: for latents, a warm start or proposals of the wrong shape, or with NaN or infinite values.
@@ -151,64 +185,36 @@ def pose(
         if not torch.isfinite(proposals).all():
             raise ValueError("proposals hold NaN or infinite values; check the policy that made them")
         proposals = proposals.to(z).clamp(-1.0, 1.0)
-    luck = generator  # a single future of dynamics that draw is repeatable, too
+    future_generator = generator  # a single future of dynamics that draw is repeatable, too
     if planner.futures > 1:
         seed = int(torch.randint(2**62, (), generator=generator, device=z.device))
-        luck = torch.Generator(z.device).manual_seed(seed)
-    return Problem(dynamics, cost, z, planner.futures, planner.risk, luck, proposals), start
+        future_generator = torch.Generator(z.device).manual_seed(seed)
+    problem = Problem(dynamics, cost, z, planner.futures, planner.risk, future_generator, proposals)
+    return problem, start
 
 
-def check_settings(planner: Any) -> None:
-    """The settings that planners have in common, checked by name where the planner has them.
+# -- costs and candidates -----------------------------------------------------------------------------
+
+
+def comparable(costs: Float[Tensor, "b s"]) -> Float[Tensor, "b s"]:
+    """Costs of the candidates of each environment, +inf where the dynamics or the cost gave NaN.
 
     Raises:
-        ValueError: naming the setting, its value and what it must be.
-        TypeError: if a count is not an int.
+        ValueError: if all candidates of an environment cost NaN.
     """
-    values = vars(planner)
-    for name in ("horizon", "samples", "elites", "iterations", "restarts", "width", "branches", "futures"):
-        if name in values and (not isinstance(values[name], int) or isinstance(values[name], bool)):
-            raise TypeError(f"{name} must be an int, got {values[name]!r}")
-        if name in values and values[name] < 1:
-            raise ValueError(f"{name} must be at least 1, got {values[name]}")
-    if "elites" in values and not 2 <= values["elites"] <= values["samples"]:
+    lost = torch.isnan(costs).all(1)
+    if lost.any():
         raise ValueError(
-            f"elites must lie in [2, samples={values['samples']}], got {values['elites']}: "
-            "a spread needs two plans, and elites are chosen among the samples"
+            f"every candidate plan costs NaN for environments {lost.nonzero().flatten().tolist()}: the "
+            "dynamics or the cost diverged; check that the model was trained on this environment, or "
+            "shorten the horizon"
         )
-    for name in ("init_std", "temperature", "learning_rate"):
-        if name in values and not 0.0 < values[name] < float("inf"):
-            raise ValueError(f"{name} must be positive and finite, got {values[name]}")
-    if "min_std" in values and not 0.0 <= values["min_std"] <= values["init_std"]:
-        raise ValueError(f"min_std must lie in [0, init_std={values['init_std']}], got {values['min_std']}")
-    for name in ("momentum", "smoothing", "min_probability"):
-        if name in values and not 0.0 <= values[name] < 1.0:
-            raise ValueError(f"{name} must lie in [0, 1), got {values[name]}")
-    if not callable(planner.risk):
-        raise TypeError(f"risk must be a callable from costs (b, n) to (b,), got {planner.risk!r}")
+    return without_nan(costs)
 
 
-def normal(shape: tuple[int, ...], like: Tensor, generator: torch.Generator | None) -> Tensor:
-    return torch.randn(shape, generator=generator, device=like.device, dtype=like.dtype)
-
-
-def directions(shape: tuple[int, ...], like: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Actions "... a" in random directions, each of them at the bounds [-1, 1]."""
-    drawn = normal(shape, like, generator)
-    return drawn / drawn.abs().amax(-1, keepdim=True).clamp_min(1e-6)
-
-
-def perturb(
-    mean: Float[Tensor, "b h a"], std: Float[Tensor, "b h a"], noise: Float[Tensor, "s h a"]
-) -> Float[Tensor, "b s h a"]:
-    """Candidates ``mean + std * noise`` inside [-1, 1]; the first one is the mean itself.
-
-    All environments share one draw of noise, so that the plan for one does not depend on which
-    others are planned for beside it.
-    """
-    candidates = torch.addcmul(mean[:, None], std[:, None], noise).clamp_(-1.0, 1.0)
-    candidates[:, 0] = mean
-    return candidates
+def without_nan(costs: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
+    """A candidate whose cost is NaN is worse than any other: +inf."""
+    return costs.masked_fill(torch.isnan(costs), torch.inf)
 
 
 def best_of(
@@ -229,24 +235,51 @@ def pick(values: Tensor, index: Int[Tensor, " b"]) -> Tensor:
     return values[torch.arange(len(index), device=index.device), index]
 
 
-class Incumbent:
-    """The cheapest plan seen so far, one for each environment; empty until the first offer."""
+# -- checks of settings ---------------------------------------------------------------------------------
 
-    def __init__(self) -> None:
-        self._best: tuple[Tensor, Tensor] | None = None
 
-    @property
-    def actions(self) -> Float[Tensor, "b h a"]:
-        assert self._best is not None, "asked for the best plan before any was offered"
-        return self._best[0]
+def check_common(planner: Planner, *counts: str) -> None:
+    """The settings that all planners have.
 
-    def offer(self, actions: Float[Tensor, "b h a"], cost: Float[Tensor, " b"]) -> None:
-        if self._best is None:
-            self._best = actions, cost
-            return
-        old_actions, old_cost = self._best
-        better = cost < old_cost
-        self._best = (
-            torch.where(better[:, None, None], actions, old_actions),
-            torch.where(better, cost, old_cost),
+    Args:
+        planner: whose settings they are.
+        counts: names of further settings that are whole numbers of at least 1.
+
+    Raises:
+        ValueError: naming the setting, its value and what it must be.
+        TypeError: if a count is not an int, or the risk is not callable.
+    """
+    for name in ("horizon", "futures", *counts):
+        value = getattr(planner, name)
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise TypeError(f"{name} must be an int, got {value!r}")
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    if not callable(planner.risk):
+        raise TypeError(f"risk must be a callable from costs (b, n) to (b,), got {planner.risk!r}")
+
+
+def check_elites(elites: int, samples: int) -> None:
+    """Raises ValueError unless ``elites`` can be chosen among ``samples`` and have a spread."""
+    if not 2 <= elites <= samples:
+        raise ValueError(
+            f"elites must lie in [2, samples={samples}], got {elites}: "
+            "a spread needs two plans, and elites are chosen among the samples"
         )
+
+
+def check_each(fits: Callable[[float], bool], must: str, **settings: float) -> None:
+    """Raises ValueError for the first of ``settings`` that does not fit, saying what it ``must``."""
+    for name, value in settings.items():
+        if not fits(value):
+            raise ValueError(f"{name} must {must}, got {value}")
+
+
+def positive(value: float) -> bool:
+    """Above 0 and finite."""
+    return 0.0 < value < float("inf")
+
+
+def is_share(value: float) -> bool:
+    """Within [0, 1)."""
+    return 0.0 <= value < 1.0

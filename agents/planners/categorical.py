@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from jepa_rl.agents.planners.base import Incumbent, best_of, check_settings, pose
+from jepa_rl.agents.planners.base import check_each, is_share
+from jepa_rl.agents.planners.sampling import SamplingPlanner
 from jepa_rl.heads import gumbel, one_hot
-from jepa_rl.risk import Risk, expected_cost
-from jepa_rl.types import Cost, Dynamics, Plan
+from jepa_rl.types import ActionKind, Dynamics, WorldSpec
 
 MOST_UNIFORM = 0.2  # share of a distribution that the floors may make up
 
 
+class Categorical(NamedTuple):
+    """Independent distributions over the options of each choice in a plan; ``groups`` are the numbers of options."""
+
+    probability: Float[Tensor, "b h a"]
+    groups: tuple[int, ...]
+
+
 @dataclass(frozen=True)
-class CategoricalCEM:
+class CategoricalCEM(SamplingPlanner[Categorical]):
     """Cross-entropy method over sequences of choices (De Boer et al. 2005, section 2).
 
     Every place in the plan holds a distribution over the choices; each iteration draws plans from it
@@ -25,61 +33,64 @@ class CategoricalCEM:
     plan and the best one seen. Actions are one-hot, "b h a".
 
     Attributes:
-        horizon: actions in a plan, in latent steps.
+        horizon, samples, elites, iterations, futures, risk: see ``SamplingPlanner``.
         choices: discrete actions of the environment; a latent step of several environment steps has
             ``action_dim = block * choices``. A tuple: several unlike choices beside each other, as many as it
             has entries. None: one choice among all components.
         smoothing: share of the old distribution that survives a refit.
         min_probability: floor of every choice's probability, against freezing too early; lower where there are so many
             that the floors would add up to more than ``MOST_UNIFORM``.
-        futures: futures drawn for each candidate where the dynamics draw any.
-        risk: costs "b n" of the futures -> "b", see ``jepa_rl.risk``.
 
     Raises:
         ValueError, TypeError: for settings that make no sense.
     """
 
-    horizon: int
-    samples: int = 256
-    elites: int = 32
-    iterations: int = 6
+    actions: ClassVar[ActionKind] = "discrete"
+
     choices: int | tuple[int, ...] | None = None
     smoothing: float = 0.1
     min_probability: float = 0.02
-    futures: int = 1
-    risk: Risk = expected_cost
 
     def __post_init__(self) -> None:
-        check_settings(self)
-        if self.choices is not None and min(_as_tuple(self.choices), default=0) < 1:
+        super().__post_init__()
+        check_each(is_share, "lie in [0, 1)", smoothing=self.smoothing, min_probability=self.min_probability)
+        counts = self.choices if isinstance(self.choices, tuple) else (self.choices,)
+        if self.choices is not None and min((n for n in counts if n is not None), default=0) < 1:
             raise ValueError(f"choices must be at least 1 or None, got {self.choices}")
 
-    @torch.no_grad()
-    def plan(
-        self,
-        dynamics: Dynamics,
-        cost: Cost,
-        z: Float[Tensor, "b d"],
-        warm_start: Float[Tensor, "b h a"] | None = None,
-        generator: torch.Generator | None = None,
-        proposals: Float[Tensor, "b p h a"] | None = None,
-    ) -> Plan:
-        """See ``jepa_rl.types.Planner``. Raises ValueError for arguments of the wrong shape or not
-        finite, and if ``choices`` does not divide the width of an action."""
-        problem, start = pose(self, dynamics, cost, z, warm_start, generator, proposals)
+    def check(self, spec: WorldSpec, dynamics: Dynamics) -> None:
+        """See ``BasePlanner.check``. Raises ValueError too if ``choices`` are not the environment's."""
+        super().check(spec, dynamics)
+        width, single = dynamics.action_dim, spec.action.groups
+        wanted = single * (width // spec.action.size)
+        given = self.choices or width
+        if (given if isinstance(given, tuple) else (given,) * (width // given)) != wanted:
+            alone = len(single) == 1
+            raise ValueError(
+                f"the planner chooses among {given}, the environment takes {single[0] if alone else single} actions; "
+                f"use CategoricalCEM(..., choices={single[0] if alone else wanted})"
+            )
+
+    def begin(self, start: Float[Tensor, "b h a"]) -> Categorical:
+        """See ``SamplingPlanner``. Raises ValueError if ``choices`` does not divide the width of an action."""
         groups = self._groups(start.shape[-1])
-        probability = _mix_in_uniform(start.clamp_min(0.0), groups, (0.5,) * len(groups))
-        floors = tuple(min(MOST_UNIFORM, self.min_probability * c) for c in groups)
-        best = Incumbent()
-        for _ in range(self.iterations):
-            candidates = problem.with_proposals(_draw(probability, groups, self.samples, generator))
-            costs = problem.costs(candidates)
-            elites, elite_costs = best_of(candidates, costs, self.elites)
-            best.offer(elites[:, 0], elite_costs[:, 0])
-            probability = torch.lerp(elites.mean(1), probability, self.smoothing)
-            probability = _mix_in_uniform(probability, groups, floors)
-        likeliest = torch.cat([one_hot(part) for part in probability.split(groups, -1)], -1)
-        return problem.finish(torch.stack([likeliest, best.actions], dim=1), candidates, costs)
+        return Categorical(_mix_in_uniform(start.clamp_min(0.0), groups, (0.5,) * len(groups)), groups)
+
+    def propose(
+        self, state: Categorical, iteration: int, generator: torch.Generator | None
+    ) -> Float[Tensor, "b s h a"]:
+        return _draw(state.probability, state.groups, self.samples, generator)
+
+    def refit(
+        self, state: Categorical, elites: Float[Tensor, "b k h a"], costs: Float[Tensor, "b k"]
+    ) -> Categorical:
+        floors = tuple(min(MOST_UNIFORM, self.min_probability * options) for options in state.groups)
+        probability = torch.lerp(elites.mean(1), state.probability, self.smoothing)
+        return state._replace(probability=_mix_in_uniform(probability, state.groups, floors))
+
+    def answers(self, state: Categorical, best: Float[Tensor, "b h a"]) -> list[Float[Tensor, "b h a"]]:
+        likeliest = torch.cat([one_hot(part) for part in state.probability.split(state.groups, -1)], -1)
+        return [likeliest, best]
 
     def _groups(self, width: int) -> tuple[int, ...]:
         """Number of options of each choice in an action of ``width`` components."""
@@ -93,10 +104,6 @@ class CategoricalCEM:
         if width % choices:
             raise ValueError(f"choices={choices} does not divide the action width {width}")
         return (choices,) * (width // choices)
-
-
-def _as_tuple(choices: int | tuple[int, ...]) -> tuple[int, ...]:
-    return choices if isinstance(choices, tuple) else (choices,)
 
 
 def _mix_in_uniform(

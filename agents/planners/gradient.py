@@ -3,31 +3,32 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from jepa_rl.agents.planners.base import (
-    Incumbent,
-    check_settings,
-    normal,
-    perturb,
+    BasePlanner,
+    check_common,
+    check_each,
+    make_problem,
     pick,
-    pose,
+    positive,
     without_nan,
 )
+from jepa_rl.agents.planners.sampling import Incumbent, normal, perturb
 from jepa_rl.risk import Risk, expected_cost
-from jepa_rl.types import Cost, Dynamics, Plan
+from jepa_rl.types import ActionKind, Cost, Dynamics, Plan
 
 
 @dataclass(frozen=True)
-class GradientPlanner:
+class GradientPlanner(BasePlanner):
     """Projected Adam on the actions, from several starts (as in Bharadhwaj et al. 2020, without the CEM).
 
     The starts are the warm start and normal perturbations of it; the cheapest plan that any of them
-    passed is returned. Dynamics and cost must be differentiable in the actions, so use continuous
-    actions; no parameter receives a gradient.
+    passed is returned. Dynamics and cost must be differentiable in the actions; no parameter receives a gradient.
 
     Attributes:
         horizon: actions in a plan, in latent steps.
@@ -42,6 +43,8 @@ class GradientPlanner:
         ValueError, TypeError: for settings that make no sense.
     """
 
+    actions: ClassVar[ActionKind] = "continuous"
+
     horizon: int
     restarts: int = 8
     iterations: int = 30
@@ -51,7 +54,10 @@ class GradientPlanner:
     risk: Risk = expected_cost
 
     def __post_init__(self) -> None:
-        check_settings(self)
+        check_common(self, "restarts", "iterations")
+        check_each(
+            positive, "be positive and finite", learning_rate=self.learning_rate, init_std=self.init_std
+        )
 
     def plan(
         self,
@@ -66,7 +72,9 @@ class GradientPlanner:
         finite, and if no gradient reaches the actions."""
         # The caller may plan under inference_mode, whose tensors no gradient can pass.
         with torch.inference_mode(False), torch.enable_grad():
-            problem, start = pose(self, dynamics, cost, z.detach().clone(), warm_start, generator, proposals)
+            problem, start = make_problem(
+                self, dynamics, cost, z.detach().clone(), warm_start, generator, proposals
+            )
             noise = normal((self.restarts, *start.shape[1:]), start, generator)
             starts = perturb(start, torch.full_like(start, self.init_std), noise)
             actions = problem.with_proposals(starts).clone().requires_grad_()

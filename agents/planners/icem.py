@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from jepa_rl.agents.planners.base import (
-    Incumbent,
-    best_of,
-    check_settings,
-    normal,
-    perturb,
-    pose,
-)
-from jepa_rl.risk import Risk, expected_cost
-from jepa_rl.types import Cost, Dynamics, Plan
+from jepa_rl.agents.planners.base import check_each, is_share, positive
+from jepa_rl.agents.planners.sampling import SamplingPlanner, normal, perturb
+from jepa_rl.types import ActionKind
 
 
 def coloured(white: Float[Tensor, "s h a"], beta: float) -> Float[Tensor, "s h a"]:
@@ -45,15 +39,23 @@ def coloured(white: Float[Tensor, "s h a"], beta: float) -> Float[Tensor, "s h a
     return torch.fft.irfft(torch.fft.rfft(white, dim=1) * gain[:, None], n=h, dim=1)
 
 
+class KeptGaussian(NamedTuple):
+    """Independent normal distributions of the actions of a plan, and ``m`` elites that stay candidates."""
+
+    mean: Float[Tensor, "b h a"]
+    std: Float[Tensor, "b h a"]
+    kept: Float[Tensor, "b m h a"]
+
+
 @dataclass(frozen=True)
-class ICEM:
+class ICEM(SamplingPlanner[KeptGaussian]):
     """Improved cross-entropy method (Pinneri et al. 2020, "Sample-efficient CEM for real-time planning").
 
     Differs from ``CEM`` in noise that is correlated in time, fewer samples in later iterations, and a
     share of the elites that enters the next iteration's candidates. The mean is always a candidate.
 
     Attributes:
-        horizon: actions in a plan, in latent steps.
+        horizon, futures, risk: see ``SamplingPlanner``.
         samples: candidates of the first iteration.
         elites: cheapest candidates that the Gaussian is fitted to.
         iterations: refits.
@@ -62,14 +64,13 @@ class ICEM:
         decay: each iteration draws ``decay`` times fewer samples, but at least ``2 * elites``.
         keep: share of the elites that is kept as candidates.
         momentum: share of the old mean and standard deviation that survives a refit.
-        futures: futures drawn for each candidate where the dynamics draw any.
-        risk: costs "b n" of the futures -> "b", see ``jepa_rl.risk``.
 
     Raises:
         ValueError, TypeError: for settings that make no sense.
     """
 
-    horizon: int
+    actions: ClassVar[ActionKind] = "continuous"
+
     samples: int = 128
     elites: int = 16
     iterations: int = 5
@@ -78,40 +79,35 @@ class ICEM:
     decay: float = 1.25
     keep: float = 0.3
     momentum: float = 0.1
-    futures: int = 1
-    risk: Risk = expected_cost
 
     def __post_init__(self) -> None:
-        check_settings(self)
-        if not 0.0 <= self.noise_beta <= 10.0:
-            raise ValueError(f"noise_beta must lie in [0, 10], got {self.noise_beta}")
-        if not self.decay >= 1.0:
-            raise ValueError(f"decay must be at least 1, got {self.decay}")
-        if not 0.0 <= self.keep <= 1.0:
-            raise ValueError(f"keep must lie in [0, 1], got {self.keep}")
+        super().__post_init__()
+        check_each(positive, "be positive and finite", init_std=self.init_std)
+        check_each(is_share, "lie in [0, 1)", momentum=self.momentum)
+        check_each(lambda beta: 0.0 <= beta <= 10.0, "lie in [0, 10]", noise_beta=self.noise_beta)
+        check_each(lambda decay: decay >= 1.0, "be at least 1", decay=self.decay)
+        check_each(lambda keep: 0.0 <= keep <= 1.0, "lie in [0, 1]", keep=self.keep)
 
-    @torch.no_grad()
-    def plan(
-        self,
-        dynamics: Dynamics,
-        cost: Cost,
-        z: Float[Tensor, "b d"],
-        warm_start: Float[Tensor, "b h a"] | None = None,
-        generator: torch.Generator | None = None,
-        proposals: Float[Tensor, "b p h a"] | None = None,
-    ) -> Plan:
-        """See ``jepa_rl.types.Planner``. Raises ValueError for arguments of the wrong shape or not finite."""
-        problem, mean = pose(self, dynamics, cost, z, warm_start, generator, proposals)
-        std = torch.full_like(mean, self.init_std)
-        kept, best = mean[:, None][:, :0], Incumbent()
-        for i in range(self.iterations):
-            samples = min(self.samples, max(int(self.samples / self.decay**i), 2 * self.elites))
-            noise = coloured(normal((samples, *mean.shape[1:]), mean, generator), self.noise_beta)
-            candidates = problem.with_proposals(torch.cat([perturb(mean, std, noise), kept], dim=1))
-            costs = problem.costs(candidates)
-            elites, elite_costs = best_of(candidates, costs, self.elites)
-            best.offer(elites[:, 0], elite_costs[:, 0])
-            kept = elites[:, : int(self.keep * self.elites)]
-            mean = torch.lerp(elites.mean(1), mean, self.momentum)
-            std = torch.lerp(elites.std(1), std, self.momentum)
-        return problem.finish(torch.stack([mean, best.actions], dim=1), candidates, costs)
+    def begin(self, start: Float[Tensor, "b h a"]) -> KeptGaussian:
+        return KeptGaussian(start, torch.full_like(start, self.init_std), start[:, None][:, :0])
+
+    def propose(
+        self, state: KeptGaussian, iteration: int, generator: torch.Generator | None
+    ) -> Float[Tensor, "b s h a"]:
+        samples = min(self.samples, max(int(self.samples / self.decay**iteration), 2 * self.elites))
+        white = normal((samples, *state.mean.shape[1:]), state.mean, generator)
+        return torch.cat(
+            [perturb(state.mean, state.std, coloured(white, self.noise_beta)), state.kept], dim=1
+        )
+
+    def refit(
+        self, state: KeptGaussian, elites: Float[Tensor, "b k h a"], costs: Float[Tensor, "b k"]
+    ) -> KeptGaussian:
+        return KeptGaussian(
+            mean=torch.lerp(elites.mean(1), state.mean, self.momentum),
+            std=torch.lerp(elites.std(1), state.std, self.momentum),
+            kept=elites[:, : int(self.keep * self.elites)],
+        )
+
+    def answers(self, state: KeptGaussian, best: Float[Tensor, "b h a"]) -> list[Float[Tensor, "b h a"]]:
+        return [state.mean, best]

@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from jepa_rl.agents.planners.base import (
-    Incumbent,
-    best_of,
-    check_settings,
-    normal,
-    perturb,
-    pose,
-)
-from jepa_rl.risk import Risk, expected_cost
-from jepa_rl.types import Cost, Dynamics, Plan
+from jepa_rl.agents.planners.base import check_each, positive
+from jepa_rl.agents.planners.sampling import Gaussian, SamplingPlanner, normal, perturb
+from jepa_rl.types import ActionKind
 
 
 def softmin(costs: Float[Tensor, "b k"], temperature: float) -> Float[Tensor, "b k"]:
@@ -34,7 +28,7 @@ def softmin(costs: Float[Tensor, "b k"], temperature: float) -> Float[Tensor, "b
 
 
 @dataclass(frozen=True)
-class MPPI:
+class MPPI(SamplingPlanner[Gaussian]):
     """Model-predictive path integral control (Williams et al. 2017), iterated over elites as in TD-MPC2.
 
     Each iteration draws ``samples`` plans around a mean (the mean is one of them) and sets mean and
@@ -44,55 +38,49 @@ class MPPI:
     many elites averages such errors out.
 
     Attributes:
-        horizon: actions in a plan, in latent steps.
+        horizon, samples, elites, iterations, futures, risk: see ``SamplingPlanner``.
         init_std: first standard deviation; actions live in [-1, 1].
         min_std: floor of the standard deviation, against freezing too early.
         temperature: small follows the best elite, large averages them; in units of the spread of
             the elites' costs.
         keep_best: whether the best plan seen may be returned.
-        futures: futures drawn for each candidate where the dynamics draw any.
-        risk: costs "b n" of the futures -> "b", see ``jepa_rl.risk``.
 
     Raises:
         ValueError, TypeError: for settings that make no sense.
     """
 
-    horizon: int
-    samples: int = 256
-    elites: int = 32
-    iterations: int = 6
+    actions: ClassVar[ActionKind] = "continuous"
+
     init_std: float = 0.7
     min_std: float = 0.05
     temperature: float = 0.3
     keep_best: bool = True
-    futures: int = 1
-    risk: Risk = expected_cost
 
     def __post_init__(self) -> None:
-        check_settings(self)
+        super().__post_init__()
+        check_each(positive, "be positive and finite", init_std=self.init_std, temperature=self.temperature)
+        check_each(
+            lambda std: 0.0 <= std <= self.init_std,
+            f"lie in [0, init_std={self.init_std}]",
+            min_std=self.min_std,
+        )
 
-    @torch.no_grad()
-    def plan(
-        self,
-        dynamics: Dynamics,
-        cost: Cost,
-        z: Float[Tensor, "b d"],
-        warm_start: Float[Tensor, "b h a"] | None = None,
-        generator: torch.Generator | None = None,
-        proposals: Float[Tensor, "b p h a"] | None = None,
-    ) -> Plan:
-        """See ``jepa_rl.types.Planner``. Raises ValueError for arguments of the wrong shape or not finite."""
-        problem, mean = pose(self, dynamics, cost, z, warm_start, generator, proposals)
-        std = torch.full_like(mean, self.init_std)
-        best = Incumbent()
-        for _ in range(self.iterations):
-            noise = normal((self.samples, *mean.shape[1:]), mean, generator)
-            candidates = problem.with_proposals(perturb(mean, std, noise))
-            costs = problem.costs(candidates)
-            elites, elite_costs = best_of(candidates, costs, self.elites)
-            best.offer(elites[:, 0], elite_costs[:, 0])
-            weights = softmin(elite_costs, self.temperature)[:, :, None, None]
-            mean = (weights * elites).sum(1)
-            std = (weights * (elites - mean[:, None]).square()).sum(1).sqrt().clamp_min(self.min_std)
-        answers = [mean, best.actions] if self.keep_best else [mean]
-        return problem.finish(torch.stack(answers, dim=1), candidates, costs)
+    def begin(self, start: Float[Tensor, "b h a"]) -> Gaussian:
+        return Gaussian(start, torch.full_like(start, self.init_std))
+
+    def propose(
+        self, state: Gaussian, iteration: int, generator: torch.Generator | None
+    ) -> Float[Tensor, "b s h a"]:
+        noise = normal((self.samples, *state.mean.shape[1:]), state.mean, generator)
+        return perturb(state.mean, state.std, noise)
+
+    def refit(
+        self, state: Gaussian, elites: Float[Tensor, "b k h a"], costs: Float[Tensor, "b k"]
+    ) -> Gaussian:
+        weights = softmin(costs, self.temperature)[:, :, None, None]
+        mean = (weights * elites).sum(1)
+        std = (weights * (elites - mean[:, None]).square()).sum(1).sqrt().clamp_min(self.min_std)
+        return Gaussian(mean, std)
+
+    def answers(self, state: Gaussian, best: Float[Tensor, "b h a"]) -> list[Float[Tensor, "b h a"]]:
+        return [state.mean, best] if self.keep_best else [state.mean]

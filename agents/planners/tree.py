@@ -9,13 +9,22 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from jepa_rl.agents.planners.base import Problem, check_settings, comparable, directions, pick, pose, take
-from jepa_rl.risk import Risk, expected_cost
-from jepa_rl.types import Cost, Dynamics, Plan
+from jepa_rl.agents.planners.base import (
+    BasePlanner,
+    Problem,
+    check_common,
+    check_each,
+    comparable,
+    make_problem,
+    pick,
+    take,
+)
+from jepa_rl.agents.planners.sampling import directions
+from jepa_rl.types import ActionKind, Cost, Dynamics, Plan
 
 
 @dataclass(frozen=True)
-class TreeSearch:
+class TreeSearch(BasePlanner):
     """A beam of imagined states, chosen for being far from each other rather than for being cheap.
 
     Where the way to the goal leads away from it first (around a wall, through a door), the cost has a valley
@@ -38,19 +47,19 @@ class TreeSearch:
         ValueError, TypeError: for settings that make no sense.
     """
 
+    actions: ClassVar[ActionKind] = "continuous"
+    # A tree over several futures would need a policy, not a path: one future, and no attitude to risk (BasePlanner's).
+
     horizon: int
     width: int = 32
     branches: int = 12
     step_cost: float = 0.05
 
-    # A tree over several futures would need a policy, not a path: one future, and no attitude to risk.
-    futures: ClassVar[int] = 1
-    risk: ClassVar[Risk] = staticmethod(expected_cost)
-
     def __post_init__(self) -> None:
-        check_settings(self)
-        if not 0.0 <= self.step_cost < float("inf"):
-            raise ValueError(f"step_cost must be finite and at least 0, got {self.step_cost}")
+        check_common(self, "width", "branches")
+        check_each(
+            lambda cost: 0.0 <= cost < float("inf"), "be finite and at least 0", step_cost=self.step_cost
+        )
 
     @torch.no_grad()
     def plan(
@@ -63,7 +72,7 @@ class TreeSearch:
         proposals: Float[Tensor, "b p h a"] | None = None,
     ) -> Plan:
         """See ``jepa_rl.types.Planner``. The warm start competes as one more path of the tree."""
-        problem, warm = pose(self, dynamics, cost, z, warm_start, generator, proposals)
+        problem, warm = make_problem(self, dynamics, cost, z, warm_start, generator, proposals)
         nodes, paths = z.unsqueeze(1), warm[:, None, :0]  # b w d, b w depth a
         seen, ends, prices = nodes, [], []
         along, follow = z, warm_start is not None  # the state that the old plan leads to
@@ -125,7 +134,7 @@ def _expand(
     b, w, k, a = actions.shape
     rows = nodes.repeat_interleave(k, dim=1).flatten(0, 1)
     steps = actions.reshape(b * w * k, 1, a)
-    latents = problem.dynamics.rollout(rows, steps, generator=problem.luck)
+    latents = problem.dynamics.rollout(rows, steps, generator=problem.future_generator)
     costs = problem.cost(latents, steps)[:, 0].view(b, w * k)
     return latents[:, 0, 1].unflatten(0, (b, w * k)), comparable(costs)
 
