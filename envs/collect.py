@@ -149,7 +149,7 @@ class _States:
     def layout(self, rows: Mapping[str, np.ndarray]) -> Layout:
         extras = {name: (rows[name].shape[1:], rows[name].dtype) for name in self._extras}
         shape = (self._channels, *self._spec.pixels[1:])
-        return Layout.make(shape, self._spec.action, self._spec.frames, extras)
+        return Layout.make(shape, self._spec.action, self._spec.frames, extras, self._spec.source)
 
     def rows(self, observations: Any, infos: Mapping[str, Any], needed: np.ndarray) -> dict[str, np.ndarray]:
         """Rows of all environments; extras may be missing where ``needed``, bool ``(n,)``, is False."""
@@ -247,6 +247,7 @@ def _open_store(store: str | Path | EpisodeStore, layout: Layout) -> EpisodeStor
             layout.action,
             frames=layout.frames,
             extras=layout.extras,
+            source=layout.source,
             exist_ok=True,
         )
     if store.layout != layout:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from jepa_rl.data.episode import Episode
-from jepa_rl.types import ActionSpec
+from jepa_rl.types import ActionSpec, as_tuples
 
 FORMAT = "jepa-rl episode store"
 VERSION = 1
@@ -43,6 +43,7 @@ class Layout:
     action: ActionSpec
     frames: int = 1
     extras: Mapping[str, tuple[tuple[int, ...], str]] = field(default_factory=dict)
+    source: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
         if len(self.frame_shape) != 3 or min(self.frame_shape) < 1:
@@ -63,6 +64,7 @@ class Layout:
         action: ActionSpec,
         frames: int = 1,
         extras: Mapping[str, Sequence[Any]] | None = None,
+        source: str = "",
     ) -> Layout:
         """A layout from anything that reads as sizes and dtypes; two equal ones compare equal."""
         rows = {
@@ -70,11 +72,15 @@ class Layout:
             for name, (shape, dtype) in (extras or {}).items()
         }
         channels, height, width = (int(n) for n in frame_shape)
-        return Layout((channels, height, width), action, int(frames), rows)
+        return Layout((channels, height, width), action, int(frames), rows, source)
 
     def columns(self) -> dict[str, Column]:
-        discrete = self.action.kind == "discrete"
-        action_shape, action_dtype = ((), "<i8") if discrete else ((self.action.size,), "<f4")
+        action_shape, action_dtype = (self.action.size,), "<f4"
+        if self.action.kind == "discrete":
+            action_shape, action_dtype = (
+                tuple([len(self.action.choices)] if self.action.choices else []),
+                "<i8",
+            )
         columns = {
             "frames": Column("frames.bin", self.frame_shape, np.dtype(np.uint8), True),
             "actions": Column("actions.bin", action_shape, np.dtype(action_dtype), False),
@@ -117,11 +123,8 @@ class Layout:
                 "upgrade jepa-rl"
             )
         try:
-            action = header["action"]
-            bounds = tuple(action["low"]), tuple(action["high"])
-            spec = ActionSpec(
-                action["kind"], action["size"], *bounds, action["start"], action.get("dtype", "")
-            )
-            return Layout.make(header["frame_shape"], spec, header["frames"], header["extras"])
+            action = ActionSpec(**as_tuples(header["action"]))
+            source = header.get("source", "")
+            return Layout.make(header["frame_shape"], action, header["frames"], header["extras"], source)
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is damaged: {error!r}") from error

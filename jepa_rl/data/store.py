@@ -60,6 +60,7 @@ class EpisodeStore:
         *,
         frames: int = 1,
         extras: Mapping[str, tuple[tuple[int, ...], Any]] | None = None,
+        source: str = "",
         exist_ok: bool = False,
     ) -> EpisodeStore:
         """Make an empty store in the folder ``path``.
@@ -68,6 +69,7 @@ class EpisodeStore:
             frame_shape: ``(c, y, x)`` of one single frame.
             frames: how many frames an observation stacks (applied when reading).
             extras: further columns per frame, name to (shape of a row, dtype).
+            source: how the environment is made, see ``WorldSpec``.
             exist_ok: open a store that is already there, if it has the same layout.
 
         Raises:
@@ -75,7 +77,7 @@ class EpisodeStore:
             ValueError: if it holds a store of another layout, or an argument makes no sense.
         """
         path = Path(path)
-        layout = Layout.make(frame_shape, action, frames, extras)
+        layout = Layout.make(frame_shape, action, frames, extras, source)
         if (path / _HEADER).exists():
             if not exist_ok:
                 raise FileExistsError(f"{path} already holds a store; open it, or pass exist_ok=True")
@@ -141,7 +143,8 @@ class EpisodeStore:
     def spec(self) -> WorldSpec:
         """The stacked observation and the action space."""
         c, y, x = self.layout.frame_shape
-        return WorldSpec((self.layout.frames * c, y, x), self.layout.frames, self.layout.action)
+        layout = self.layout
+        return WorldSpec((layout.frames * c, y, x), layout.frames, layout.action, source=layout.source)
 
     @property
     def step_starts(self) -> np.ndarray:

@@ -152,7 +152,7 @@ def check_loss(loss: Tensor, terms: Mapping[str, Tensor], numbers: bool) -> None
             "the loss has no gradient; leave out .detach() and torch.no_grad(), and let it depend on parameters that "
             "learn"
         )
-    if numbers and not math.isfinite(loss):
+    if numbers and not math.isfinite(loss.detach()):
         values = {name: float(value) for name, value in terms.items()}
         raise ValueError(
             f"the loss of the first update is {float(loss)}, its terms are {values}; check the data for values out of "
