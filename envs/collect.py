@@ -75,6 +75,11 @@ def collect(
     venv, spec = _as_vector_env(env), world_spec(env)
     n = venv.num_envs
     share = np.full(n, np.iinfo(np.int64).max) if episodes is None else (episodes + n - 1 - np.arange(n)) // n
+    if spec.action.choices:
+        raise TypeError(
+            "collect stores Box or Discrete actions, got MultiDiscrete; number its combinations as one Discrete with "
+            "gymnasium.wrappers.TransformAction"
+        )
     act = _actor(policy, spec.action, venv.num_envs, np.random.default_rng(seed))
     states = _States(venv, spec, extras)
 
