@@ -149,11 +149,12 @@ class _States:
     def __init__(self, venv: VectorEnv, spec: WorldSpec, extras: Sequence[str]) -> None:
         self.autoreset = AutoresetMode(venv.metadata.get("autoreset_mode", AutoresetMode.NEXT_STEP))
         self._spec, self._extras = spec, tuple(extras)
-        self._channels = spec.pixels[0] // spec.frames
+        assert spec.pixels is not None, "world_spec asks for pixels"
+        self._channels, self._sides = spec.pixels[0] // spec.frames, spec.pixels[1:]
 
     def layout(self, rows: Mapping[str, np.ndarray]) -> Layout:
         extras = {name: (rows[name].shape[1:], rows[name].dtype) for name in self._extras}
-        shape = (self._channels, *self._spec.pixels[1:])
+        shape = (self._channels, *self._sides)
         return Layout.make(shape, self._spec.action, self._spec.frames, extras)
 
     def rows(self, observations: Any, infos: Mapping[str, Any], needed: np.ndarray) -> dict[str, np.ndarray]:
