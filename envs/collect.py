@@ -75,6 +75,11 @@ def collect(
     venv, spec = _as_vector_env(env), world_spec(env)
     n = venv.num_envs
     share = np.full(n, np.iinfo(np.int64).max) if episodes is None else (episodes + n - 1 - np.arange(n)) // n
+    if spec.action.choices:
+        raise TypeError(
+            "collect stores Box or Discrete actions, got MultiDiscrete; number its combinations as one Discrete with "
+            "gymnasium.wrappers.TransformAction"
+        )
     act = _actor(policy, spec.action, venv.num_envs, np.random.default_rng(seed))
     states = _States(venv, spec, extras)
 
@@ -144,11 +149,12 @@ class _States:
     def __init__(self, venv: VectorEnv, spec: WorldSpec, extras: Sequence[str]) -> None:
         self.autoreset = AutoresetMode(venv.metadata.get("autoreset_mode", AutoresetMode.NEXT_STEP))
         self._spec, self._extras = spec, tuple(extras)
-        self._channels = spec.pixels[0] // spec.frames
+        assert spec.pixels is not None, "world_spec asks for pixels"
+        self._channels, self._sides = spec.pixels[0] // spec.frames, spec.pixels[1:]
 
     def layout(self, rows: Mapping[str, np.ndarray]) -> Layout:
         extras = {name: (rows[name].shape[1:], rows[name].dtype) for name in self._extras}
-        shape = (self._channels, *self._spec.pixels[1:])
+        shape = (self._channels, *self._sides)
         return Layout.make(shape, self._spec.action, self._spec.frames, extras, self._spec.source)
 
     def rows(self, observations: Any, infos: Mapping[str, Any], needed: np.ndarray) -> dict[str, np.ndarray]:

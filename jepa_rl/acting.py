@@ -118,17 +118,18 @@ def normalized_for(agent: Any, observations: Any) -> Any:
 
 
 def scalar_reward(reward: Any) -> float:
-    """The reward of one step as a float; some environments pay an array of one element.
+    """The reward of one step as a float; some environments return an array of one element.
 
     Raises:
-        ValueError: if it is not one number.
+        ValueError: if it is an array of several elements, or of none.
     """
-    values = np.asarray(reward, np.float64)
+    values = np.asarray(reward)
     if values.size != 1:
         raise ValueError(
-            f"an environment must pay one reward a step, got shape {values.shape}: {values.tolist()}"
+            f"a reward must be one number, got an array of shape {values.shape}: {values.tolist()}; reduce it to one, "
+            "for instance with gymnasium.wrappers.TransformReward"
         )
-    return values.item()
+    return float(values.reshape(()))
 
 
 def scalar_rewards(rewards: Any, n: int) -> Float[np.ndarray, " n"]:

@@ -142,7 +142,7 @@ def test_rewards_may_be_arrays_of_one_element():
             observation, _, *rest = super().step(action)
             return observation, np.ones(2), *rest
 
-    with pytest.raises(ValueError, match=r"one reward a step, got shape \(2,\)"):
+    with pytest.raises(ValueError, match=r"must be one number, got an array of shape \(2,\)"):
         play_episodes(Asked(), Two, [0])
 
 

@@ -55,7 +55,7 @@ class Line(torch.nn.Linear):
 def test_a_training_of_numpy_numbers_goes_on(tmp_path):
     def state(config, width):
         model = Line(Width(width))
-        return TrainingState(model, {"adam": torch.optim.Adam(model.parameters())}, config)
+        return TrainingState(model, {"adam": torch.optim.Adam(model.parameters())}, config, data={})
 
     config = TrainConfig(steps=10, batch_size=8)
     state(replace(config, batch_size=np.int64(8)), np.int64(3)).save(tmp_path / "a")

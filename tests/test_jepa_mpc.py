@@ -490,7 +490,7 @@ def test_choices_and_their_codes_are_inverse():
     codes = codec.encode(choices)
     np.testing.assert_array_equal(codes, [[1, 0, 1, 0, 0], [0, 1, 0, 0, 1], [0, 1, 0, 1, 0]])
     np.testing.assert_array_equal(codec.decode(codes), choices)
-    with pytest.raises(ValueError, match="flat MultiDiscrete"):
+    with pytest.raises(TypeError, match="flat MultiDiscrete"):
         action_spec(spaces.MultiDiscrete([[2, 3], [2, 3]]))
 
 

@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from jepa_rl.agents.sb3.jepa_mpc.spaces import ActionCodec
 from jepa_rl.envs import PixelObservation, action_spec, world_spec
 from jepa_rl.spaces import channels_first, pixel_space
 from jepa_rl.types import ActionSpec, WorldSpec
@@ -52,12 +51,11 @@ def boxes() -> list[spaces.Box]:
     return found
 
 
-@pytest.mark.parametrize("door", [action_spec, ActionCodec])
-def test_decoded_actions_lie_in_the_action_space(door):
+def test_decoded_actions_lie_in_the_action_space():
     rng = np.random.default_rng(1)
     for space in boxes():
         model_actions = np.concatenate([rng.uniform(-1.5, 1.5, (20, 3)), np.ones((1, 3)), -np.ones((1, 3))])
-        decoded = door(space).decode(model_actions.astype(np.float32))
+        decoded = action_spec(space).decode(model_actions.astype(np.float32))
         assert decoded.dtype == space.dtype
         assert all(space.contains(action) for action in decoded), space
         np.testing.assert_array_equal(decoded[-2:], np.stack([space.high, space.low]))
@@ -80,7 +78,6 @@ def test_the_dtype_of_actions_that_an_old_file_does_not_say():
     assert ActionSpec("continuous", 1, (-1.0,), (2.0,)) == action_spec(spaces.Box(-1, 2, (1,), np.float64))
 
 
-@pytest.mark.parametrize("door", [action_spec, ActionCodec])
 @pytest.mark.parametrize(
     ("space", "error", "words"),
     [
@@ -91,9 +88,9 @@ def test_the_dtype_of_actions_that_an_old_file_does_not_say():
         (spaces.Box(-np.inf, 1, (1,)), ValueError, "must be bounded"),
     ],
 )  # fmt: skip
-def test_every_door_refuses_the_same_boxes_in_the_same_words(door, space, error, words):
+def test_boxes_of_whole_numbers_or_without_bounds_are_refused(space, error, words):
     with pytest.raises(error, match=words):
-        door(space)
+        action_spec(space)
 
 
 @pytest.mark.parametrize(
@@ -108,7 +105,7 @@ def test_every_door_refuses_the_same_boxes_in_the_same_words(door, space, error,
         (spaces.Box(-1, 1, (2, 2)), ValueError, r"flat.*\(2, 2\)"),
         (spaces.Box(-1, 1, ()), ValueError, r"flat.*\(\)"),
         (spaces.Box(0, 3, (2,), np.int64), TypeError, "int64"),
-        (spaces.MultiDiscrete([2, 3]), TypeError, "MultiDiscrete"),
+        (spaces.MultiDiscrete([[2, 3]]), TypeError, "flat MultiDiscrete"),
         (spaces.MultiBinary(3), TypeError, "MultiBinary"),
         (spaces.Dict(a=spaces.Discrete(2)), TypeError, "Dict"),
         (spaces.Tuple([spaces.Discrete(2)]), TypeError, "Tuple"),

@@ -6,7 +6,7 @@ from typing import Any, SupportsFloat
 
 import gymnasium as gym
 
-from jepa_rl.envs.wrappers.rewards import scalar_reward
+from jepa_rl.acting import scalar_reward
 
 
 class ActionRepeat(gym.Wrapper, gym.utils.RecordConstructorArgs):
@@ -43,7 +43,7 @@ class ActionRepeat(gym.Wrapper, gym.utils.RecordConstructorArgs):
         total = 0.0
         for _ in range(1 if self._ended else self.repeat):
             observation, reward, terminated, truncated, info = self.env.step(action)
-            total += float(scalar_reward(reward))
+            total += scalar_reward(reward)
             if terminated or truncated:
                 break
         self._ended = bool(terminated or truncated)

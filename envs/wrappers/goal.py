@@ -8,7 +8,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-from jepa_rl.envs.wrappers.rewards import scalar_reward
+from jepa_rl.acting import scalar_reward
 from jepa_rl.spaces import pixel_space
 
 

@@ -17,7 +17,7 @@ import torch
 from gymnasium import spaces
 from torch import nn
 
-from jepa_rl.envs.wrappers.rewards import scalar_reward
+from jepa_rl.acting import scalar_reward
 from jepa_rl.envs.wrappers.source import warn_of_differences
 from jepa_rl.envs.wrappers.torch_state import float32, single_thread_after_fork
 from jepa_rl.modes import evaluating

@@ -11,6 +11,7 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.error import ClosedEnvironmentError
 
+from jepa_rl.acting import scalar_reward
 from jepa_rl.envs.gl import keep_viewers_apart
 from jepa_rl.envs.wrappers.pictures import (
     SMALL,
@@ -20,7 +21,6 @@ from jepa_rl.envs.wrappers.pictures import (
     is_image,
     resize,
 )
-from jepa_rl.envs.wrappers.rewards import scalar_reward
 
 
 class PixelObservation(gym.Wrapper, gym.utils.RecordConstructorArgs):

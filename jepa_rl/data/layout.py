@@ -50,6 +50,11 @@ class Layout:
             raise ValueError(f"frame_shape must be (c, y, x) of one frame, got {self.frame_shape}")
         if self.frames < 1:
             raise ValueError(f"frames must be at least 1, got {self.frames}")
+        if self.action.choices:
+            raise ValueError(
+                f"episode stores hold one choice or one vector a step, got {len(self.action.choices)} choices side by "
+                "side (MultiDiscrete); number their combinations as one Discrete (gymnasium.wrappers.TransformAction)"
+            )
         for name, (shape, dtype) in self.extras.items():
             if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
                 raise ValueError(f"the extra column {name!r} needs a name of letters, digits and underscores")

@@ -121,6 +121,7 @@ def model_metrics(model: ControlModel, batch: ControlBatch) -> Metrics:
     ``jepa/reward_error_k`` is the mean absolute error of the reward of step k, from a latent predicted k - 1 steps
     ahead.
     """
+    assert batch.valid is not None, "a replay says which steps of its windows are valid"
     with evaluating(model):
         z = model.world.encode_windows(batch.observations)
         std = z[:, 0].std(0)
