@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from jepa_rl.data.episode import Episode
-from jepa_rl.types import ActionSpec
+from jepa_rl.types import ActionSpec, as_tuples
 
 FORMAT = "jepa-rl episode store"
 VERSION = 1
@@ -117,11 +117,7 @@ class Layout:
                 "upgrade jepa-rl"
             )
         try:
-            action = header["action"]
-            bounds = tuple(action["low"]), tuple(action["high"])
-            spec = ActionSpec(
-                action["kind"], action["size"], *bounds, action["start"], action.get("dtype", "")
-            )
-            return Layout.make(header["frame_shape"], spec, header["frames"], header["extras"])
+            action = ActionSpec(**as_tuples(header["action"]))
+            return Layout.make(header["frame_shape"], action, header["frames"], header["extras"])
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is damaged: {error!r}") from error
