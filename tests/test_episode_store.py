@@ -363,3 +363,13 @@ def test_a_full_disk(tmp_path):
         del store
     finally:
         subprocess.run(["umount", "-l", disk], check=True)
+
+
+@pytest.mark.parametrize(
+    "action",
+    [ActionSpec("continuous", 1, (-2.0,), (2.0,), dtype="float64"), ActionSpec("discrete", 3, start=1)],
+)
+def test_the_action_space_is_the_same_when_a_store_is_opened_again(tmp_path, action):
+    EpisodeStore.create(tmp_path / "store", (1, 4, 4), action)
+    found = EpisodeStore.open(tmp_path / "store").layout.action
+    assert found == action and (found.dtype, found.choices) == (action.dtype, ())

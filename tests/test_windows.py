@@ -1,5 +1,7 @@
 """Windows against a slow, obvious reference, and the statistics of drawing them."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -208,3 +210,32 @@ def test_mistakes_are_named(tmp_path):
         store.split(1.0, 0)
     with pytest.raises(ValueError, match="episode indices"):
         store.view([2])
+
+
+def test_short_episodes_are_left_out_with_a_word(tmp_path):
+    store, _ = fill(tmp_path, [4, 20, 6, 10])
+    for steps, block, words in (
+        (
+            3,
+            2,
+            r"1 of 4 episodes \(25\.0%\), which hold 10\.0% of the environment steps, are shorter and are left out",
+        ),
+        (11, 1, r"3 of 4 episodes \(75\.0%\), which hold 50\.0%.*smaller block"),
+    ):
+        with pytest.warns(UserWarning, match=words) as caught:
+            WindowSampler(store, steps, block)
+        assert len(caught) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        WindowSampler(store, 4)
+
+
+def test_windows_that_nearly_no_episode_can_hold_are_refused(tmp_path):
+    """A hundred episodes of 10 steps and one of 40: windows of 20 would show 4% of what was collected."""
+    store, _ = fill(tmp_path, [*[10] * 100, 40])
+    with pytest.raises(
+        ValueError, match=r"100 of 101 episodes \(99\.0%\), which hold 96\.2%.*nearly nothing is left"
+    ):
+        WindowSampler(store, 10, 2)
+    with pytest.warns(UserWarning, match="left out"):
+        WindowSampler(store.view(range(50, 101)), 10, 2)  # 7% are left

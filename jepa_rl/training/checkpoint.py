@@ -35,8 +35,8 @@ class TrainingState:
         alarms: (step, text) so far.
 
     Raises:
-        TypeError: a configuration or the fingerprint holds what JSON does not know, such as NumPy's numbers: the first
-            checkpoint could not be written.
+        TypeError: a configuration or the fingerprint holds what JSON does not know, so that no checkpoint could be
+            written.
     """
 
     def __init__(
