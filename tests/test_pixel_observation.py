@@ -1,6 +1,7 @@
 """PixelObservation: known pictures in, known stacks out, and clear refusals."""
 
 import pickle
+import warnings
 
 import cloudpickle
 import gymnasium as gym
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from stable_baselines3.common.env_checker import check_env as check_env_sb3
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
 
-from jepa_rl.envs import PixelObservation
+from jepa_rl.envs import ActionRepeat, PixelObservation, world_spec
 
 
 class Slides(gym.Env):
@@ -334,3 +335,207 @@ def test_vector_environments_of_both_kinds_agree():
     finally:
         for venv in (synchronous, asynchronous, dummy, workers):
             venv.close()
+
+
+# --- layouts and scales ---
+
+
+@pytest.mark.parametrize(
+    ("shape", "to_stack"),
+    [
+        ((4, 3, 12, 14), lambda s: s.reshape(12, 12, 14)),
+        ((4, 12, 14, 3), lambda s: np.moveaxis(s, 3, 1).reshape(12, 12, 14)),
+        ((4, 1, 12, 14), lambda s: s[:, 0]),
+    ],
+)
+def test_stacks_are_read_in_either_order_of_axes(shape, to_stack):
+    stack = images(shape, 1)[0]
+    env = PixelObservation(Slides(spaces.Box(0, 255, shape, np.uint8), [stack]), size=12, frames=1)
+    expected = PixelObservation(
+        Slides(
+            spaces.Box(0, 255, (12, 14, len(to_stack(stack))), np.uint8), [np.moveaxis(to_stack(stack), 0, 2)]
+        ),
+        size=12,
+        frames=1,
+    )
+    np.testing.assert_array_equal(env.reset()[0], expected.reset()[0])
+
+
+@pytest.mark.parametrize("shape", [(64, 64, 3, 4), (4, 3, 3, 3)])
+def test_stacks_whose_axes_cannot_be_told_apart_are_refused(shape):
+    with pytest.raises(
+        ValueError, match=r"\(frames, y, x, channels\) or \(frames, channels, y, x\).*Transform"
+    ):
+        PixelObservation(slides(shape))
+
+
+@pytest.mark.parametrize("shape", [(40, 32, 32), (18, 16, 16), (16, 16, 16), (1, 16, 16)])
+def test_our_own_output_is_read_however_many_channels_it_has(shape):
+    env = PixelObservation(slides((shape[1], shape[2], shape[0])), size=shape[1], frames=1)
+    assert env.observation_space.shape == shape
+    assert world_spec(env).pixels == shape
+    again = PixelObservation(env, size=shape[1], frames=1)
+    np.testing.assert_array_equal(env.reset()[0], env.env.slides[0].transpose(2, 0, 1))
+    if len(set(shape)) > 1:  # three equal axes are taken for (y, x, channels)
+        np.testing.assert_array_equal(again.reset()[0], env.reset()[0])
+
+
+@pytest.mark.parametrize(
+    ("high", "given", "shown"), [(1, [0, 1], [0, 255]), (3, [1, 2, 3], [85, 170, 255]), (255, [1, 3], [1, 3])]
+)
+def test_a_few_levels_of_uint8_are_stretched_to_what_their_space_says(high, given, shown):
+    picture = np.zeros((16, 16, 3), np.uint8)
+    picture[0, : len(given), 0] = given
+    env = PixelObservation(Slides(spaces.Box(0, high, picture.shape, np.uint8), [picture]), size=16, frames=1)
+    assert env.reset()[0][0, 0, : len(shown)].tolist() == shown
+
+
+@pytest.mark.parametrize(
+    ("space", "encode"),
+    [
+        (spaces.Box(0, 1, (20, 20), np.float32), lambda p: (p / 255).astype(np.float32)),
+        (spaces.Box(-1, 1, (20, 20), np.float32), lambda p: (p / 127.5 - 1).astype(np.float32)),
+        (spaces.Box(-1, 1, (20, 20, 3), np.float64), lambda p: p / 127.5 - 1),
+        (spaces.Box(0, 65535, (20, 20, 3), np.uint16), lambda p: p.astype(np.uint16) * 257),
+        (spaces.Box(0, 1, (4, 20, 20, 3), np.float32), lambda p: (p / 255).astype(np.float32)),
+        (spaces.MultiBinary((20, 20)), lambda p: (p > 127).astype(np.int8)),
+        (spaces.Box(0, 1, (20, 20, 3), bool), lambda p: p > 127),
+    ],
+)
+def test_scaled_pictures_of_other_kinds_are_read_and_not_replaced_by_the_screen(space, encode):
+    picture = images(space.shape, 1)[0]
+    if encode(picture).dtype.itemsize == 1:
+        picture = np.where(picture > 127, 255, 0).astype(np.uint8)
+    env = PixelObservation(Slides(space, [encode(picture)], render_mode="rgb_array"), size=20, frames=1)
+    expected = slides(space.shape, 1)
+    expected.slides = [picture]
+    np.testing.assert_array_equal(env.reset()[0], PixelObservation(expected, size=20, frames=1).reset()[0])
+
+
+def test_atari_scaled_without_a_channel_axis():
+    ale_py = pytest.importorskip("ale_py")
+    gym.register_envs(ale_py)
+    seen = []
+    for scale in (False, True):
+        env = gym.make("ALE/Pong-v5", frameskip=1, render_mode="rgb_array")
+        env = gym.wrappers.AtariPreprocessing(env, scale_obs=scale)
+        seen.append(PixelObservation(env, size=84, frames=1).reset(seed=0)[0])
+    np.testing.assert_array_equal(*seen)
+
+
+def test_what_only_has_the_shape_of_a_picture_is_said_to_be_replaced_by_the_screen():
+    space = spaces.Box(-3, 7, (20, 20), np.float32)
+    with pytest.warns(UserWarning, match=r"shape of pictures, but not the bounds.*render\(\) instead"):
+        PixelObservation(Slides(space, [np.zeros((20, 20), np.float32)], render_mode="rgb_array"))
+
+
+def test_values_outside_their_space_are_named():
+    bright = np.full((16, 16, 3), 200.0, np.float32)
+    with pytest.raises(ValueError, match=r"values from 200 to 200, outside \[0, 1\].*correct the bounds"):
+        PixelObservation(Slides(spaces.Box(0, 1, bright.shape), [bright])).reset()
+
+
+def test_codes_on_a_small_grid_are_warned_of():
+    with pytest.warns(UserWarning, match=r"\(7, 7, 3\): less than 16.*AddRenderObservation.*key="):
+        PixelObservation(slides((7, 7, 3)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        PixelObservation(slides((16, 16, 3)))
+
+
+class Renders(gym.Env):
+    """Renders given pictures one after the other."""
+
+    metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012
+    observation_space, action_space = spaces.Box(-1, 1, (2,)), spaces.Discrete(2)
+
+    def __init__(self, pictures):
+        self.pictures, self.render_mode, self.t = pictures, "rgb_array", 0
+
+    def reset(self, *, seed=None, options=None):
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action):
+        self.t += 1
+        return np.zeros(2, np.float32), 0.0, False, False, {}
+
+    def render(self):
+        return self.pictures[self.t]
+
+
+@pytest.mark.parametrize(
+    ("scale", "dtype"), [(1 / 255, np.float32), (1 / 255, np.float64), (1.0, np.float64), (1, np.int64)]
+)
+def test_rendered_floats_and_integers_become_bytes(scale, dtype):
+    pictures = [np.zeros((16, 16, 3), np.uint8), *images((16, 16, 3), 2)]  # begins black
+    env = PixelObservation(Renders([(p * scale).astype(dtype) for p in pictures]), size=16, frames=1)
+    seen = [env.reset()[0], env.step(0)[0], env.step(0)[0]]
+    np.testing.assert_array_equal(seen, [p.transpose(2, 0, 1) for p in pictures])
+
+
+def test_rendered_floats_that_change_their_scale_are_named():
+    bright = np.full((16, 16, 3), 200.0)
+    env = PixelObservation(Renders([bright / 255, bright]), size=16, frames=1)
+    env.reset()
+    with pytest.raises(ValueError, match=r"render\(\) holds values from 200 to 200, outside \[0, 1\]"):
+        env.step(0)
+
+
+# --- episodes that begin by themselves ---
+
+
+class Counts(gym.Env):
+    """Shows 10 * episode + step; episodes of two steps; rewards are arrays of one, as some environments give them."""
+
+    observation_space, action_space = spaces.Box(0, 255, (16, 16, 1), np.uint8), spaces.Discrete(2)
+    episode = -1
+
+    def reset(self, *, seed=None, options=None):
+        self.episode, self.t = self.episode + 1, 0
+        return self._see(), {}
+
+    def step(self, action):
+        self.t += 1
+        return self._see(), np.array([1.5]), self.t == 2, False, {}
+
+    def _see(self):
+        return np.full((16, 16, 1), 10 * self.episode + self.t, np.uint8)
+
+
+def test_autoreset_begins_a_new_stack():
+    env = PixelObservation(gym.wrappers.Autoreset(Counts()), size=16, frames=2)
+    seen = [env.reset()[0]] + [env.step(0)[0] for _ in range(4)]
+    assert [s[:, 0, 0].tolist() for s in seen] == [[0, 0], [0, 1], [1, 2], [10, 10], [10, 11]]
+
+
+def test_autoreset_is_not_repeated():
+    env = ActionRepeat(PixelObservation(gym.wrappers.Autoreset(Counts()), size=16, frames=1), 3)
+    assert env.reset()[0][0, 0, 0] == 0
+    first, reward, terminated, _, _ = env.step(0)
+    assert first[0, 0, 0] == 2 and reward == 3.0 and terminated
+    begun, _, terminated, _, _ = env.step(0)
+    assert begun[0, 0, 0] == 10 and not terminated
+    env.step(0)
+    env.reset()
+    assert env.step(0)[1] == 3.0
+
+
+@pytest.mark.parametrize("wrapper", [lambda e: ActionRepeat(e, 1), lambda e: PixelObservation(e, size=16)])
+def test_rewards_that_are_arrays_of_one_become_numbers(wrapper):
+    env = wrapper(Counts())
+    env.reset()
+    reward = env.step(0)[1]
+    assert reward == 1.5 and np.ndim(reward) == 0
+    check_env_sb3(wrapper(Counts()))
+
+
+def test_rewards_that_are_several_numbers_are_named():
+    class Several(Counts):
+        def step(self, action):
+            observation, _, *rest = super().step(action)
+            return observation, np.array([1.0, 2.0]), *rest
+
+    for env in (ActionRepeat(Several(), 2), PixelObservation(Several(), size=16)):
+        env.reset()
+        with pytest.raises(ValueError, match=r"one number, got an array of shape \(2,\).*TransformReward"):
+            env.step(0)
