@@ -331,7 +331,7 @@ def report(
     )
     print(f"  random play               {rates['random']:.2f}")
     print(f"  inverse model             {rates['inverse_model']:.2f}")
-    print(f"  planning in the latents   {rates['agent']:.2f}   (95% interval {low:.2f} to {high:.2f})")
+    print(f"  planning in the latents   {rates['agent']:.2f}   (95% over layouts: {low:.2f} to {high:.2f})")
     print(f"  planning in the simulator {rates['oracle_dynamics']:.2f}")
     for name in ("probe_r2", "linear_probe_r2"):
         print(f"  {name:<26}" + ", ".join(f"{key} {value:.3f}" for key, value in results[name].items()))

