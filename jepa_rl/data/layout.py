@@ -80,12 +80,8 @@ class Layout:
         return Layout((channels, height, width), action, int(frames), rows, source)
 
     def columns(self) -> dict[str, Column]:
-        action_shape, action_dtype = (self.action.size,), "<f4"
-        if self.action.kind == "discrete":
-            action_shape, action_dtype = (
-                tuple([len(self.action.choices)] if self.action.choices else []),
-                "<i8",
-            )
+        discrete = self.action.kind == "discrete"
+        action_shape, action_dtype = ((), "<i8") if discrete else ((self.action.size,), "<f4")
         columns = {
             "frames": Column("frames.bin", self.frame_shape, np.dtype(np.uint8), True),
             "actions": Column("actions.bin", action_shape, np.dtype(action_dtype), False),
