@@ -46,8 +46,8 @@ def base(spec: WorldSpec) -> Preset:
         encoder_options={"width": 192, "depth": 12, "heads": 3, "patch": 8},
         dynamics="transformer",
         dynamics_options={"width": 192, "depth": 6, "heads": 16, "head_dim": 64, "mlp_width": 2048},
-        objective="jepa",
-        objective_options={"sigreg": 0.5, "inverse_dynamics": 1.0, "projections": 1024},
+        objective="lewm",
+        objective_options={"inverse_dynamics": 1.0, "projections": 1024},
     )
     train = TrainConfig(
         steps=50_000,

@@ -13,18 +13,23 @@ Every test builds the part anew. The contracts themselves are described in ``jep
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 from torch.testing import assert_close
 
 from jepa_rl.costs import ActionPenalty, GoalCost
-from jepa_rl.types import ActionSpec, Dynamics, Encoder, Plan, Planner, WorldSpec
+from jepa_rl.dynamics import TrainableDynamics
+from jepa_rl.objectives import Objective
+from jepa_rl.training import descend
+from jepa_rl.types import ActionSpec, ControlBatch, Dynamics, Encoder, Plan, Planner, WorldSpec
+from jepa_rl.world_model import WorldModel
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -39,14 +44,19 @@ def assert_raises(error: type[Exception], call: Callable[[], Any], because: str)
     raise AssertionError(f"expected a {error.__name__}: {because}")
 
 
+def encode(encoder: Any, pixels: Tensor) -> Tensor:
+    """Latents of an ``Encoder``, or of any ``nn.Module`` whose ``forward`` gives them."""
+    return encoder.encode(pixels) if isinstance(encoder, Encoder) else encoder(pixels)
+
+
 class EncoderContract:
     """What every encoder promises. Say how to make one, and set ``pixels`` if it reads another shape."""
 
     pixels: tuple[int, int, int] = (3, 64, 64)
     tolerance: float = 1e-4
 
-    def make_encoder(self) -> Encoder:
-        """The encoder in evaluation mode, the same at every call."""
+    def make_encoder(self) -> Any:
+        """The encoder (an ``Encoder``, or an ``nn.Module`` with ``forward``), in evaluation mode, always the same."""
         raise NotImplementedError
 
     def _pictures(self, batch: int, seed: int = 0) -> Tensor:
@@ -55,38 +65,38 @@ class EncoderContract:
     @torch.no_grad()
     def test_gives_one_finite_float32_latent_per_picture(self) -> None:
         encoder = self.make_encoder()
-        assert isinstance(encoder, Encoder) and encoder.latent_dim >= 1
+        assert encoder.latent_dim >= 1
         for batch in (1, 3):
-            z = encoder.encode(self._pictures(batch))
+            z = encode(encoder, self._pictures(batch))
             assert z.shape == (batch, encoder.latent_dim), tuple(z.shape)
             assert z.dtype == torch.float32 and torch.isfinite(z).all()
 
     @torch.no_grad()
     def test_equal_pictures_have_equal_latents(self) -> None:
         encoder, pixels = self.make_encoder(), self._pictures(2)
-        assert_close(encoder.encode(pixels), encoder.encode(pixels), rtol=0, atol=0)
+        assert_close(encode(encoder, pixels), encode(encoder, pixels), rtol=0, atol=0)
 
     @torch.no_grad()
     def test_different_pictures_have_different_latents(self) -> None:
-        z = self.make_encoder().encode(self._pictures(2))
+        z = encode(self.make_encoder(), self._pictures(2))
         assert not torch.equal(z[0], z[1]), "the encoder gives a constant"
 
     @torch.no_grad()
     def test_leaves_the_pixels_alone(self) -> None:
         pixels = self._pictures(2)
         before = pixels.clone()
-        self.make_encoder().encode(pixels)
+        encode(self.make_encoder(), pixels)
         assert torch.equal(pixels, before)
 
     @torch.no_grad()
     def test_a_latent_does_not_depend_on_its_neighbours(self) -> None:
         encoder, pixels = self.make_encoder(), self._pictures(4)
-        alone = torch.cat([encoder.encode(p[None]) for p in pixels])
-        assert_close(encoder.encode(pixels), alone, rtol=self.tolerance, atol=self.tolerance)
+        alone = torch.cat([encode(encoder, p[None]) for p in pixels])
+        assert_close(encode(encoder, pixels), alone, rtol=self.tolerance, atol=self.tolerance)
 
     def test_works_under_inference_mode(self) -> None:
         with torch.inference_mode():
-            assert not self.make_encoder().encode(self._pictures(1)).requires_grad
+            assert not encode(self.make_encoder(), self._pictures(1)).requires_grad
 
 
 class DynamicsContract:
@@ -191,6 +201,150 @@ class DynamicsContract:
         actions.requires_grad_()
         dynamics.rollout(z, actions, generator=seeded())[:, :, -1].square().sum().backward()
         assert actions.grad is not None and torch.isfinite(actions.grad).all()
+
+
+class TrainableDynamicsContract(DynamicsContract):
+    """What dynamics that learn promise beside. ``make_dynamics`` gives a ``TrainableDynamics`` in evaluation mode."""
+
+    learning_rate: float = 3e-3
+    updates: int = 120
+
+    def _windows(self, dynamics: Dynamics, batch: int = 64, steps: int = 3) -> tuple[Tensor, Tensor]:
+        """Latents "b t d" of a linear world with a little noise, and actions "b h a"."""
+        generator = seeded(3)
+        d, a = dynamics.latent_dim, dynamics.action_dim
+        actions = 2 * torch.rand(batch, steps, a, generator=generator) - 1
+        push = 0.5 * torch.randn(a, d, generator=generator)
+        path = [torch.randn(batch, d, generator=generator)]
+        for i in range(steps):
+            noise = 0.05 * torch.randn(batch, d, generator=generator)
+            path.append(0.9 * path[-1] + actions[:, i] @ push + noise)
+        return torch.stack(path, dim=1), actions
+
+    def test_its_loss_is_a_finite_scalar_with_a_gradient_and_named_terms(self) -> None:
+        dynamics = self.make_dynamics()
+        assert isinstance(dynamics, TrainableDynamics), "subclass jepa_rl.dynamics.TrainableDynamics"
+        total, terms = dynamics.train().loss(*self._windows(dynamics), seeded())
+        _check_loss(total, terms)
+        total.backward()
+        assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in dynamics.parameters())
+
+    def test_equal_seeds_give_equal_losses_and_the_global_generator_stays(self) -> None:
+        dynamics = self.make_dynamics()
+        assert isinstance(dynamics, TrainableDynamics)
+        dynamics.eval()
+        windows = self._windows(dynamics)
+        state = torch.get_rng_state()
+        first, second = (dynamics.loss(*windows, seeded(5))[0].item() for _ in range(2))
+        assert first == second, "the same generator must give the same loss"
+        assert torch.equal(torch.get_rng_state(), state), "randomness must come from the generator passed in"
+
+    def test_it_learns_a_linear_world(self) -> None:
+        dynamics = self.make_dynamics()
+        assert isinstance(dynamics, TrainableDynamics)
+        latents, actions = self._windows(dynamics)
+        dynamics.observe(latents, actions)
+
+        def error() -> float:
+            with torch.no_grad():
+                path = dynamics.eval().rollout(latents[:, 0], actions, futures=4, generator=seeded(1))
+            return float((path.mean(1)[:, 1:] - latents[:, 1:]).square().mean())
+
+        before, generator = error(), seeded(2)
+        optimizer = torch.optim.Adam(dynamics.parameters(), lr=self.learning_rate)
+        dynamics.train()
+        for _ in range(self.updates):
+            descend(dynamics.loss(latents, actions, generator)[0], [optimizer], dynamics.parameters(), 10.0)
+            dynamics.after_update()
+        assert error() < 0.5 * before, f"the rollout's error went from {before:.3g} to {error():.3g}"
+
+
+class ObjectiveContract:
+    """What every objective promises. Say how to make a small world model with it, the same at every call.
+
+    Attributes:
+        learns: whether a few updates on one batch must lower its loss.
+    """
+
+    learns: bool = True
+
+    def make_world(self) -> WorldModel:
+        """A world model, in training mode, of small pictures and latent steps of one environment step."""
+        raise NotImplementedError
+
+    def _batch(self, world: WorldModel, batch: int = 12, steps: int = 3) -> ControlBatch:
+        rng, spec = seeded(4), world.spec
+
+        def seen(lead: tuple[int, ...]) -> Any:
+            found = {
+                name: torch.randint(0, 256, (*lead, *shape), generator=rng, dtype=torch.uint8)
+                if len(shape) == 3
+                else torch.randn(*lead, *shape, generator=rng)
+                for name, shape in spec.shapes.items()
+            }
+            return found if spec.parts else next(iter(found.values()))
+
+        actions = 2 * torch.rand(batch, steps, spec.action_dim, generator=rng) - 1
+        if groups := spec.action.groups * spec.block:
+            parts = actions.split(groups, -1)
+            actions = torch.cat([F.one_hot(x.argmax(-1), x.shape[-1]).float() for x in parts], -1)
+        valid = torch.ones(batch, steps, dtype=torch.bool)
+        valid[0, -1] = False  # one window runs over the end of its episode
+        return ControlBatch(
+            seen((batch, steps + 1)), actions, torch.randn(batch, steps, generator=rng), ~valid, valid,
+            returns=torch.randn(batch, steps, generator=rng), discounts=torch.full((batch, steps), 0.9),
+            ended=~valid[:, -1], future=seen((batch,)),
+        )  # fmt: skip
+
+    def test_its_loss_is_a_finite_scalar_with_named_terms(self) -> None:
+        world = self.make_world()
+        assert isinstance(world.objective, Objective), "subclass jepa_rl.objectives.Objective"
+        _check_loss(*world.loss(self._batch(world), seeded()))
+
+    def test_its_gradient_reaches_the_encoder(self) -> None:
+        world = self.make_world()
+        world.loss(self._batch(world), seeded())[0].backward()
+        assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in world.encoder.parameters())
+
+    def test_equal_seeds_give_equal_losses_and_nothing_else_is_touched(self) -> None:
+        batch, state = self._batch(self.make_world()), torch.get_rng_state()
+        losses = []
+        for _ in range(2):
+            world = self.make_world()
+            torch.set_rng_state(state)
+            losses.append(world.loss(batch, seeded(5))[0].item())
+            assert torch.equal(torch.get_rng_state(), state), "randomness must come from the generator"
+        assert losses[0] == losses[1], "the same generator must give the same loss"
+        again = self._batch(self.make_world())
+        assert_close(batch.observations, again.observations, rtol=0, atol=0)
+
+    def test_updates_lower_its_loss(self) -> None:
+        world = self.make_world()
+        batch, losses = self._batch(world), []
+        optimizer = torch.optim.Adam([p for p in world.parameters() if p.requires_grad], lr=2e-3)
+        for _ in range(30):
+            loss, _ = world.train().loss(batch, seeded(6))
+            descend(loss, [optimizer], world.parameters(), 10.0)
+            world.after_update()
+            losses.append(loss.item())
+        assert not self.learns or min(losses[-5:]) < losses[0], losses
+
+    def test_control_can_stand_on_it(self) -> None:
+        world = self.make_world()
+        batch = self._batch(world)
+        unrolled = world.objective.unroll(world, batch, seeded())
+        b, h = batch.actions.shape[:2]
+        assert unrolled.path.shape == (b, h + 1, world.latent_dim), tuple(unrolled.path.shape)
+        assert unrolled.future.shape == (b, world.latent_dim) and not unrolled.future.requires_grad
+        assert unrolled.path.requires_grad, "reward and values shape the encoder through the path"
+        _check_loss(*world.objective.shape(world, batch, unrolled, 0.5, seeded()))
+
+
+def _check_loss(total: Tensor, terms: Mapping[str, Tensor]) -> None:
+    assert total.shape == () and total.requires_grad, f"expected a scalar with a gradient, got {total!r}"
+    assert torch.isfinite(total), f"expected a finite loss, got {total.item()}"
+    wrong = {name: tuple(value.shape) for name, value in terms.items() if value.shape != ()}
+    assert terms and not wrong, f"terms must be named scalars, got {wrong or 'none'}"
 
 
 @dataclass(frozen=True, eq=False)

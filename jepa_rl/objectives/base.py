@@ -93,6 +93,24 @@ def each(observations: Observations, change: Callable[[Tensor], Tensor]) -> Obse
     return change(observations)
 
 
+def norms_of(encoder: nn.Module) -> list[nn.BatchNorm1d]:
+    """The batch norms of an encoder."""
+    return [part for part in encoder.modules() if isinstance(part, nn.BatchNorm1d)]
+
+
+@contextmanager
+def inputs_of_norm(encoder: nn.Module) -> Iterator[list[Float[Tensor, "b d"]]]:
+    """Gathers, while inside, what enters the last batch norm of an encoder; nothing where there is none."""
+    found: list[Tensor] = []
+    norms = norms_of(encoder)[-1:]
+    hooks = [norm.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0])) for norm in norms]
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
 class SharedStatistics:
     """Batch norms that normalise one batch by another's statistics: those of the states that agents act on.
 
@@ -106,7 +124,7 @@ class SharedStatistics:
     """
 
     def __init__(self, module: nn.Module) -> None:
-        self._norms = [part for part in module.modules() if isinstance(part, nn.BatchNorm1d)]
+        self._norms = norms_of(module)
         self._measured: list[tuple[Tensor, Tensor]] = []
 
     @contextmanager

@@ -18,6 +18,7 @@ from jepa_rl.objectives.base import (
     Unrolled,
     each,
     future_of,
+    norms_of,
     step_weights,
     weighted_mean,
 )
@@ -34,8 +35,9 @@ class Consistency(Objective):
     .. math:: L = \lambda_p \sum_i w_i \|\hat z_i - sg(z_i)\|^2 + \lambda_a A(z_0)
 
     with :math:`\hat z` rolled out from the first state of a window, :math:`sg` without gradient, and A VICReg's
-    variance and covariance, or SIGReg. TD-MPC2 keeps its latents apart by a simplex, which collapsed from pixels at
-    the rates that a few thousand updates need (docs/lab-notes.md). Dynamics with a loss of their own learn by that.
+    covariance (and variance, where no batch norm fixes it), or SIGReg. TD-MPC2 keeps its latents apart by a simplex,
+    which collapsed from pixels at the rates that a few thousand updates need (docs/lab-notes.md). Dynamics with a loss
+    of their own learn by that.
 
     Args:
         consistency, anti_collapse: weights of the two terms.
@@ -106,7 +108,9 @@ class Consistency(Objective):
         if self.kind == "sigreg":
             apart = terms.sigreg(z.transpose(0, 1), generator)
         else:
-            apart = terms.variance(z) + terms.VICREG_COVARIANCE * terms.covariance(z)
+            apart = terms.VICREG_COVARIANCE * terms.covariance(z)
+            if not norms_of(world.encoder):  # behind a batch norm every spread is 1 already
+                apart = apart + terms.variance(z)
         found = {"consistency": error, "anti_collapse": apart}
         return torch.stack([self.weights[name] * value for name, value in found.items()]).sum(), found
 

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from jepa_rl.objectives import terms
-from jepa_rl.objectives.base import Objective, each
+from jepa_rl.objectives.base import Objective, each, inputs_of_norm
 from jepa_rl.registry import register_objective
 from jepa_rl.types import Batch, World, WorldSpec
 
@@ -84,7 +84,9 @@ class JEPA(Objective):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """See ``Objective.loss``. Windows that run over an episode's end are left out."""
         batch = batch.whole()
-        z, w = world.encode_windows(batch.observations), self.weights
+        w = self.weights
+        with inputs_of_norm(world.encoder) as features:
+            z = world.encode_windows(batch.observations)
         path = torch.cat([z[:, :1], self._targets(z, batch)], dim=1)
         if self.training:
             world.dynamics.follow(path.detach(), batch.actions)
@@ -93,7 +95,8 @@ class JEPA(Objective):
         if w["sigreg"]:
             found["sigreg"] = terms.sigreg(z.transpose(0, 1), generator, self.projections)
         if w["variance"]:
-            found["variance"] = terms.variance(z)
+            # Behind a batch norm every spread is 1 and the term says nothing: it acts on what enters the norm.
+            found["variance"] = terms.variance(features[-1] if features else z)
         if w["covariance"]:
             found["covariance"] = terms.covariance(z)
         if w["time_similarity"]:
@@ -137,10 +140,51 @@ class JEPA(Objective):
             average.copy_(value)
 
 
-# Weights of the papers' configurations, as options of "jepa"; the scale of the terms is that of ours.
-LEWM: dict[str, Any] = {"prediction": 1.0, "sigreg": 0.5}
-EB_JEPA: dict[str, Any] = {
-    "prediction": 1.0, "sigreg": 0.0, "variance": 16.0, "covariance": 8.0, "time_similarity": 12.0,
-    "inverse_dynamics": 1.0,
-}  # fmt: skip
-EMA: dict[str, Any] = {"prediction": 1.0, "sigreg": 0.0, "target": "ema"}
+# -- the papers' weights, on the scale of our terms ---------------------------------------------------
+
+LEWM, EB_JEPA, EMA = "lewm", "eb_jepa", "ema"
+
+
+@register_objective(LEWM)
+class LeWorldModel(JEPA):
+    """LeWorldModel (Maes et al. 2026, arXiv:2603.19312): prediction and SIGReg.
+
+    Its weight is 0.09 for a statistic that is multiplied by the batch of 128; ours is not, so that it is 11.5 here.
+
+    Args:
+        latent_dim, spec, encoder: the world model's.
+        options: further or other weights of ``JEPA``.
+    """
+
+    def __init__(self, latent_dim: int, spec: WorldSpec, encoder: nn.Module, **options: Any) -> None:
+        super().__init__(latent_dim, spec, encoder, **{"sigreg": 11.5} | options)
+
+
+@register_objective(EB_JEPA)
+class EBJEPA(JEPA):
+    """EB-JEPA's configuration for two rooms, the objective of PLDM (Sobal et al. 2025, arXiv:2502.14819).
+
+    Its covariance of 8 is averaged over the d (d - 1) off-diagonal entries; ours is their sum divided by d.
+
+    Args:
+        latent_dim, spec, encoder: the world model's.
+        options: further or other weights of ``JEPA``.
+    """
+
+    def __init__(self, latent_dim: int, spec: WorldSpec, encoder: nn.Module, **options: Any) -> None:
+        weights = {"sigreg": 0.0, "variance": 16.0, "covariance": 8.0 / max(1, latent_dim - 1)}
+        weights |= {"time_similarity": 12.0, "inverse_dynamics": 1.0}
+        super().__init__(latent_dim, spec, encoder, **weights | options)
+
+
+@register_objective(EMA)
+class MovingTarget(JEPA):
+    """Prediction of a moving average of the encoder (I-JEPA, V-JEPA), and nothing else.
+
+    Args:
+        latent_dim, spec, encoder: the world model's.
+        options: further or other weights of ``JEPA``.
+    """
+
+    def __init__(self, latent_dim: int, spec: WorldSpec, encoder: nn.Module, **options: Any) -> None:
+        super().__init__(latent_dim, spec, encoder, **{"sigreg": 0.0, "target": "ema"} | options)
