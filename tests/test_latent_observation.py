@@ -1,5 +1,11 @@
 """Latent wrappers: histories across resets worked out by hand, one batch per step, and clear refusals."""
 
+import dataclasses
+import os
+import subprocess
+import sys
+import warnings
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -17,6 +23,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNorm
 from torch import nn
 
 from jepa_rl.envs import (
+    ActionRepeat,
     LatentObservation,
     PixelObservation,
     VecLatentObservation,
@@ -24,6 +31,7 @@ from jepa_rl.envs import (
     world_spec,
     wrap,
 )
+from jepa_rl.spaces import observed_spec
 from jepa_rl.types import ActionSpec, WorldSpec
 from jepa_rl.world_model import WorldModel, WorldModelConfig
 
@@ -422,3 +430,263 @@ def test_a_vector_environment_that_hides_its_autoreset_mode():
     venv.metadata = {}
     with pytest.raises(ValueError, match="autoreset_mode"):
         VectorLatentObservation(venv, Brightness())
+
+
+# --- episodes that begin by themselves, reused arrays ---
+
+
+def test_autoreset_begins_a_new_history():
+    env = LatentObservation(gym.wrappers.Autoreset(Clock(2)), Brightness(), history=2)
+    seen = [env.reset()[0]] + [env.step(0)[0] for _ in range(4)]
+    assert [rows(s) for s in seen] == [[0, 0], [0, 1], [1, 2], [10, 10], [10, 11]]
+
+
+class Reuses(Clock):
+    """Writes every observation into the same array."""
+
+    def _observation(self):
+        self.buffer = getattr(self, "buffer", np.zeros((1, 8, 8), np.uint8))
+        self.buffer[:] = 10 * self.episode + self.t
+        return self.buffer
+
+
+def test_the_last_observation_of_an_episode_survives_a_reused_array():
+    venv = SyncVectorEnv([Reuses, Reuses], autoreset_mode=AutoresetMode.SAME_STEP)
+    venv = VectorLatentObservation(venv, Brightness())
+    venv.reset()
+    venv.step(np.zeros(2, int))
+    latents, *_, infos = venv.step(np.zeros(2, int))
+    assert rows(latents) == [[10], [10]] and [rows(last) for last in infos["final_obs"]] == [[2], [2]]
+    sb3 = VecLatentObservation(DummyVecEnv([Reuses]), Brightness())
+    sb3.reset()
+    sb3.step(np.zeros(1, int))
+    latents, _, _, infos = sb3.step(np.zeros(1, int))
+    assert rows(latents) == [[10]] and rows(infos[0]["terminal_observation"]) == [2]
+
+
+def test_a_reused_array_in_a_worker_is_warned_of():
+    venv = AsyncVectorEnv([Reuses], autoreset_mode=AutoresetMode.SAME_STEP)
+    venv = VectorLatentObservation(venv, Brightness())
+    try:
+        venv.reset()
+        venv.step(np.zeros(1, int))
+        with pytest.warns(UserWarning, match=r"environment 0 equals the first.*PixelObservation"):
+            venv.step(np.zeros(1, int))
+    finally:
+        venv.close()
+
+
+class ReusingVenv(gym.vector.VectorEnv):
+    """Natively vectorised; episodes of one step, the last observation a view of what it writes next."""
+
+    metadata = {"autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012
+    num_envs = 1
+    single_observation_space = spaces.Box(0, 255, (1, 8, 8), np.uint8)
+    single_action_space = spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        self.seen = np.zeros((1, 1, 8, 8), np.uint8)
+        return self.seen, {}
+
+    def step(self, actions):
+        return self.seen, np.zeros(1), np.ones(1, bool), np.zeros(1, bool), {"final_obs": [self.seen[0]]}
+
+
+def test_a_last_observation_that_shares_its_memory_is_refused():
+    venv = VectorLatentObservation(ReusingVenv(), Brightness())
+    venv.reset()
+    with pytest.raises(ValueError, match=r"environment 0 shares its memory.*copies"):
+        venv.step(np.zeros(1, int))
+
+
+def test_a_vec_env_without_terminal_observations_is_named():
+    class Forgets(DummyVecEnv):
+        def step_wait(self):
+            observations, rewards, dones, infos = super().step_wait()
+            for info in infos:
+                info.pop("terminal_observation", None)
+            return observations, rewards, dones, infos
+
+    venv = VecLatentObservation(Forgets(clocks(1)), Brightness())
+    venv.reset()
+    with pytest.raises(ValueError, match=r"infos\[0\] must hold 'terminal_observation'.*step_wait"):
+        venv.step(np.zeros(1, int))
+
+
+def test_rewards_that_are_arrays_of_one_become_numbers():
+    class Rewards(Clock):
+        def step(self, action):
+            observation, _, *rest = super().step(action)
+            return observation, np.array([1.5]), *rest
+
+    env = LatentObservation(Rewards(), Brightness())
+    env.reset()
+    reward = env.step(0)[1]
+    assert reward == 1.5 and np.ndim(reward) == 0
+
+
+# --- torch's state ---
+
+
+def test_latents_are_float32_whatever_torch_defaults_to(checkpoint):
+    expected = wrap("CartPole-v1", checkpoint).reset(seed=0)[0]
+    try:
+        torch.set_default_dtype(torch.float64)
+        env = wrap("CartPole-v1", checkpoint)
+        observation = env.reset(seed=0)[0]
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert observation.dtype == np.float32
+    np.testing.assert_array_equal(observation, expected)
+
+
+@pytest.mark.parametrize("kind", ["gymnasium", "sb3"])
+def test_workers_forked_after_torch_was_used_encode_instead_of_hanging(checkpoint, kind):
+    """In a process of its own, with two threads, whatever this one has."""
+    code = f"""
+import gymnasium as gym, numpy as np, torch
+from stable_baselines3.common.vec_env import SubprocVecEnv
+from jepa_rl.envs import wrap
+torch.set_num_threads(2)
+make = lambda: wrap("CartPole-v1", {str(checkpoint)!r})
+torch.nn.Conv2d(3, 32, 4, 2)(torch.rand(64, 3, 64, 64))  # starts the threads
+expected = make().reset(seed=0)[0]
+if {kind!r} == "gymnasium":
+    venv = gym.vector.AsyncVectorEnv([make] * 2, context="fork")
+    seen = venv.reset(seed=[0, 0])[0]
+else:
+    venv = SubprocVecEnv([make] * 2, start_method="fork")
+    venv.seed(0)
+    seen = venv.reset()
+np.testing.assert_allclose(seen[0], expected, atol=1e-5)
+venv.close()
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+# --- wrap ---
+
+
+def test_wrap_keeps_the_device_for_the_encoder_and_reads_the_checkpoint_once(checkpoint, monkeypatch):
+    read, load = [], WorldModel.load
+    monkeypatch.setattr(WorldModel, "load", lambda path, device: read.append(device) or load(path, device))
+    env = wrap("CartPole-v1", checkpoint, device="cpu")
+    assert read == ["cpu"]
+    assert env.spec.additional_wrappers[-1].kwargs == {
+        "encoder": str(checkpoint),
+        "history": 1,
+        "append_state": False,
+        "device": "cpu",
+    }
+
+
+def test_wrap_refuses_a_model_of_vectors(tmp_path):
+    spec = observed_spec(spaces.Box(-1, 1, (3,)), spaces.Discrete(2))
+    WorldModel(WorldModelConfig(spec, latent_dim=4)).save(tmp_path / "vectors.safetensors")
+    with pytest.raises(ValueError, match="wrap needs one of pictures"):
+        wrap("CartPole-v1", tmp_path / "vectors.safetensors")
+
+
+# --- pictures made otherwise ---
+
+
+class Looks(Clock):
+    """An environment with arguments that change its pictures."""
+
+    def __init__(self, render="default", camera=0, length=3, render_mode=None):
+        super().__init__(length)
+        self.render_mode = render_mode
+
+
+@pytest.fixture
+def looks():
+    names = [f"jepa_rl_tests/{name}-v0" for name in ("Looks", "Other")]
+    for name in names:
+        gym.register(name, entry_point=lambda **kwargs: Looks(**kwargs), max_episode_steps=50)
+    gym.registry[names[0]].entry_point = Looks
+    yield names
+    for name in names:
+        del gym.registry[name]
+
+
+def encoder_of(env):
+    """An encoder that learned from this environment's pictures."""
+    encoder = Brightness()
+    encoder.spec = world_spec(env)
+    return encoder
+
+
+def told(encoder, env):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        LatentObservation(env, encoder)
+    return [str(w.message) for w in caught if "made otherwise" in str(w.message)]
+
+
+def test_pictures_made_otherwise_are_warned_of_in_words(looks):
+    name, other = looks
+
+    def make(*wrappers, env_id=name, **kwargs):
+        env = gym.make(env_id, **kwargs)
+        for wrapper in wrappers:
+            env = wrapper(env)
+        return env
+
+    def repeat(n):
+        return lambda env: ActionRepeat(env, n)
+
+    encoder = encoder_of(make(repeat(4), render="fast"))
+    assert told(encoder, make(repeat(4), render="fast")) == []
+    for env, words in [
+        (make(repeat(4)), "render='fast' then, render='default' now"),
+        (make(repeat(4), render="fast", camera=1), "camera=0 then, camera=1 now"),
+        (make(repeat(2), render="fast"), "ActionRepeat: repeat=4 then, repeat=2 now"),
+        (make(render="fast"), "wrappers [ActionRepeat(repeat=4)] then, [] now"),
+        (make(repeat(4), env_id=other, render="fast"), f"environment {name!r} then, {other!r} now"),
+    ]:
+        (message,) = told(encoder, env)
+        assert words in message and message.count(" then, ") == 1, message
+
+
+def test_what_changes_no_picture_is_not_warned_of(looks):
+    name, _ = looks
+    encoder = encoder_of(gym.make(name))
+    same = [
+        gym.make(name, render="default", render_mode="rgb_array", max_episode_steps=7),
+        gym.wrappers.RecordEpisodeStatistics(gym.make(name)),
+        Clock(),  # does not say how it is made
+    ]
+    assert [told(encoder, env) for env in same] == [[], [], []]
+    encoder.spec = dataclasses.replace(encoder.spec, source="")
+    assert told(encoder, gym.make(name, camera=1)) == []
+
+
+def test_vector_environments_warn_as_well_and_wrap_names_its_caller(looks, tmp_path):
+    name, _ = looks
+    encoder = encoder_of(gym.make(name, render="fast"))
+    for make in (
+        lambda: VectorLatentObservation(SyncVectorEnv([lambda: gym.make(name)]), encoder),
+        lambda: VectorLatentObservation(gym.make_vec(name, 2, "sync"), encoder),
+        lambda: VecLatentObservation(DummyVecEnv([lambda: gym.make(name)]), encoder),
+        lambda: VecLatentObservation(make_vec_env(lambda: gym.make(name), 1), encoder),
+    ):
+        with pytest.warns(UserWarning, match="render='fast' then, render='default' now"):
+            make()
+    env = pixels()
+    WorldModel(WorldModelConfig(world_spec(env), latent_dim=4)).save(tmp_path / "model.safetensors")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        wrap("CartPole-v1", tmp_path / "model.safetensors", append_state=True)
+    repeated = ActionRepeat(gym.make("CartPole-v1", render_mode="rgb_array"), 2)
+    with pytest.warns(UserWarning, match=r"wrappers \[PixelObservation\(.*then, \[ActionRepeat") as caught:
+        wrap(repeated, tmp_path / "model.safetensors")
+    assert caught[0].filename == __file__

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 
 from jepa_rl.envs.wrappers.pixels import PixelObservation
+from jepa_rl.envs.wrappers.warn import warn_caller
 
 
 class FreshObservation(gym.Wrapper, gym.utils.RecordConstructorArgs):
@@ -81,10 +81,9 @@ class LastObservationCheck:
             )
         if not self._warned and np.array_equal(last, first):
             self._warned = True
-            warnings.warn(
+            warn_caller(
                 f"the last observation of an episode in environment {row} equals the first one of the next; if the "
-                f"environment writes its observations into one array, {fix}",
-                stacklevel=4,
+                f"environment writes its observations into one array, {fix}"
             )
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import cv2
 import numpy as np
 from gymnasium import spaces
 
+from jepa_rl.envs.wrappers.warn import warn_caller
 from jepa_rl.spaces import channels_first
 
 SMALL = 16  # pixels: what is smaller is rarely a picture
@@ -63,12 +63,11 @@ class PictureReader:
             self._low, self._high = _bounds(space) or (0.0, 255.0)
             self.channels = channels_last(np.empty(space.shape, np.uint8), name).shape[2]
             if min(height_and_width(space.shape)) < SMALL:
-                warnings.warn(
+                warn_caller(
                     f"{name} has the shape {space.shape}: less than {SMALL} pixels wide or high, so perhaps codes "
                     "rather than colours, which resizing would blend; for the screen instead, wrap the environment "
                     "in gymnasium.wrappers.AddRenderObservation first (its pictures are those of render(), with "
-                    "render_mode='rgb_array'), for another entry of a Dict observation name it: key=...",
-                    stacklevel=4,
+                    "render_mode='rgb_array'), for another entry of a Dict observation name it: key=..."
                 )
 
     def read(self, picture: Any) -> np.ndarray:

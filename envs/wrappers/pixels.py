@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import cv2
@@ -21,6 +20,7 @@ from jepa_rl.envs.wrappers.pictures import (
     is_image,
     resize,
 )
+from jepa_rl.envs.wrappers.warn import warn_caller
 
 
 class PixelObservation(gym.Wrapper, gym.utils.RecordConstructorArgs):
@@ -192,11 +192,10 @@ def _picture_source(env: gym.Env, key: str | None) -> tuple[gym.Space | None, gy
         )
     shaped = isinstance(space, spaces.Box) and len(space.shape) in (2, 3, 4)
     if shaped and min(height_and_width(space.shape)) >= SMALL:
-        warnings.warn(
+        warn_caller(
             f"observations of {env} have the shape of pictures, but not the bounds ({space}): the pictures are "
             "those of render() instead; if they are pictures, scale them to [0, 1] with gymnasium.wrappers."
-            "TransformObservation",
-            stacklevel=3,
+            "TransformObservation"
         )
     return None, space
 

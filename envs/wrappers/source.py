@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import inspect
 import json
-import warnings
 from typing import Any
 
 import gymnasium as gym
 from gymnasium.envs.registration import load_env_creator
 
+from jepa_rl.envs.wrappers.warn import warn_caller
 from jepa_rl.spaces import source_of
 from jepa_rl.types import WorldSpec
 
@@ -42,14 +42,13 @@ NO_ARGUMENTS = {
 }
 
 
-def warn_of_differences(encoder: Any, env: Any, stacklevel: int = 3) -> None:
+def warn_of_differences(encoder: Any, env: Any) -> None:
     """Warn where an environment makes its pictures otherwise than those that an encoder learned from.
 
     Args:
         encoder: nothing is compared unless it has a ``spec`` that says where its pictures came from.
         env: environment, Gymnasium vector environment or Stable-Baselines3 ``VecEnv``; nothing is compared where it
             does not say how it was made.
-        stacklevel: see ``warnings.warn``.
 
     Warns:
         UserWarning: names every difference.
@@ -57,11 +56,10 @@ def warn_of_differences(encoder: Any, env: Any, stacklevel: int = 3) -> None:
     spec = getattr(encoder, "spec", None)  # an encoder of the user's need not know its world
     found = differences(spec.source, source_of(env)) if isinstance(spec, WorldSpec) else []
     if found:
-        warnings.warn(
+        warn_caller(
             "the encoder learned from pictures that were made otherwise: "
             + "; ".join(found)
-            + ". Its latents mean what they meant there; make the environment the same way, or train on this one",
-            stacklevel=stacklevel,
+            + ". Its latents mean what they meant there; make the environment the same way, or train on this one"
         )
 
 
