@@ -1,7 +1,7 @@
 """What acts: planners that search in the learned dynamics, and the agents built on them."""
 
 from jepa_rl.agents.evaluation import EvaluationCallback, play_episodes
-from jepa_rl.agents.inverse import InverseModel, InverseModelAgent, fit_inverse_model
+from jepa_rl.agents.inverse import InverseModelAgent, fit_inverse_model
 from jepa_rl.agents.mpc import MPCAgent, MPCState
 from jepa_rl.agents.planners import (
     CEM,
@@ -9,12 +9,15 @@ from jepa_rl.agents.planners import (
     MPPI,
     BasePlanner,
     CategoricalCEM,
+    FlowPlanner,
     GradientPlanner,
     SamplingPlanner,
     TreeSearch,
 )
-from jepa_rl.agents.proposals import FlowPlanner, FlowProposals, fit_flow_proposals
 from jepa_rl.agents.sb3.jepa_mpc import JEPAMPC, JEPAMPCPolicy, ResumableRun, jepa_mpc_preset
+from jepa_rl.dynamics.flow.proposals import FlowProposals
+from jepa_rl.inverse import InverseModel
+from jepa_rl.training.proposals import fit_flow_proposals
 
 __all__ = [
     "CEM",

@@ -26,6 +26,7 @@ MOVED = {
     "jepa_rl.envs.spec": "jepa_rl.spaces",
     "jepa_rl.agents.baselines": "jepa_rl.agents.sb3.baselines",
     "jepa_rl.agents.online_latents": "jepa_rl.agents.sb3.online",
+    "jepa_rl.agents.proposals": "jepa_rl.agents",
     "jepa_rl.agents.sampling": "jepa_rl.agents.planners.base",
     "jepa_rl.agents.jepa_mpc": "jepa_rl.agents.sb3.jepa_mpc",
     **{f"jepa_rl.agents.jepa_mpc.{name}": f"jepa_rl.agents.sb3.jepa_mpc.{name}" for name in _JEPA_MPC},

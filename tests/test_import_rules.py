@@ -17,9 +17,9 @@ SOURCES = {"jepa_rl": ROOT / "jepa_rl", "jepa_rl.agents": ROOT / "agents", "jepa
 
 # Downhill: a module imports from its own row or a row above it. Every module of jepa_rl stands here.
 ROWS = (
-    ("version", "files", "memory", "modes", "acting", "opengl", "_moved"),
+    ("version", "files", "memory", "modes", "noise", "acting", "opengl", "_moved"),
     ("types", "spaces", "registry"),
-    ("encoders", "dynamics", "objectives", "heads", "costs", "risk", "data"),
+    ("encoders", "dynamics", "objectives", "heads", "costs", "risk", "inverse", "data"),
     ("world_model",),
     ("control",),
     ("training",),
@@ -145,6 +145,22 @@ def test_no_import_cycles():
         # A package's __init__ gathers its own modules; that they import each other is not a cycle.
         graph[module] = {other for other in needed if not module.startswith(f"{other}.")}
     graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, naming the cycle
+
+
+def test_gradients_are_made_in_one_place():
+    """``jepa_rl.training.descend``: whatever has to happen to every gradient, such as averaging it, happens there."""
+    made = {m for m, path in MODULES.items() if re.search(r"\.backward\(", path.read_text())}
+    assert made == {"jepa_rl.training.optimisers"}
+
+
+def test_agents_have_no_networks_that_are_trained():
+    """What learns stands in jepa_rl; an agent or planner may hold it."""
+    for module, path in MODULES.items():
+        if not module.startswith("jepa_rl.agents"):
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef):
+                assert "nn.Module" not in map(ast.unparse, node.bases), f"{module}.{node.name}"
 
 
 # --- packaging -------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ One of your own subclasses ``BasePlanner``, or ``SamplingPlanner`` where it draw
 from jepa_rl.agents.planners.base import BasePlanner, Problem, make_problem
 from jepa_rl.agents.planners.categorical import CategoricalCEM
 from jepa_rl.agents.planners.cem import CEM
+from jepa_rl.agents.planners.flow import FlowPlanner
 from jepa_rl.agents.planners.gradient import GradientPlanner
 from jepa_rl.agents.planners.icem import ICEM
 from jepa_rl.agents.planners.mppi import MPPI
@@ -20,6 +21,7 @@ __all__ = [
     "PLANNERS",
     "BasePlanner",
     "CategoricalCEM",
+    "FlowPlanner",
     "GradientPlanner",
     "Problem",
     "SamplingPlanner",

@@ -18,7 +18,8 @@ from jepa_rl.agents.planners.base import (
     positive,
     without_nan,
 )
-from jepa_rl.agents.planners.sampling import Incumbent, normal, perturb
+from jepa_rl.agents.planners.sampling import Incumbent, perturb
+from jepa_rl.noise import normal
 from jepa_rl.risk import Risk, expected_cost
 from jepa_rl.types import ActionKind, Cost, Dynamics, Plan
 

@@ -10,7 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from jepa_rl.agents.planners.base import check_each, is_share, positive
-from jepa_rl.agents.planners.sampling import SamplingPlanner, normal, perturb
+from jepa_rl.agents.planners.sampling import SamplingPlanner, perturb
+from jepa_rl.noise import normal
 from jepa_rl.types import ActionKind
 
 

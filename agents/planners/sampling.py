@@ -117,17 +117,6 @@ class Incumbent:
         )
 
 
-def normal(shape: tuple[int, ...], like: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Standard normal numbers on the device and in the dtype of ``like``."""
-    return torch.randn(shape, generator=generator, device=like.device, dtype=like.dtype)
-
-
-def directions(shape: tuple[int, ...], like: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Actions "... a" in random directions, each of them at the bounds [-1, 1]."""
-    drawn = normal(shape, like, generator)
-    return drawn / drawn.abs().amax(-1, keepdim=True).clamp_min(1e-6)
-
-
 def perturb(
     mean: Float[Tensor, "b h a"], std: Float[Tensor, "b h a"], noise: Float[Tensor, "s h a"]
 ) -> Float[Tensor, "b s h a"]:

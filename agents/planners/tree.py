@@ -19,7 +19,7 @@ from jepa_rl.agents.planners.base import (
     pick,
     take,
 )
-from jepa_rl.agents.planners.sampling import directions
+from jepa_rl.noise import directions
 from jepa_rl.types import ActionKind, Cost, Dynamics, Plan
 
 

@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from jepa_rl.training.optimisers import descend
+
 
 def r2_score(predicted: Float[Tensor, "m y"], target: Float[Tensor, "m y"]) -> Float[Tensor, y]:
     """Coefficient of determination of each target column; 1 is perfect, 0 is the mean."""
@@ -74,8 +76,6 @@ def fit_mlp_probe(
     for _ in range(steps):
         rows = torch.randint(len(latents), (batch_size,), generator=generator).to(latents.device)
         loss = nn.functional.mse_loss(network(latents[rows]), normed[rows])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+        descend(loss, [optimizer], network.parameters(), max_norm=float("inf"))
         schedule.step()
     return Probe(network.eval().requires_grad_(False), mean, std)

@@ -2,8 +2,10 @@
 
 from jepa_rl.training.config import TrainConfig
 from jepa_rl.training.contracts import Fingerprinted, Sampler, Trainable
+from jepa_rl.training.inverse import train_inverse_model
 from jepa_rl.training.loop import Evaluate, Evaluation, TrainResult, fit
 from jepa_rl.training.optimisers import descend
+from jepa_rl.training.proposals import fit_flow_proposals
 from jepa_rl.training.refine import REFINE, refine_dynamics
 
 __all__ = [
@@ -17,5 +19,7 @@ __all__ = [
     "Trainable",
     "descend",
     "fit",
+    "fit_flow_proposals",
     "refine_dynamics",
+    "train_inverse_model",
 ]
