@@ -100,10 +100,10 @@ class _Kept:
     """A method of ``MujocoRenderer`` behind ours, which is handed the original."""
 
     def __init__(self, original: Callable[..., Any], ours: Callable[..., Any]) -> None:
-        functools.update_wrapper(self, original)
+        self.__doc__ = original.__doc__
         self._original, self._ours = original, ours
 
-    def __get__(self, renderer: Any, owner: type | None = None) -> Callable[..., Any]:
+    def __get__(self, renderer: Any, owner: type | None = None) -> Any:
         return self if renderer is None else functools.partial(self._ours, renderer, self._original)
 
 
