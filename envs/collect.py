@@ -16,6 +16,7 @@ from jepa_rl.data import Episode, EpisodeStore
 from jepa_rl.data.layout import Layout
 from jepa_rl.envs.policies import Policy, RandomPolicy
 from jepa_rl.envs.recorder import Recorder
+from jepa_rl.envs.wrappers.fresh import keep_last_observations
 from jepa_rl.spaces import world_spec
 from jepa_rl.types import ActionSpec, WorldSpec
 
@@ -148,6 +149,8 @@ class _States:
 
     def __init__(self, venv: VectorEnv, spec: WorldSpec, extras: Sequence[str]) -> None:
         self.autoreset = AutoresetMode(venv.metadata.get("autoreset_mode", AutoresetMode.NEXT_STEP))
+        if self.autoreset is AutoresetMode.SAME_STEP:
+            keep_last_observations(venv)
         self._spec, self._extras = spec, tuple(extras)
         assert spec.pixels is not None, "world_spec asks for pixels"
         self._channels, self._sides = spec.pixels[0] // spec.frames, spec.pixels[1:]

@@ -417,3 +417,33 @@ def test_random_actions_fill_the_space():
     assert actions.shape == (5000, 2) and actions.dtype == np.float32
     np.testing.assert_allclose(actions.mean(0), [0.5, 0.0], atol=0.1)
     np.testing.assert_allclose(actions.min(0), [0.0, -4.0], atol=0.01)
+
+
+class Buffered(gym.Env):
+    """Writes 10 * episode + step into one array; episodes of two steps."""
+
+    observation_space = gym.spaces.Box(0, 255, (1, 8, 8), np.uint8)
+    action_space = gym.spaces.Discrete(2)
+
+    def __init__(self):
+        self.buffer, self.episode = np.zeros((1, 8, 8), np.uint8), -1
+
+    def reset(self, *, seed=None, options=None):
+        self.episode, self.t = self.episode + 1, 0
+        self.buffer[:] = 10 * self.episode
+        return self.buffer, {}
+
+    def step(self, action):
+        self.t += 1
+        self.buffer += 1
+        return self.buffer, 0.0, self.t == 2, False, {}
+
+
+@pytest.mark.parametrize("mode", list(AutoresetMode))
+def test_the_last_picture_of_an_episode_survives_a_reused_array(tmp_path, mode):
+    venv = SyncVectorEnv([Buffered], autoreset_mode=mode)
+    store = collect(venv, tmp_path / "store", episodes=2, progress=False)
+    assert [episode.frames[:, 0, 0, 0].tolist() for episode in episodes_of(store)] == [
+        [0, 1, 2],
+        [10, 11, 12],
+    ]
