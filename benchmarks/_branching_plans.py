@@ -34,7 +34,7 @@ Played = tuple[list[float], float]
 
 
 def planning_flow(flow: WorldModel) -> WorldModel:
-    flow.dynamics.evaluations = PLANNING_EVALUATIONS  # type: ignore[assignment]
+    flow.dynamics.set_sampling(evaluations=PLANNING_EVALUATIONS)
     return flow
 
 

@@ -37,7 +37,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
 from branching_futures import independent_futures, pushes_near_the_edge
 
 from jepa_rl.dynamics import FlowDynamics
-from jepa_rl.dynamics.flow.dynamics import FEW_EVALUATIONS, jump, shifted
+from jepa_rl.dynamics.flow import FEW_EVALUATIONS, jump, levels_of, shifted
 from jepa_rl.envs.worlds import table_edge_rules as rules
 
 
@@ -104,12 +104,12 @@ class Jumps(FlowDynamics):
     def _step(
         self, x: Tensor, before: Tensor, steering: Tensor, level: Tensor, size: Tensor | float
     ) -> Tensor:
-        way = self.network.modulations(steering, level, 0.0, size)
-        return self._clean(self.network, x, before, 0.0, way)[0]
+        modulation = self.network.modulations(steering, level, 0.0, size)
+        return self.predict_clean(self.network, x, before, 0.0, modulation)[0]
 
-    def _own_futures(self, path: Tensor, actions: Tensor, generator: torch.Generator | None) -> Tensor:
+    def jump_loss(self, path: Tensor, actions: Tensor, generator: torch.Generator | None) -> Tensor:
         before, z = path[:, None, :1], path[:, None, 1:2]
-        return self._jump_loss(before, z, self._steering(actions[:, :1]), generator)
+        return self._jump_loss(before, z, self.steering(actions[:, :1]), generator)
 
     def _jump_loss(self, before: Tensor, z: Tensor, steering: Tensor, g: torch.Generator | None) -> Tensor:
         raise NotImplementedError
@@ -117,7 +117,8 @@ class Jumps(FlowDynamics):
 
 class Shortcut(Jumps):
     def _jump_loss(self, before: Tensor, z: Tensor, steering: Tensor, g: torch.Generator | None) -> Tensor:
-        known = [pair for count in FEW_EVALUATIONS for pair in pairwise(self._levels(count))]
+        shift = self.settings.training.shift
+        known = [pair for count in FEW_EVALUATIONS for pair in pairwise(levels_of(count, shift))]
         chosen = torch.tensor(known)[torch.randint(len(known), (len(z),), generator=g)]
         level, to = (part[:, None, None, None] for part in chosen.unbind(1))
         middle = (level + to) / 2
@@ -134,7 +135,8 @@ class Shortcut(Jumps):
 
 class MeanFlow(Jumps):
     def _jump_loss(self, before: Tensor, z: Tensor, steering: Tensor, g: torch.Generator | None) -> Tensor:
-        level = shifted(torch.randn(len(z), 1, 1, 1, generator=g).sigmoid(), self.shift).clamp(0.02, 0.999)
+        level = shifted(torch.randn(len(z), 1, 1, 1, generator=g).sigmoid(), self.settings.training.shift)
+        level = level.clamp(0.02, 0.999)
         size = level * torch.rand(level.shape, generator=g)
         noise = torch.randn(z.shape, generator=g)
         x, velocity = torch.lerp(z, noise, level), noise - z
@@ -261,7 +263,7 @@ def paths(args: Args, seed: int) -> dict[str, Any]:
     truth = drawn(true, 1)[:, :64]
     best, found = score(drawn(true, 2), truth), {}
     for lag in LAGS:
-        model.lag = lag
+        model.set_sampling(lag=lag)
         began = time.perf_counter()
         samples, spent = drawn(SimpleNamespace(dynamics=model), seed), time.perf_counter() - began
         ratio = score(samples, truth) / best
@@ -274,7 +276,7 @@ def guidance(args: Args, seed: int) -> dict[str, Any]:
     model, seconds = learn(args, partial(FlowDynamics, **SETTINGS, energy=4.0, drop=DROP), seed)
     found = {}
     for weight in GUIDANCES:
-        model.guidance = weight
+        model.set_sampling(guidance=weight)
         found[f"guidance_{weight:g}"] = measure(args, model, seconds, seed)
     return found
 

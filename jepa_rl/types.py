@@ -375,7 +375,11 @@ class Encoder(Protocol):
 
 @runtime_checkable
 class Dynamics(Protocol):
-    """What happens next. Point dynamics answer ``n = 1``; sampling dynamics draw ``futures``."""
+    """What happens next. Point dynamics answer ``n = 1``; sampling dynamics draw ``futures``.
+
+    Dynamics that remember more of the past than the newest latent set ``markov = False`` (see
+    ``jepa_rl.dynamics.is_markov``): rolling them out in two parts is not rolling them out at once.
+    """
 
     @property
     def latent_dim(self) -> int: ...

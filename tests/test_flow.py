@@ -1,8 +1,10 @@
 """Dynamics that draw futures: contract, known distributions, noise levels, caches and errors."""
 
+import json
 import math
 import subprocess
 import sys
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -23,11 +25,16 @@ from jepa_rl.agents import CEM
 from jepa_rl.dynamics import (
     EnsembleDynamics,
     FlowDynamics,
-    GuidedDynamics,
+    FlowNetwork,
+    FlowSampling,
+    FlowTraining,
+    HeldActions,
     MixtureDynamics,
     energy_score,
+    is_markov,
     schedule,
 )
+from jepa_rl.dynamics.flow.settings import OPTIONS
 from jepa_rl.risk import CVaR, expected_cost
 from jepa_rl.testing import DynamicsContract, seeded
 
@@ -48,15 +55,11 @@ def make_flow(context=1, **options):
 
 
 class TestFlowDynamics(DynamicsContract):
-    markov = False
-
     def make_dynamics(self):
         return make_flow()
 
 
 class TestFlowDynamicsWithMemory(DynamicsContract):
-    markov = False
-
     def make_dynamics(self):
         return make_flow(context=3, evaluations=2)
 
@@ -153,7 +156,8 @@ def test_jumps_behind_noisy_states_are_parts_of_the_plain_flow():
     levels = schedule(2, 2, lag=0.0)
     with torch.no_grad():
         found = model.denoise(z, actions, noise, levels)
-        model.energy = 0.0
+        jumps, flow = model.settings, replace(model.settings, training=FlowTraining(energy=0.0))
+        model.settings = flow
         plain = model.denoise(z, actions, noise, levels)
     torch.testing.assert_close(found[:, :, 1][..., 0] == plain[:, :, 1][..., 0], torch.zeros(3, 2).bool())
     # The second state differs by what the first one became; behind the same first one it does not.
@@ -161,7 +165,7 @@ def test_jumps_behind_noisy_states_are_parts_of_the_plain_flow():
     levels[:, 0] = 0.3
     with torch.no_grad():
         behind_noisy = model.denoise(z, actions, given, levels)[:, :, 1]
-        model.energy = 1.0
+        model.settings = jumps
         again = model.denoise(z, actions, given, levels)[:, :, 1]
     torch.testing.assert_close(behind_noisy, again, rtol=0, atol=0)
 
@@ -287,17 +291,16 @@ def test_several_steps_of_a_rotating_gaussian_have_the_closed_forms_mean_and_cov
 
 @pytest.fixture(scope="module")
 def rotating():
-    """A flow with memory that learnt three steps of ``linear``, the context noised in half of the windows."""
+    """A flow with memory that learnt three steps of ``linear``."""
     torch.manual_seed(0)
-    flow = FlowDynamics(2, 1, width=48, context=3, average_rate=0.02, energy=0.0, context_noise=0.1)
+    flow = FlowDynamics(2, 1, width=48, context=3, average_rate=0.02, energy=0.0)
     return train(flow, linear, updates=500)
 
 
-@pytest.mark.parametrize(("lag", "noise"), [(1.0, 0.0), (1.0, 0.1), (0.5, 0.0), (0.0, 0.0)])
-def test_paths_drawn_in_any_order_have_the_closed_forms_moments(rotating, monkeypatch, lag, noise):
-    """One state after the other, also behind noised ones, as a pyramid and all at once."""
-    for name, value in (("lag", lag), ("context_noise", noise), ("evaluations", 12)):
-        monkeypatch.setattr(rotating, name, value)
+@pytest.mark.parametrize("lag", [1.0, 0.5, 0.0])
+def test_paths_drawn_in_any_order_have_the_closed_forms_moments(rotating, lag):
+    """One state after the other, as a pyramid and all at once."""
+    rotating.set_sampling(lag=lag, evaluations=12)
     z, actions = START[None], torch.tensor([[[0.5], [-1.0], [0.3]]])
     with torch.no_grad():
         paths = rotating.rollout(z, actions, futures=3000, generator=seeded(1))[0]
@@ -341,7 +344,7 @@ def test_guidance_without_a_classifier_asks_for_more_of_what_the_action_means():
     z, actions = torch.zeros(2, 1), torch.tensor([0.5, -0.5])[:, None, None]
     means = {}
     for guidance in (0.0, 1.0, 2.0):
-        model.guidance = guidance
+        model.set_sampling(guidance=guidance)
         with torch.no_grad():
             means[guidance] = model.rollout(z, actions, futures=2000, generator=seeded(1))[:, :, 1, 0].mean(1)
     torch.testing.assert_close(means[0.0], torch.zeros(2), atol=0.12, rtol=0)
@@ -457,6 +460,50 @@ def test_a_world_model_trains_with_them_from_pixels(kind):
     assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in world.dynamics.parameters())
 
 
+# -- settings -----------------------------------------------------------------------------------------
+
+
+def test_settings_by_name_and_in_groups_are_the_same():
+    """Flat names are those of files; groups may come as JSON, too, and flat names win over them."""
+    flat = dict(width=16, heads=2, context=2, energy=4.0, shift=0.5, drop=0.1, evaluations=2, guidance=1.5)
+    groups = dict(
+        network=FlowNetwork(width=16, heads=2, context=2),
+        training=FlowTraining(energy=4.0, shift=0.5, drop=0.1),
+        sampling=FlowSampling(evaluations=2, guidance=1.5),
+    )
+    made = [
+        FlowDynamics(6, 2, **flat),
+        FlowDynamics(6, 2, **groups),
+        FlowDynamics(6, 2, **{name: asdict(group) for name, group in groups.items()}),
+        FlowDynamics(6, 2, **groups | {"network": FlowNetwork(heads=2, context=2)}, width=16),
+    ]
+    assert all(model.settings == made[0].settings for model in made)
+    again = FlowDynamics(6, 2, **json.loads(json.dumps(made[0].settings.flat())))
+    assert again.settings == made[0].settings
+    assert OPTIONS["width"] == "network" and OPTIONS["energy"] == "training" and OPTIONS["lag"] == "sampling"
+
+
+@pytest.mark.parametrize("groups", [False, True])
+def test_a_world_model_comes_back_from_disk_with_either(groups, tmp_path):
+    given = dict(network=FlowNetwork(width=8, heads=2)) if groups else dict(width=8, heads=2)
+    make_world().with_dynamics("flow", **given).save(tmp_path / "world.safetensors")
+    loaded = WorldModel.load(tmp_path / "world.safetensors")
+    assert loaded.dynamics.settings.network == FlowNetwork(width=8, heads=2)
+
+
+def test_noise_of_the_context_of_old_files_is_refused_in_words_and_its_absence_is_not():
+    assert FlowDynamics(6, 2, context_noise=0.0).settings == FlowDynamics(6, 2).settings
+    with pytest.raises(ValueError, match=r"context_noise=0.1 .* is gone.*Train anew without"):
+        make_world().with_dynamics("flow", context_noise=0.1)
+
+
+def test_a_flow_is_markov_where_a_state_is_drawn_from_the_one_before_alone():
+    assert is_markov(FlowDynamics(6, 2)) and is_markov(make_world().with_dynamics("flow"))
+    for memory in ({"context": 2}, {"lag": 0.5}):
+        assert not is_markov(FlowDynamics(6, 2, **memory))
+        assert not is_markov(HeldActions(make_world().with_dynamics("flow", **memory), 1))
+
+
 # -- bad input --------------------------------------------------------------------------------------
 
 
@@ -503,12 +550,13 @@ def test_impossible_settings_and_levels_are_refused():
         {"average_rate": 0.0},
         {"context": 0},
         {"lag": 1.5},
-        {"context_noise": 1.0},
         {"drop": -0.1},
         {"guidance": 2.0},
     ):
         with pytest.raises(ValueError, match="must"):
             FlowDynamics(6, 2, **wrong)
+    with pytest.raises(TypeError, match=r"takes no option 'breadth', only \['average_rate', 'context'"):
+        FlowDynamics(6, 2, breadth=3)
     for make in (EnsembleDynamics, MixtureDynamics):
         with pytest.raises(ValueError, match="at least 1"):
             make(6, 2, 0)
@@ -548,70 +596,3 @@ def bet(batch, generator):
     moves = torch.where(actions > 0.2, side, 0.0) + 0.05 * torch.randn(batch, 1, 1, generator=generator)
     first = 0.1 * torch.randn(batch, 1, 1, generator=generator)
     return torch.cat([first, first + moves], dim=1), actions
-
-
-# -- guidance ---------------------------------------------------------------------------------------
-
-
-class TwoPoints:
-    """Goes to 1 with probability 0.3, else to -1, and stays there."""
-
-    latent_dim = action_dim = 1
-
-    def rollout(self, z, actions, *, futures=1, generator=None):
-        side = torch.where(torch.rand(futures, generator=generator) < 0.3, 1.0, -1.0)
-        path = side[None, :, None, None].expand(len(z), -1, actions.shape[1], 1)
-        return torch.cat([z[:, None, None].expand(-1, futures, 1, 1), path], 2)
-
-
-@pytest.mark.parametrize("strength", [-1.0, 0.0, 0.4, 2.0])
-def test_guidance_tilts_the_law_by_the_exponential_of_the_cost(strength):
-    cost = lambda paths, actions: -paths[:, :, -1, 0]  # noqa: E731
-    guided = GuidedDynamics(TwoPoints(), cost, strength, pool=8)
-    paths = guided.rollout(torch.zeros(2, 1), torch.zeros(2, 3, 1), futures=4000, generator=seeded(0))
-    assert paths.shape == (2, 4000, 4, 1)
-    up, down = 0.3 * math.exp(strength), 0.7 * math.exp(-strength)
-    expected = up / (up + down)
-    share = (paths[:, :, -1, 0] > 0).float().mean(1)
-    assert (share - expected).abs().max() < 0.02
-    again = guided.rollout(torch.zeros(2, 1), torch.zeros(2, 3, 1), futures=4000, generator=seeded(0))
-    assert torch.equal(paths, again)
-
-
-def test_guided_futures_are_paths_that_the_flow_drew_itself():
-    model = make_flow()
-    z, actions = torch.randn(3, 6, generator=seeded(1)), torch.randn(3, 4, 2, generator=seeded(2))
-    goal = torch.zeros(6)
-    cost = lambda paths, _: (paths[:, :, -1] - goal).norm(dim=-1)  # noqa: E731
-    with torch.no_grad():
-        pool = model.rollout(z, actions, futures=32, generator=seeded(3))
-        chosen = GuidedDynamics(model, cost, 5.0, pool=8).rollout(z, actions, futures=4, generator=seeded(3))
-    same = (chosen[:, :, None] == pool[:, None]).all(-1).all(-1)
-    assert same.any(2).all()
-    assert cost(chosen, None).mean() < cost(pool, None).mean()
-
-
-def test_guidance_names_what_it_cannot_do():
-    model = make_flow()
-    with pytest.raises(ValueError, match="pool must be at least 1 and strength finite, got 0"):
-        GuidedDynamics(model, lambda *_: None, pool=0)
-    lost = GuidedDynamics(model, lambda paths, _: paths[:, :, 0, 0] * torch.nan)
-    with pytest.raises(ValueError, match="are NaN"):
-        lost.rollout(torch.zeros(1, 6), torch.zeros(1, 2, 2))
-    forbidden = lambda paths, _: torch.where(paths[:, :, -1, 0] > 0, torch.inf, 0.0)  # noqa: E731
-    ask = (torch.zeros(1, 1), torch.zeros(1, 2, 1))
-    cheap = GuidedDynamics(TwoPoints(), forbidden).rollout(*ask, futures=50, generator=seeded())
-    assert (cheap[:, :, -1] < 0).all()
-    plain = GuidedDynamics(TwoPoints(), forbidden, 0.0).rollout(*ask, futures=500, generator=seeded())
-    assert 0.2 < (plain[:, :, -1] > 0).float().mean() < 0.4
-    with pytest.raises(ValueError, match="so infinite that nothing is left"):
-        GuidedDynamics(TwoPoints(), forbidden, -1.0).rollout(*ask, futures=50, generator=seeded())
-    point = WorldModel(
-        WorldModelConfig(
-            WorldSpec((3, 16, 16), 1, ActionSpec("continuous", 2, (-1.0, -1.0), (1.0, 1.0)), 1), latent_dim=4
-        )
-    )
-    with pytest.raises(ValueError, match="asked for 8, the dynamics drew 1"):
-        GuidedDynamics(point, lambda paths, _: paths[:, :, 0, 0]).rollout(
-            torch.zeros(1, 4), torch.zeros(1, 2, 2)
-        )

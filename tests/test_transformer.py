@@ -26,7 +26,6 @@ def make(width=24, latent_dim=6, context=3, dropout=0.1):
 
 
 class TestCausalTransformerDynamics(DynamicsContract):
-    markov = False
     horizon = 6
 
     def make_dynamics(self):

@@ -86,8 +86,6 @@ class TestMLP(DynamicsContract):
 
 
 class TestGRU(DynamicsContract):
-    markov = False
-
     def make_dynamics(self):
         torch.manual_seed(0)
         return GRUDynamics(6, 3, width=16)

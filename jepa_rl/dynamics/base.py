@@ -9,8 +9,10 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from jepa_rl.types import Dynamics
+
 # Activations of one layer that a rollout without gradients may hold at once, in numbers: about what caches hold. And
-# what it may hold in all: 256 MB of float32.
+# all that it may hold: 256 MB of float32.
 AT_ONCE = 2**19
 HELD_AT_ONCE = 2**26
 
@@ -143,6 +145,14 @@ class Standardised(TrainableDynamics):
             raise ValueError("actions hold NaN or infinite values; check the policy or the plan")
 
 
+def is_markov(dynamics: Dynamics) -> bool:
+    """Whether the newest latent says all that the dynamics know of the past.
+
+    Dynamics say so by an attribute ``markov``; it is optional, and those without it are taken to be Markov.
+    """
+    return getattr(dynamics, "markov", True)
+
+
 def check_rollout(
     latent_dim: int, action_dim: int, z: Tensor, actions: Tensor, futures: int, block: int = 1
 ) -> None:
@@ -164,7 +174,7 @@ def check_rollout(
 def shared_noise(
     futures: int, horizon: int, z: Float[Tensor, "b d"], generator: torch.Generator | None
 ) -> Float[Tensor, "n h d"]:
-    """Noise of futures and steps, the same for all rows: a difference between plans is none of luck."""
+    """Noise of futures and steps, the same for all rows (common random numbers): costs differ by the plans alone."""
     return torch.randn(futures, horizon, z.shape[-1], generator=generator, device=z.device, dtype=z.dtype)
 
 
@@ -175,14 +185,20 @@ def in_chunks(
     row: int,
     held: int = 0,
 ) -> Tensor:
-    """``part`` of rows in turn, each turn no larger than caches (``row`` numbers a row) and memory (``held``) like.
+    """Processes rows in chunks that fit cache and memory.
 
-    With gradients, which keep all activations anyway, it is one turn.
+    With gradients, which keep all activations anyway, it is one chunk.
+
+    Args:
+        part: latents and actions of some rows to what is asked for, rows first.
+        z, actions: of all rows.
+        row: activations of one layer for each row, in numbers.
+        held: numbers that are held for each row in all.
     """
     if torch.is_grad_enabled():
         return part(z, actions)
-    turns = min(len(z), max(-(-len(z) * row // AT_ONCE), -(-len(z) * held // HELD_AT_ONCE)))
-    return torch.cat([part(*rows) for rows in zip(z.chunk(turns), actions.chunk(turns), strict=True)])
+    chunks = min(len(z), max(-(-len(z) * row // AT_ONCE), -(-len(z) * held // HELD_AT_ONCE)))
+    return torch.cat([part(*rows) for rows in zip(z.chunk(chunks), actions.chunk(chunks), strict=True)])
 
 
 def energy_score(samples: Float[Tensor, "b n d"], truth: Float[Tensor, "b d"]) -> Float[Tensor, " b"]:
@@ -191,11 +207,11 @@ def energy_score(samples: Float[Tensor, "b n d"], truth: Float[Tensor, "b d"]) -
     Gneiting and Raftery 2007, eq. 22, with the unbiased mean over pairs. In one dimension it is the CRPS.
     """
     n = samples.shape[1]
-    miss = distance(samples - truth[:, None]).mean(-1)
+    error = distance(samples - truth[:, None]).mean(-1)
     if n < 2:
-        return miss
+        return error
     i, j = torch.triu_indices(n, n, 1, device=samples.device)
-    return miss - distance(samples[:, i] - samples[:, j]).mean(-1) / 2
+    return error - distance(samples[:, i] - samples[:, j]).mean(-1) / 2
 
 
 def distance(x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b"]:
@@ -203,7 +219,7 @@ def distance(x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b"]:
     return (x.square().sum(-1) + 1e-12).sqrt()
 
 
-def entrance(inputs: int, width: int, bias: bool = False) -> nn.Linear:
+def input_layer(inputs: int, width: int, bias: bool = False) -> nn.Linear:
     """A first layer whose outputs have unit variance for standardised inputs."""
     layer = nn.Linear(inputs, width, bias=bias)
     nn.init.normal_(layer.weight, std=inputs**-0.5)

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from jepa_rl.dynamics.base import is_markov
 from jepa_rl.types import Dynamics
 
 
@@ -36,6 +37,7 @@ class CompiledDynamics:
 
     def __init__(self, dynamics: Dynamics) -> None:
         self.latent_dim, self.action_dim = dynamics.latent_dim, dynamics.action_dim
+        self.markov = is_markov(dynamics)
         self._rollout = captured(dynamics.rollout)
 
     def rollout(

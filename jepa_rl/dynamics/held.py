@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from jepa_rl.dynamics.base import is_markov
 from jepa_rl.types import Dynamics
 
 
@@ -31,6 +32,7 @@ class HeldActions:
             )
         self.dynamics, self.block = dynamics, block
         self.latent_dim, self.action_dim = dynamics.latent_dim, dynamics.action_dim // block
+        self.markov = is_markov(dynamics)
 
     def rollout(
         self,

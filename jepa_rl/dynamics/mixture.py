@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from jepa_rl.dynamics.base import Standardised, entrance, in_chunks
+from jepa_rl.dynamics.base import Standardised, in_chunks, input_layer
 from jepa_rl.dynamics.point import GatedBlock
 from jepa_rl.registry import register_dynamics
 
@@ -36,8 +36,8 @@ class MixtureDynamics(Standardised):
         if components < 1 or width < 1 or depth < 1:
             raise ValueError(f"sizes must be at least 1, got {components}, {width}, {depth}")
         self.components = components
-        self.embed_latent = entrance(latent_dim, width, bias=True)
-        self.embed_action = entrance(action_dim, width)
+        self.embed_latent = input_layer(latent_dim, width, bias=True)
+        self.embed_action = input_layer(action_dim, width)
         self.hidden = nn.Sequential(*(GatedBlock(width) for _ in range(depth)), nn.LayerNorm(width))
         self.out = nn.Linear(width, components * (2 * latent_dim + 1))
 

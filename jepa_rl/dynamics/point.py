@@ -76,24 +76,6 @@ class MLPDynamics(PointDynamics):
         return z + self.out(self.hidden(self.embed_latent(z) + self.embed_action(action)))
 
 
-def simplex(x: Float[Tensor, "*b d"], group: int = 8) -> Float[Tensor, "*b d"]:
-    """Softmax over groups of ``group`` components: bounded, sparse, and impossible to shrink to a point by scale.
-
-    "Simplicial normalisation" (Lavoie et al. 2022, arXiv:2204.00616), as in TD-MPC2 (Hansen et al. 2024).
-    """
-    # Components of a group lie d / group apart: a softmax along the second axis but one is vectorised.
-    return x.unflatten(-1, (group, -1)).softmax(-2).flatten(-2)
-
-
-class SimplexDynamics(MLPDynamics):
-    """A perceptron of gated blocks between latents that went through ``simplex``: ``z' = simplex(f(z, a))``."""
-
-    def step(
-        self, z: Float[Tensor, "b d"], action: Float[Tensor, "b a"], generator: torch.Generator | None = None
-    ) -> Float[Tensor, "b d"]:
-        return simplex(self.out(self.hidden(self.embed_latent(z) + self.embed_action(action))))
-
-
 @register_dynamics("gru")
 class GRUDynamics(PointDynamics):
     """A gated recurrent cell whose hidden state starts from the latent and which reads actions only.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -38,16 +39,20 @@ class FlowProposals(nn.Module):
 
     def __init__(self, latent_dim: int, action_dim: int, horizon: int, width: int = 256, **flow: Any) -> None:
         super().__init__()
-        flow = {"evaluations": 1} | flow
-        self.settings = dict(
-            latent_dim=latent_dim, action_dim=action_dim, horizon=horizon, width=width, **flow
-        )
-        self.horizon, self.latent_dim, self.action_dim = horizon, latent_dim, action_dim
-        self.paths = FlowDynamics(latent_dim, latent_dim + 1, **flow)
+        self.horizon, self.latent_dim, self.action_dim, self.width = horizon, latent_dim, action_dim, width
+        self.paths = FlowDynamics(latent_dim, latent_dim + 1, **{"evaluations": 1} | flow)
         self.inverse = nn.Sequential(
             nn.Linear(2 * latent_dim, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(),
             nn.Linear(width, action_dim), nn.Tanh(),
         )  # fmt: skip
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Arguments that build the same module again, as files hold them."""
+        flow = self.paths.settings
+        sizes = {name: getattr(self, name) for name in ("latent_dim", "action_dim", "horizon", "width")}
+        # The network's sizes by themselves: its width is not that of the inverse model.
+        return sizes | {"network": asdict(flow.network)} | asdict(flow.training) | asdict(flow.sampling)
 
     def actions_between(
         self, z: Float[Tensor, "*b d"], after: Float[Tensor, "*b d"]
