@@ -39,13 +39,18 @@ def export_minari(
     extras become ``infos``. Episodes are written one by one, so the store may be larger than memory.
 
     Args:
+        episodes: a store, or a view of it.
         dataset_id: Minari's ``(namespace/)name-v<version>``.
         env: environment whose spec is recorded, so that Minari can make it again.
         metadata: further entries of Minari's dataset metadata (``author``, ``description``, ...).
 
+    Returns:
+        The dataset, opened.
+
     Raises:
         ImportError: if Minari is not installed.
-        ValueError: if there are no episodes, or the dataset is there already. Nothing half-written stays.
+        ValueError: if there are no episodes, ``dataset_id`` has another form, or there is such a dataset already.
+            Nothing half-written stays.
     """
     minari = _minari()
     from minari.dataset.minari_dataset import parse_dataset_id
@@ -97,17 +102,22 @@ def import_minari(
 
     Args:
         dataset: id of a local dataset, its folder, or an open dataset.
+        path: folder of the new store.
         key: entry of a Dict observation that holds the picture.
         extras: entries of a Dict observation, or of ``infos``, to keep; a dataset that was exported from a
             store brings its own.
         size: resize the pictures to ``(size, size)`` (area interpolation).
         frames: frames that an observation will stack (default: as exported, otherwise 1).
 
+    Returns:
+        The store, opened.
+
     Raises:
         ImportError: if Minari is not installed.
         FileNotFoundError: if there is no such dataset.
         FileExistsError: if ``path`` is there already.
-        TypeError, ValueError: if its observations, actions or values do not fit. Nothing half-written stays.
+        TypeError, ValueError: if its observations are no uint8 pictures, its actions are of a kind that stores do not
+            hold, or values are NaN or infinite. Nothing half-written stays.
     """
     minari, path = _minari(), Path(path)
     if path.exists():

@@ -18,14 +18,14 @@ class Episode:
         frames: single frames (not stacked), uint8 ``(T + 1, c, y, x)``.
         actions: in the environment's own units, float32 ``(T, a)`` or int64 ``(T,)``.
         rewards: float32 ``(T,)``.
-        terminated: the environment ended the episode (the last state has no future).
-        truncated: it was cut off (a time limit, or the recording stopped).
+        terminated: whether the environment ended the episode, so that its last state has no future.
+        truncated: whether it was cut off, by a time limit or because the recording stopped.
         extras: further columns, one row per frame ``(T + 1, ...)``, such as the true position; for probes.
-        metadata: JSON-able facts about the whole episode, such as its seed.
+        metadata: facts about the whole episode, such as its seed; types that JSON knows.
 
     Raises:
-        ValueError: if there is no step, lengths do not fit together, or a value is NaN or infinite.
-        TypeError: if a dtype does not fit, or the metadata is not JSON-able.
+        ValueError: if there is no step, the columns differ in length, or a value is NaN or infinite.
+        TypeError: for a column of another dtype, or metadata that JSON does not know.
     """
 
     frames: np.ndarray
@@ -62,7 +62,7 @@ class Episode:
         return len(self.rewards)
 
     def column(self, name: str) -> np.ndarray:
-        """``"frames"``, ``"actions"``, ``"rewards"``, or an extra by its name."""
+        """The rows of ``"frames"``, ``"actions"``, ``"rewards"``, or of an extra by its name."""
         return self.extras[name] if name in self.extras else getattr(self, name)
 
 

@@ -10,7 +10,7 @@ from jaxtyping import Int64, Shaped
 ROWS = 32  # that are read to tell two data sets apart: 32 frames are read in milliseconds from a store of any size
 
 
-def digest(*arrays: Shaped[np.ndarray, ...]) -> str:
+def digest(*arrays: Shaped[np.ndarray, " ..."]) -> str:
     """Of dtypes, shapes and values: 32 hexadecimal digits."""
     found = hashlib.blake2b(digest_size=16)
     for array in arrays:

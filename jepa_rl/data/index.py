@@ -1,4 +1,4 @@
-"""The index of an episode store: one JSON line per episode, and what is known from the lines read so far."""
+"""The index of an episode store: a file with one JSON line per episode, and arrays of what has been read from it."""
 
 from __future__ import annotations
 
@@ -15,23 +15,35 @@ from jepa_rl.data.episode import Episode
 
 
 class EpisodeIndex:
-    """The committed episodes: ``lengths`` int64, ``terminated`` and ``truncated`` bool, each ``(episodes,)``.
+    """The committed episodes.
 
-    Also ``step_starts`` int64 ``(episodes,)``, the row of each episode's first step, and ``metadata`` (list).
+    Args:
+        path: the file.
+
+    Attributes:
+        lengths: environment steps of each, int64 ``(episodes,)``.
+        terminated, truncated: how each ended, bool ``(episodes,)``.
+        step_starts: row of each episode's first step, int64 ``(episodes,)``.
+        metadata: of each, a list of dicts.
+        size: bytes of the lines that have been read.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.size = 0  # bytes of the lines that were read
+        self.size = 0
         self.lengths = self.step_starts = np.zeros(0, np.int64)
         self.terminated = self.truncated = np.zeros(0, bool)
         self.metadata: list[dict[str, Any]] = []
 
     def read(self, check: Callable[[int, int], None], warn: bool = False) -> bool:
-        """Read the lines behind those that are known; returns whether there were any.
+        """Reads the lines that were added since the last call.
 
-        An unfinished last line was never committed: it is left out, with a warning if ``warn``.
-        ``check(steps, episodes)`` may raise before anything is taken over.
+        Args:
+            check: called with the new totals ``(steps, episodes)`` before anything changes here; it may raise.
+            warn: whether to warn of an unfinished last line. It was never committed and is left out.
+
+        Returns:
+            Whether there were any new lines.
 
         Raises:
             ValueError: if a finished line is damaged.
@@ -56,7 +68,7 @@ class EpisodeIndex:
         return True
 
     def commit(self, episodes: Iterable[Episode]) -> None:
-        """Add a line per episode and sync it to disk."""
+        """Adds a line per episode and syncs it to disk."""
         lines = [
             json.dumps(
                 {
@@ -81,7 +93,13 @@ class EpisodeIndex:
 
 
 def write_at(path: Path, start: int, blocks: Iterable[bytes | memoryview]) -> None:
-    """Replace what the file holds from byte ``start`` on, and sync it to disk."""
+    """Replaces what a file holds from some byte on, and syncs it to disk.
+
+    Args:
+        path: the file.
+        start: the first byte that is replaced.
+        blocks: what is written there, one after the other.
+    """
     with open(path, "r+b", buffering=0) as file:
         file.truncate(start)
         file.seek(start)

@@ -1,4 +1,4 @@
-"""Episodes encoded once by a frozen encoder: what learns on latents alone need not touch a pixel again."""
+"""Episodes encoded once by a frozen encoder, for what learns on latents alone."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from jepa_rl.types import JSON
 
 @dataclass(frozen=True)
 class LatentBatch:
-    """Windows of latents; the counterpart of ``Batch`` behind the encoder.
+    """Windows of latents: a ``Batch`` after encoding.
 
     Attributes:
         latents: encoded states.
@@ -41,7 +41,7 @@ class LatentBatch:
 
 @dataclass(frozen=True, eq=False)
 class LatentEpisodes:
-    """All states of some episodes as latents, in memory: 4 * d bytes a state.
+    """All states of some episodes as latents, in memory: 4 d bytes a state.
 
     Attributes:
         latents: one row a state; every episode has one more state than steps.
@@ -69,7 +69,7 @@ class LatentEpisodes:
             Latents and actions on the device of the model.
 
         Raises:
-            ValueError: if there are no episodes, or they show or do other things than the model knows.
+            ValueError: if there are no episodes, or their observations or actions are not those of the model.
         """
         view = episodes.view()
         steps = WindowSampler(view, steps=1, frames=model.spec.frames)  # window i is environment step i
@@ -106,7 +106,7 @@ class LatentEpisodes:
 
 
 class LatentWindowSampler:
-    """Windows of latents, each equally likely; ``WindowSampler`` behind the encoder.
+    """Windows of latents, each equally likely; the counterpart of ``WindowSampler``.
 
     Args:
         episodes: encoded episodes.

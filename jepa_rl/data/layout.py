@@ -20,7 +20,13 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class Column:
-    """Shape and dtype of one row, and whether an episode of T steps has T + 1 rows (else T)."""
+    """One column of a store.
+
+    Attributes:
+        file: its name in the store's folder.
+        shape, dtype: of one row.
+        per_frame: whether an episode of T steps has T + 1 rows, one for each frame, or T, one for each step.
+    """
 
     file: str
     shape: tuple[int, ...]
@@ -29,15 +35,27 @@ class Column:
 
     @property
     def row_bytes(self) -> int:
+        """Bytes of one row."""
         return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
 
     def rows(self, steps: int, episodes: int) -> int:
+        """How many rows ``episodes`` of ``steps`` environment steps in all take."""
         return steps + episodes if self.per_frame else steps
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What ``store.json`` holds."""
+    """What ``store.json`` holds.
+
+    Attributes:
+        frame_shape: ``(c, y, x)`` of one single frame.
+        action: the action space of one environment step.
+        frames: how many frames an observation stacks when windows are read.
+        extras: name of each further column to (shape of a row, dtype).
+
+    Raises:
+        ValueError: for shapes, names or dtypes that a store cannot hold.
+    """
 
     frame_shape: tuple[int, int, int]
     action: ActionSpec
@@ -71,7 +89,14 @@ class Layout:
         extras: Mapping[str, Sequence[Any]] | None = None,
         source: str = "",
     ) -> Layout:
-        """A layout from anything that reads as sizes and dtypes; two equal ones compare equal."""
+        """A layout from anything that reads as sizes and dtypes, such as lists; equal layouts compare equal.
+
+        Args:
+            frame_shape, action, frames, extras: see the class.
+
+        Raises:
+            ValueError: as the class.
+        """
         rows = {
             name: (tuple(int(n) for n in shape), np.dtype(dtype).newbyteorder("<").str)
             for name, (shape, dtype) in (extras or {}).items()
@@ -80,6 +105,7 @@ class Layout:
         return Layout((channels, height, width), action, int(frames), rows, source)
 
     def columns(self) -> dict[str, Column]:
+        """All columns by name."""
         discrete = self.action.kind == "discrete"
         action_shape, action_dtype = ((), "<i8") if discrete else ((self.action.size,), "<f4")
         columns = {
@@ -92,7 +118,7 @@ class Layout:
         return columns
 
     def check(self, episode: Episode) -> None:
-        """Raise ValueError unless the episode's columns are those of this layout."""
+        """Raises ValueError unless the episode's columns are those of this layout."""
         if episode.extras.keys() != self.extras.keys():
             raise ValueError(
                 f"the store has extras {sorted(self.extras)}, the episode has {sorted(episode.extras)}"
@@ -107,11 +133,21 @@ class Layout:
         self.action.encode(episode.actions)  # raises for a choice that does not exist
 
     def to_json(self) -> str:
+        """The text of ``store.json``."""
         header = {"format": FORMAT, "version": VERSION, **asdict(self)}
         return json.dumps(header, indent=2, sort_keys=True)
 
     @staticmethod
     def from_json(text: str, path: Path) -> Layout:
+        """The layout in the text of ``store.json``.
+
+        Args:
+            text: of the file.
+            path: of the file; for messages.
+
+        Raises:
+            ValueError: if the text is damaged, foreign, or from a newer version.
+        """
         try:
             header = json.loads(text)
         except json.JSONDecodeError as error:

@@ -135,13 +135,13 @@ class EpisodeReplay:
         n_step: int | None = None,
         discount: float = 1.0,
     ) -> ControlBatch:
-        """Windows that start anywhere in any finished episode.
+        """Windows that start at any step of any finished episode, each step equally likely.
 
         Args:
             batch_size: windows.
             steps: of each.
             rng: draws them.
-            n_step: how far behind its start the returns of a window reach; at least ``steps``, which is the default.
+            n_step: how many steps from its start the returns of a window reach; at least ``steps``, the default.
             discount: of one step.
 
         Raises:
@@ -187,7 +187,7 @@ class EpisodeReplay:
         return found[OBSERVATION] if found.keys() == {OBSERVATION} else found
 
     def _observations(self, first: Int64[np.ndarray, " b"], offset: Int64[np.ndarray, "b t"]) -> Observations:
-        """Frames stacked as they were seen."""
+        """Observations at the given steps of the episodes that begin in rows ``first``, frames stacked."""
         found = {}
         for name, box in self.space.items():
             part = self.columns[f"observation.{name}"]
@@ -198,7 +198,7 @@ class EpisodeReplay:
         return found
 
     def cut(self, observations: Observations) -> None:
-        """Running episodes end here, without being over; ``observations`` are the newest, "n ..."."""
+        """Stores running episodes as if they were cut off now; ``observations`` are the newest, "n ..."."""
         for i, steps in enumerate(self._running):
             if steps:
                 self._store(
@@ -247,17 +247,17 @@ class EpisodeReplay:
         return [{name: values[i] for name, values in parts.items()} for i in range(len(lengths))]
 
     def keep_in(self, folder: str | Path) -> None:
-        """From now on every episode is also a file of this folder, those that are there already included."""
+        """Writes every episode, those held now and all later ones, to a file of its own in this folder."""
         self.folder = Path(folder)
         for i in range(len(self.episodes)):
             self.save(self._file(self.stored - len(self.episodes) + i), slice(i, i + 1))
 
     def numbers(self) -> list[int]:
-        """Of the episodes that are held, counted from the first ever stored; their files bear them."""
+        """Numbers of the episodes that are held, counted from the first ever stored; their files are named by them."""
         return list(range(self.stored - len(self.episodes), self.stored))
 
     def restore(self, folder: str | Path, numbers: Iterable[int]) -> None:
-        """Holds exactly these episodes of a folder that ``keep_in`` filled, and keeps those to come there, too.
+        """Holds exactly these episodes of a folder that ``keep_in`` filled, and keeps later ones there, too.
 
         Raises:
             ValueError, FileNotFoundError: as ``load``; nothing has changed then.
@@ -303,7 +303,7 @@ class EpisodeReplay:
         shape = self.space[name].shape
         return np.array(value[-(shape[0] // self.frames) :] if len(shape) == 3 else value)
 
-    def _row(self, first: Int64[np.ndarray, ...], offset: Int64[np.ndarray, ...]) -> np.ndarray:
+    def _row(self, first: Int64[np.ndarray, " ..."], offset: Int64[np.ndarray, " ..."]) -> np.ndarray:
         return (first + offset) % self.capacity
 
     def _store(self, steps: list[tuple], last: Observations) -> None:

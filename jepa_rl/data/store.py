@@ -32,10 +32,11 @@ _HEADER, _INDEX = "store.json", "episodes.jsonl"
 
 
 class EpisodeStore:
-    """Many readers, one writer at a time (the first ``append`` takes the lock, ``close`` gives it back).
+    """Episodes in a folder; see the module. ``create`` and ``open`` make one.
 
-    ``refresh`` shows a reader what a writer in another process has added meanwhile. Pickling a store keeps
-    its path, so data-loader workers open their own.
+    Many may read at a time, and one may write: the first ``append`` takes the lock, ``close`` gives it back.
+    ``refresh`` shows a reader what a writer in another process has added meanwhile. A pickled store is its
+    path, so that data-loader workers open their own.
     """
 
     def __init__(self, path: Path, layout: Layout) -> None:
@@ -66,7 +67,9 @@ class EpisodeStore:
         """Make an empty store in the folder ``path``.
 
         Args:
+            path: of the folder; it is made if it is missing.
             frame_shape: ``(c, y, x)`` of one single frame.
+            action: the action space of one environment step.
             frames: how many frames an observation stacks (applied when reading).
             extras: further columns per frame, name to (shape of a row, dtype).
             source: how the environment is made, see ``WorldSpec``.
@@ -74,7 +77,7 @@ class EpisodeStore:
 
         Raises:
             FileExistsError: if the folder holds a store and ``exist_ok`` is false.
-            ValueError: if it holds a store of another layout, or an argument makes no sense.
+            ValueError: if it holds a store of another layout, or for shapes, names or dtypes that no store can hold.
         """
         path = Path(path)
         layout = Layout.make(frame_shape, action, frames, extras, source)
@@ -137,6 +140,7 @@ class EpisodeStore:
 
     @property
     def num_steps(self) -> int:
+        """Environment steps of all episodes together."""
         return int(self._index.lengths.sum())
 
     @property

@@ -1,4 +1,4 @@
-"""Windows for training, cut out of stored episodes by fancy indexing alone (no loop per sample)."""
+"""Windows for training, gathered from stored episodes by NumPy indexing, without a loop over samples."""
 
 from __future__ import annotations
 

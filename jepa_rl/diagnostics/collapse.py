@@ -1,4 +1,4 @@
-"""Is the latent space alive? Rank, spread, smoothness, and a collapse alarm that says what is wrong."""
+"""Collapse of a latent space: rank, smoothness, and an alarm that says in words what is wrong."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from torch import Tensor
 
 
 def effective_rank(latents: Float[Tensor, "m d"]) -> float:
-    """Exponential of the entropy of the normalised singular values (Roy & Vetterli 2007); 1 to d.
+    """Exponential of the entropy of the normalised singular values (Roy & Vetterli 2007).
 
-    0 where all latents are equal.
+    Returns:
+        1 to d; 0 where all latents are equal.
     """
     singular = torch.linalg.svdvals(latents.double() - latents.double().mean(0))
     if singular.sum() < 1e-9 * len(latents) ** 0.5:
@@ -20,7 +21,11 @@ def effective_rank(latents: Float[Tensor, "m d"]) -> float:
 
 
 def smoothness(latents: Float[Tensor, "b t d"]) -> float:
-    """Mean cosine of successive velocities, -1 to 1; 1 is a straight path (temporal straightening)."""
+    """Mean cosine between successive changes of the latent, -1 to 1; 1 is a straight path (temporal straightening).
+
+    Raises:
+        ValueError: for paths of fewer than 3 states.
+    """
     if latents.shape[1] < 3:
         raise ValueError(f"smoothness needs at least 3 states along a path, got {latents.shape[1]}")
     velocity = latents[:, 1:] - latents[:, :-1]
@@ -28,16 +33,19 @@ def smoothness(latents: Float[Tensor, "b t d"]) -> float:
 
 
 def collapse_alarm(
-    rank: float, std: Float[Tensor, d], action_gap: float, copy_ratio: float, has_motion: bool = True
+    rank: float, std: Float[Tensor, " d"], action_gap: float, copy_ratio: float, has_motion: bool = True
 ) -> str | None:
-    """A sentence that says what is wrong with a latent space, or None.
+    """Says what is wrong with a latent space.
 
     Args:
         rank: effective rank.
         std: standard deviation of each dimension over a batch.
         action_gap: relative rise of the rollout error with shuffled actions (``action_shuffle_gap``).
         copy_ratio: rollout error over the error of predicting no change; below 1 is better than copying.
-        has_motion: False where the latents of the held-out windows do not move at all.
+        has_motion: whether the latents of held-out windows change along the way.
+
+    Returns:
+        The first fault that is found and its remedy in a sentence, or None.
     """
     dead = int((std < 1e-2).sum())
     if dead > len(std) // 2:
@@ -52,7 +60,7 @@ def collapse_alarm(
         )
     if not has_motion:
         return (
-            "the latents do not change along an episode: the encoder sees only what stays constant; "
+            "the latents do not change along an episode: the encoder represents only what stays constant; "
             "add or raise inverse_dynamics"
         )
     if action_gap < 0.05:

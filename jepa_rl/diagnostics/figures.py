@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def principal_components(latents: Float[Tensor, "m d"], count: int = 2) -> Float[Tensor, "m k"]:
-    """Coordinates along the directions of largest variance."""
+    """Coordinates along the ``count`` directions of largest variance, or as many as there are."""
     centred = latents - latents.mean(0)
     count = min(count, *latents.shape)
     _, _, directions = torch.linalg.svd(centred, full_matrices=False)
@@ -29,13 +29,13 @@ def latent_map(latents: Float[Tensor, "m d"], colours: dict[str, np.ndarray]) ->
         colours: name to one number a point, such as the time in the episode or a probe target.
 
     Raises:
-        ValueError: there is no colouring, or one has not one number a point.
+        ValueError: if there is no colouring, or one that does not have one number for each point.
     """
     from matplotlib.figure import Figure  # slow to import
 
     lengths = {name: len(colour) for name, colour in colours.items()}
     if not lengths or set(lengths.values()) != {len(latents)}:
-        raise ValueError(f"{len(latents)} points need colourings of as many numbers, got {lengths}")
+        raise ValueError(f"each colouring needs {len(latents)} numbers, one for each point, got {lengths}")
     points = principal_components(latents.float()).cpu().numpy()
     figure = Figure(figsize=(4 * len(colours), 4), layout="constrained")
     axes = figure.subplots(1, len(colours), squeeze=False)
@@ -46,7 +46,7 @@ def latent_map(latents: Float[Tensor, "m d"], colours: dict[str, np.ndarray]) ->
     return figure
 
 
-def std_bars(std: Float[Tensor, d]) -> Figure:
+def std_bars(std: Float[Tensor, " d"]) -> Figure:
     """The standard deviation of every latent dimension, largest first; dead dimensions show as a cliff."""
     from matplotlib.figure import Figure
 

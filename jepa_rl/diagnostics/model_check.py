@@ -1,4 +1,4 @@
-"""What ``fit`` looks at while a world model learns, on windows that it never learns from."""
+"""The evaluation of a world model while ``fit`` trains it, on windows of held-out episodes."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from jepa_rl.training import Evaluate, Evaluation
 from jepa_rl.types import Metrics
 from jepa_rl.world_model import WorldModel
 
-# Latents count as moving if, from the first to the last state of a window, their `motion` is at least this:
-# crossing a twentieth of a uniform range gives 0.015.
+# Latents count as moving if their `motion` over a window is at least this. For scale: a latent that is spread uniformly
+# over a range and crosses a twentieth of it has 0.015.
 MOTION = 3e-3
 
 CHUNK = 512  # pictures encoded at a time
@@ -27,22 +27,24 @@ CHUNK = 512  # pictures encoded at a time
 def world_model_evaluation(
     held_out: WindowSampler, *, windows: int = 256, seed: int = 0, extras: Sequence[str] = ()
 ) -> Evaluate:
-    """Makes the ``evaluate`` of ``fit`` for world models: the same held-out windows at every call.
+    """Makes the ``evaluate`` of ``fit`` for world models. It looks at the same held-out windows at every call.
 
-    Metrics: ``jepa/effective_rank``, ``jepa/std_min``, ``_mean``, ``_max`` (over dimensions),
-    ``jepa/smoothness``, ``model/rollout_error_<k>`` for k = 1..h latent steps (over that of predicting no
-    change, so below 1 is useful) and ``model/action_gap`` (``action_shuffle_gap``). Figures:
-    ``jepa/latent_map``, coloured by the time in the episode and by the extras, and ``jepa/std``. The alarm is
-    that of ``collapse_alarm``.
+    Metrics: ``jepa/effective_rank``; ``jepa/std_min``, ``_mean`` and ``_max`` over latent dimensions;
+    ``jepa/smoothness``; ``model/rollout_error_<k>`` for k = 1..h latent steps, relative to the error of predicting no
+    change, so that below 1 is useful; ``model/action_gap`` (``action_shuffle_gap``). Figures: ``jepa/latent_map``,
+    coloured by the time in the episode and by the extras, and ``jepa/std``. The alarm is that of ``collapse_alarm``.
 
     Args:
-        held_out: windows of episodes that are not trained on; their length is how far the rollout is followed.
-        windows: how many of them, at least 2.
+        held_out: windows of episodes that are not trained on; rollouts are as long as these windows.
+        windows: how many of them are drawn, at least 2.
         seed: of the choice of windows and of the shuffled actions.
         extras: names of stored extras to colour the latent map with, such as ``"position"``.
 
+    Returns:
+        A function of the model that gives an ``Evaluation``.
+
     Raises:
-        ValueError: too few windows, or an extra that is not stored.
+        ValueError: for fewer than 2 windows, or an extra that is not stored.
     """
     if windows < 2:
         raise ValueError(f"an evaluation needs at least 2 windows, got {windows}")
@@ -75,7 +77,13 @@ def world_model_evaluation(
 
 @torch.no_grad()
 def encode_in_chunks(model: WorldModel, pixels: Tensor, chunk: int = CHUNK) -> Float[Tensor, "b t d"]:
-    """Latents of windows ``b t c y x`` on the model's device, a bounded number of pictures at a time."""
+    """Latents of windows, on the model's device.
+
+    Args:
+        model: encodes them.
+        pixels: uint8 "b t c y x", on any device.
+        chunk: pictures encoded at a time.
+    """
     device = next(model.parameters()).device
     pictures = pixels.flatten(0, 1)
     return torch.cat([model.encode(part.to(device)) for part in pictures.split(chunk)]).unflatten(
@@ -84,9 +92,10 @@ def encode_in_chunks(model: WorldModel, pixels: Tensor, chunk: int = CHUNK) -> F
 
 
 def motion(latents: Float[Tensor, "b t d"]) -> float:
-    """Mean squared displacement from the first to the last state over twice the variance of all states.
+    """Mean squared displacement from the first to the last state, divided by twice the variance of all states.
 
-    0: latents that only know what stays constant; 1: first and last state have nothing to do with each other.
+    Returns:
+        0 where latents represent only what stays constant; 1 where first and last state are independent.
     """
     moved = (latents[:, -1] - latents[:, 0]).square().mean()
     return float(moved / (2.0 * latents.flatten(0, 1).var(0).mean()).clamp_min(1e-12))

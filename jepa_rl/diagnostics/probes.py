@@ -1,4 +1,4 @@
-"""What a frozen latent space knows: linear and small MLP probes, scored by R2 on held-out data."""
+"""What a frozen latent space represents: linear and small MLP probes, scored by R2 on held-out data."""
 
 from __future__ import annotations
 
@@ -11,15 +11,20 @@ from torch import Tensor, nn
 from jepa_rl.training.optimisers import descend
 
 
-def r2_score(predicted: Float[Tensor, "m y"], target: Float[Tensor, "m y"]) -> Float[Tensor, y]:
-    """Coefficient of determination of each target column; 1 is perfect, 0 is the mean."""
+def r2_score(predicted: Float[Tensor, "m y"], target: Float[Tensor, "m y"]) -> Float[Tensor, " y"]:
+    """Coefficient of determination of each target column: 1 is perfect, 0 as good as predicting the mean."""
     residual = (target - predicted).square().sum(0)
     return 1.0 - residual / (target - target.mean(0)).square().sum(0).clamp_min(1e-12)
 
 
 @dataclass(frozen=True)
 class Probe:
-    """A trained regressor from latents to targets in their own units."""
+    """A trained regressor from latents to targets in their own units.
+
+    Attributes:
+        network: from latents to standardised targets.
+        mean, std: of each target column in the training data, "y".
+    """
 
     network: nn.Module
     mean: Tensor
@@ -38,7 +43,13 @@ def _standardise(targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def fit_linear_probe(
     latents: Float[Tensor, "m d"], targets: Float[Tensor, "m y"], ridge: float = 1e-3
 ) -> Probe:
-    """Ridge regression in closed form."""
+    """Ridge regression in closed form.
+
+    Args:
+        latents: inputs.
+        targets: what to predict.
+        ridge: penalty on the squared weights, relative to the number of rows; the intercept is free.
+    """
     normed, mean, std = _standardise(targets.float())
     x = torch.cat([latents, torch.ones_like(latents[:, :1])], dim=1).double()
     penalty = ridge * len(x) * torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
@@ -59,7 +70,16 @@ def fit_mlp_probe(
     steps: int = 2000,
     batch_size: int = 512,
 ) -> Probe:
-    """Two hidden layers, AdamW with a one-cycle schedule; the latents get no gradient."""
+    """A perceptron of two hidden layers, trained by AdamW with a one-cycle schedule; the latents get no gradient.
+
+    Args:
+        latents: inputs.
+        targets: what to predict.
+        generator: of the first weights and of the batches.
+        width: hidden units of a layer.
+        steps: updates.
+        batch_size: rows of an update.
+    """
     normed, mean, std = _standardise(targets.float())
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(torch.randint(2**31, (1,), generator=generator)))

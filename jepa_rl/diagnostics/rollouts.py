@@ -1,4 +1,4 @@
-"""How well the dynamics foresee: error along the horizon, use of the actions, surprise."""
+"""How well dynamics predict: error along the horizon, use of the actions, surprise."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from jepa_rl.types import Dynamics
 
-FUTURES = 16  # of dynamics that draw: their mean is what is held against what happened
+FUTURES = 16  # whose mean is the prediction of dynamics that draw futures
 
 
 def _expected(
@@ -21,11 +21,19 @@ def _expected(
 @torch.no_grad()
 def rollout_error(
     dynamics: Dynamics, latents: Float[Tensor, "b t d"], actions: Float[Tensor, "b h a"]
-) -> Float[Tensor, h]:
-    """Mean squared error of the open-loop prediction 1..h steps ahead, over that of predicting no change.
+) -> Float[Tensor, " h"]:
+    """Mean squared error of the open-loop prediction, relative to that of predicting no change.
 
-    Of dynamics that draw futures it is the mean of ``FUTURES``: where the world branches, a single future of a perfect
-    model is off by twice what nobody can know.
+    The prediction of dynamics that draw futures is the mean of ``FUTURES`` of them. A single future would count the
+    spread of the futures twice: for a perfect model its squared error is twice that of the mean.
+
+    Args:
+        dynamics: predict from the first state of each window.
+        latents: encoded states.
+        actions: between them.
+
+    Returns:
+        One error for each of 1..h steps ahead.
     """
     predicted = _expected(dynamics, latents[:, 0], actions)[:, 1:]
     error = (predicted - latents[:, 1:]).square().mean((0, 2))
@@ -40,7 +48,15 @@ def action_shuffle_gap(
     actions: Float[Tensor, "b h a"],
     generator: torch.Generator | None = None,
 ) -> float:
-    """Relative rise of the rollout error when every window gets another window's actions; 0: actions ignored."""
+    """Relative rise of the rollout error when every window gets another window's actions.
+
+    Args:
+        dynamics, latents, actions: as for ``rollout_error``.
+        generator: of the permutation of the actions.
+
+    Returns:
+        0 where the prediction ignores the actions.
+    """
     device = actions.device if generator is None else generator.device
     order = torch.randperm(len(actions), generator=generator, device=device)
     shuffled = actions[order.to(actions.device)]
@@ -52,7 +68,13 @@ def action_shuffle_gap(
 def surprise(
     dynamics: Dynamics, latents: Float[Tensor, "b t d"], actions: Float[Tensor, "b h a"]
 ) -> Float[Tensor, "b h"]:
-    """Euclidean distance between each latent and its one-step prediction from the one before."""
+    """Euclidean distance between each latent and its one-step prediction from the one before.
+
+    Args:
+        dynamics: predict one step from each state.
+        latents: encoded states.
+        actions: between them.
+    """
     before, after = latents[:, :-1].flatten(0, 1), latents[:, 1:].flatten(0, 1)
     predicted = _expected(dynamics, before, actions.flatten(0, 1).unsqueeze(1))[:, 1]
     return (predicted - after).norm(dim=-1).view(len(latents), -1)

@@ -1,4 +1,4 @@
-"""How sure a score is."""
+"""Intervals and robust means of scores."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ def wilson_interval(successes: int, trials: int, z: float = 1.96) -> tuple[float
 
 
 def interquartile_mean(scores: Float[np.ndarray, " n"]) -> float:
-    """Mean of the middle half: a quarter of the scores, rounded down, falls away at each end.
+    """Mean of the middle half: a quarter of the scores, rounded down, is left out at each end.
 
     Agarwal et al. 2021, arXiv:2108.13264. Fewer than four scores lose none.
 
     Raises:
-        ValueError: if there is no score.
+        ValueError: if there are no scores.
     """
     if not len(scores):
-        raise ValueError("there is no score")
+        raise ValueError("there are no scores to average; expected at least one")
     cut = len(scores) // 4
     return float(np.sort(scores)[cut : len(scores) - cut].mean())
 

@@ -119,7 +119,7 @@ def _as_json(name: str, part: JSON) -> JSON:
 
 
 def optimizer_tensors(name: str, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """What an optimiser has gathered about each parameter, under ``name.<parameter's number>.<slot>``."""
+    """The state of an optimiser for each parameter, named ``<name>.<number of the parameter>.<slot>``."""
     return {
         f"{name}.{index}.{slot}": torch.as_tensor(value)
         for index, slots in optimizer.state_dict()["state"].items()
@@ -128,7 +128,13 @@ def optimizer_tensors(name: str, optimizer: torch.optim.Optimizer) -> dict[str, 
 
 
 def restore_optimizer(name: str, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """Gives an optimiser back what ``optimizer_tensors`` took."""
+    """Sets the state of an optimiser to what ``optimizer_tensors`` gave.
+
+    Args:
+        name: that was given to ``optimizer_tensors``.
+        optimizer: of the same parameters.
+        tensors: by name; those of other owners are left alone.
+    """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     slots: dict[int, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
@@ -194,7 +200,7 @@ def _differing(there: JSON, here: JSON) -> dict[str, tuple[Any, Any]]:
 
 @contextmanager
 def seeded_generators(seed: int, device: torch.device) -> Iterator[None]:
-    """PyTorch's own generators, which dropout draws from, are seeded inside and untouched afterwards."""
+    """Seeds PyTorch's own generators, which dropout draws from, inside the block, and restores them afterwards."""
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield

@@ -1,8 +1,8 @@
 """A second phase of training: the dynamics alone, on latents of the frozen encoder.
 
 Joint training spends nearly all its time in the encoder, and sharp events such as contacts are rare in its
-batches. Behind a frozen encoder an update costs a few matrix products, so that the predictor can see a hundred
-times as many, longer windows. The encoder cannot collapse in it: it does not move.
+batches. On latents of a frozen encoder an update costs a few matrix products, so that the dynamics can see a hundred
+times as many, longer windows. The encoder cannot collapse, since it does not change.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ class FrozenConfig:
     """What a checkpoint of this phase belongs to.
 
     Attributes:
-        model: the world model's.
-        encoder: the fingerprint of its encoder: dynamics of other latents are no start.
+        model: configuration of the world model.
+        encoder: fingerprint of its encoder; dynamics that were trained on other latents are not resumed.
     """
 
     model: WorldModelConfig
