@@ -2,23 +2,37 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from jepa_rl.dynamics.base import energy_score
+from jepa_rl.dynamics.flow.network import Denoiser
 from jepa_rl.dynamics.flow.schedule import FEW_EVALUATIONS, shifted
+from jepa_rl.dynamics.flow.settings import FlowSettings
 
-if TYPE_CHECKING:
-    from jepa_rl.dynamics.flow.dynamics import FlowDynamics
+
+class Sampler(Protocol):
+    """What the losses need of ``FlowDynamics``."""
+
+    network: Denoiser
+    settings: FlowSettings
+    unroll: int
+
+    def steering(self, *args: Any, **kwargs: Any) -> Tensor: ...
+
+    def predict_clean(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Any]: ...
+
+    def draw_states(self, *args: Any, **kwargs: Any) -> Tensor: ...
+
 
 LOW_NOISE = (0.05, 0.4)  # levels of the loss's term of this name
 
 
 def flow_matching(
-    flow: FlowDynamics,
+    flow: Sampler,
     path: Float[Tensor, "b t d"],
     actions: Float[Tensor, "b h a"],
     generator: torch.Generator | None,
@@ -57,7 +71,7 @@ def flow_matching(
 
 
 def sampler_energy(
-    flow: FlowDynamics,
+    flow: Sampler,
     path: Float[Tensor, "b t d"],
     actions: Float[Tensor, "b h a"],
     generator: torch.Generator | None,
@@ -81,7 +95,7 @@ def sampler_energy(
 
 
 def _energy_of(
-    flow: FlowDynamics, count: int, path: Tensor, actions: Tensor, generator: torch.Generator | None
+    flow: Sampler, count: int, path: Tensor, actions: Tensor, generator: torch.Generator | None
 ) -> Float[Tensor, " b"]:
     """Energy score of futures of ``unroll`` states by ``count`` evaluations, mean over each window."""
     u = min(flow.unroll, actions.shape[1])
