@@ -73,7 +73,7 @@ class FlowProposals(nn.Module):
         goal: Float[Tensor, "b d"],
         count: int,
         generator: torch.Generator | None = None,
-    ) -> tuple[Float[Tensor, "b p h+1 d"], Float[Tensor, "b p h a"]]:
+    ) -> tuple[Float[Tensor, "b p t d"], Float[Tensor, "b p h a"]]:
         """At least ``count`` paths, as many for each arrival in 1 to ``horizon`` steps, and their actions."""
         h = self.horizon
         arrival = torch.arange(1, h + 1, device=z.device)
@@ -318,7 +318,7 @@ def fit_flow_proposals(
 @torch.no_grad()
 def _imagined_play(
     dynamics: Dynamics, starts: Tensor, count: int, horizon: int, generator: torch.Generator
-) -> tuple[Float[Tensor, "m h+1 d"], Float[Tensor, "m h a"]]:
+) -> tuple[Float[Tensor, "m t d"], Float[Tensor, "m h a"]]:
     """Random actions, most of them at the bounds and held for three steps or so, and where they lead."""
     draw: dict[str, Any] = dict(generator=generator, device=starts.device)
     shape = (count, horizon, dynamics.action_dim)

@@ -232,10 +232,10 @@ class FlowDynamics(Standardised):
         self,
         z: Float[Tensor, "b d"],
         steering: Float[Tensor, "b 1 h s"],
-        noise: Float[Tensor, "b|1 n h d"],
+        noise: Float[Tensor, "#b n h d"],
         count: int,
         earlier: Tensor | float = 0.0,
-        unrest: Float[Tensor, "b|1 n h d"] | None = None,
+        unrest: Float[Tensor, "#b n h d"] | None = None,
     ) -> Float[Tensor, "b n h d"]:
         """States 1 to h, standardised, one after the other; ``unrest`` is what noises them for the next one."""
         net = self.network if self.training else self.average
@@ -265,7 +265,7 @@ class FlowDynamics(Standardised):
         z: Float[Tensor, "b d"],
         actions: Float[Tensor, "b h a"],
         path: Float[Tensor, "b n h d"],
-        levels: Float[Tensor, "m+1 h"],
+        levels: Float[Tensor, "levels h"],
     ) -> Float[Tensor, "b n h d"]:
         """States 1 to h brought from ``levels[0]`` to ``levels[-1]``, all of them in each of ``m`` evaluations.
 
@@ -292,7 +292,7 @@ class FlowDynamics(Standardised):
         return torch.where(given[:, None], path, x * self.std + self.mean)
 
     def _along(
-        self, z: Tensor, steering: Tensor, x: Float[Tensor, "b n h d"], levels: Float[Tensor, "m+1 h"]
+        self, z: Tensor, steering: Tensor, x: Float[Tensor, "b n h d"], levels: Float[Tensor, "levels h"]
     ) -> Float[Tensor, "b n h d"]:
         """``denoise`` of standardised states."""
         net = self.network if self.training else self.average
@@ -362,7 +362,7 @@ class FlowDynamics(Standardised):
         error = ((clean - z) / level.clamp_min(0.05)).square()
         return (error * (level > 0)).sum() / ((level > 0).sum() * path.shape[-1]).clamp_min(1)
 
-    def _context_levels(self, path: Tensor, generator: torch.Generator | None) -> Float[Tensor, "b|1 1 1 1"]:
+    def _context_levels(self, path: Tensor, generator: torch.Generator | None) -> Float[Tensor, "#b 1 1 1"]:
         """Noise level of what is given in each window: that of the context in half of them."""
         if not self.context_noise:
             return path.new_zeros(1, 1, 1, 1)
@@ -480,8 +480,8 @@ class Denoiser(nn.Module):
 
     def forward(
         self,
-        x: Float[Tensor, "b|1 n t d"],
-        before: Float[Tensor, "b n|1 t d"],
+        x: Float[Tensor, "#b n t d"],
+        before: Float[Tensor, "b #n t d"],
         way: Way,
         past: Past | None = None,
     ) -> tuple[Float[Tensor, "b n t d"], Past]:
@@ -584,7 +584,7 @@ def schedule(
     lag: float = 1.0,
     shift: float = 1.0,
     device: torch.device | str = "cpu",
-) -> Float[Tensor, "m+1 h"]:
+) -> Float[Tensor, "levels h"]:
     """Noise levels of ``horizon`` states over the evaluations of ``FlowDynamics.denoise``: from all 1 to all 0.
 
     Args:
