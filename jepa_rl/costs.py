@@ -25,12 +25,12 @@ from jepa_rl.types import Cost
 Distance = Callable[[Tensor, Tensor], Tensor]
 
 
-def euclidean(latents: Float[Tensor, "*b d"], goal: Float[Tensor, "*b d"]) -> Float[Tensor, "*b"]:
+def euclidean(latents: Float[Tensor, "*b d"], goal: Float[Tensor, "*#b d"]) -> Float[Tensor, "*b"]:
     """Euclidean distance; its gradient is zero, not NaN, where the two are equal."""
     return torch.linalg.vector_norm(latents - goal, dim=-1)
 
 
-def mean_squared(latents: Float[Tensor, "*b d"], goal: Float[Tensor, "*b d"]) -> Float[Tensor, "*b"]:
+def mean_squared(latents: Float[Tensor, "*b d"], goal: Float[Tensor, "*#b d"]) -> Float[Tensor, "*b"]:
     """Squared difference, averaged over the latent's components."""
     return (latents - goal).square().mean(-1)
 

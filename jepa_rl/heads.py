@@ -68,7 +68,7 @@ class TwoHot(nn.Module):
         """
         return symexp(logits.softmax(-1) @ self.centres)
 
-    def loss(self, logits: Float[Tensor, "*b k"], weights: Float[Tensor, "*b k"]) -> Float[Tensor, "*b"]:
+    def loss(self, logits: Float[Tensor, "*b k"], weights: Float[Tensor, "*#b k"]) -> Float[Tensor, "*b"]:
         """Cross-entropy of ``logits`` against target ``weights`` from ``encode``."""
         return -(weights * logits.log_softmax(-1)).sum(-1)
 

@@ -381,7 +381,7 @@ class PointMass:
         *,
         futures: int = 1,
         generator: torch.Generator | None = None,
-    ) -> Float[Tensor, "b n|1 h+1 d"]:
+    ) -> Float[Tensor, "b n h+1 d"]:
         steps = (actions @ self.moves).unsqueeze(1)
         if self.shake:
             shape = (futures, *steps.shape[2:])

@@ -358,7 +358,7 @@ class Plan:
     """
 
     actions: Float[Tensor, "b h a"]
-    cost: Float[Tensor, b]
+    cost: Float[Tensor, " b"]
     candidates: Float[Tensor, "b s h a"] | None
     candidate_costs: Float[Tensor, "b s"] | None
     branches: Float[Tensor, "b n h+1 d"]

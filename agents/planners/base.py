@@ -75,7 +75,7 @@ class Problem:
     future_generator: torch.Generator | None
     proposals: Float[Tensor, "b p h a"] | None = None
 
-    def with_proposals(self, candidates: Float[Tensor, "b s h a"]) -> Float[Tensor, "b s+p h a"]:
+    def with_proposals(self, candidates: Float[Tensor, "b s h a"]) -> Float[Tensor, "b _ h a"]:
         """The candidates, followed by the proposals where there are any."""
         return candidates if self.proposals is None else torch.cat([candidates, self.proposals], dim=1)
 

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float, Int64, Real
 from torch import Tensor
 
 from jepa_rl.data.stacking import stack_frames
@@ -94,7 +94,7 @@ class EpisodeReplay:
         self,
         observations: Observations,
         actions: Float[np.ndarray, "n a"],
-        rewards: Float[np.ndarray, " n"],
+        rewards: Real[np.ndarray, " n"],
         next_observations: Observations,
         terminated: Bool[np.ndarray, " n"],
         over: Bool[np.ndarray, " n"],

@@ -41,7 +41,9 @@ class MixtureDynamics(Standardised):
         self.hidden = nn.Sequential(*(GatedBlock(width) for _ in range(depth)), nn.LayerNorm(width))
         self.out = nn.Linear(width, components * (2 * latent_dim + 1))
 
-    def _step(self, z: Float[Tensor, "*b d"], action: Float[Tensor, "*b a"]) -> tuple[Tensor, Tensor, Tensor]:
+    def _step(
+        self, z: Float[Tensor, "*b d"], action: Float[Tensor, "*#b a"]
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Logits "*b k", means and log standard deviations "*b k d" of the next latent, standardised."""
         y = self.out(self.hidden(self.embed_latent(z) + self.embed_action(action)))
         logits, rest = y.split((self.components, y.shape[-1] - self.components), dim=-1)

@@ -46,7 +46,7 @@ class GatedBlock(nn.Module):
         self.up = nn.Linear(width, 2 * width)
         self.down = nn.Linear(width, width)
 
-    def forward(self, x: Float[Tensor, "b w"]) -> Float[Tensor, "b w"]:
+    def forward(self, x: Float[Tensor, "*b w"]) -> Float[Tensor, "*b w"]:
         gate, value = self.up(self.norm(x)).chunk(2, dim=-1)
         return x + self.down(nn.functional.silu(gate) * value)
 

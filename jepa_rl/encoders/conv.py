@@ -39,7 +39,7 @@ class PatchConv(nn.Conv2d):
         super().__init__(channels, width, patch, stride=patch)
         self.patch = patch
 
-    def forward(self, pixels: UInt8[Tensor, "b c y x"]) -> Float[Tensor, "b w y/p x/p"]:
+    def forward(self, pixels: UInt8[Tensor, "b c y x"]) -> Float[Tensor, "b w rows columns"]:
         """The result lies in memory with its channels last, as the next convolution wants it."""
         if pixels.dtype != torch.uint8:
             raise ValueError(f"expected uint8 pixels, got {pixels.dtype}; 0..255 is scaled inside")

@@ -98,7 +98,7 @@ class TrainingState:
         config = self.model.config
         if isinstance(config, Upgraded):
             try:
-                old = config.from_json(there)
+                old: Any = config.from_json(there)
             except (TypeError, ValueError, KeyError, AttributeError):
                 pass  # of another kind of model: the message below says in what it differs
             else:

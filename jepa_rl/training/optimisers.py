@@ -9,9 +9,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from jepa_rl.training.config import TrainConfig
+from jepa_rl.training.contracts import Trainable
 
 
-def optimizers_of(model: nn.Module, config: TrainConfig) -> dict[str, torch.optim.Optimizer]:
+def optimizers_of(model: Trainable, config: TrainConfig) -> dict[str, torch.optim.Optimizer]:
     """Optimisers of all parameters that learn, by name. Weight decay for matrices, none for vectors such as biases."""
     rate, decay = config.learning_rate, config.weight_decay
     parameters = [p for p in model.parameters() if p.requires_grad]

@@ -140,7 +140,7 @@ def model_metrics(model: ControlModel, batch: ControlBatch) -> Metrics:
 @torch.no_grad()
 def prediction_errors(
     model: ControlModel,
-    z: Float[Tensor, "b h+1 d"],
+    z: Float[Tensor, "b t d"],
     actions: Float[Tensor, "b h a"],
     rewards: Float[Tensor, "b h"],
     valid: Bool[Tensor, "b h"],

@@ -168,7 +168,7 @@ class FlowDynamics(Standardised):
 
         Args:
             net: the network, or its average.
-            x: noisy states "b|1 n t d".
+            x: noisy states "#b n t d".
             before: the state before each of them, "b n|1 t d".
             previous_level: noise level of ``before``.
             modulation: see ``Denoiser.modulations``.
@@ -191,7 +191,7 @@ class FlowDynamics(Standardised):
         self,
         z: Float[Tensor, "b d"],
         steering: Float[Tensor, "b 1 h s"],
-        noise: Float[Tensor, "b|1 n h d"],
+        noise: Float[Tensor, "#b n h d"],
         count: int,
     ) -> Float[Tensor, "b n h d"]:
         """States 1 to h, standardised, one after the other, in ``count`` evaluations each.
@@ -229,7 +229,7 @@ class FlowDynamics(Standardised):
         z: Float[Tensor, "b d"],
         actions: Float[Tensor, "b h a"],
         path: Float[Tensor, "b n h d"],
-        levels: Float[Tensor, "m+1 h"],
+        levels: Float[Tensor, "levels h"],
     ) -> Float[Tensor, "b n h d"]:
         """States 1 to h brought from ``levels[0]`` to ``levels[-1]``, all of them in each of ``m`` evaluations.
 
@@ -258,7 +258,7 @@ class FlowDynamics(Standardised):
         return torch.where(given[:, None], path, x * self.std + self.mean)
 
     def _denoise(
-        self, z: Tensor, steering: Tensor, x: Float[Tensor, "b n h d"], levels: Float[Tensor, "m+1 h"]
+        self, z: Tensor, steering: Tensor, x: Float[Tensor, "b n h d"], levels: Float[Tensor, "levels h"]
     ) -> Float[Tensor, "b n h d"]:
         """``denoise`` of standardised states."""
         net = self.network if self.training else self.average

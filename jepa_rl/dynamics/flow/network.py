@@ -72,7 +72,7 @@ class Denoiser(nn.Module):
 
         Args:
             actions: the condition.
-            level: noise level of each state, a number or "b|1 1 t 1".
+            level: noise level of each state, a number or "#b 1 t 1".
             previous_level: that of the state before.
             size: how far the level falls in this jump; 0 asks for the plain flow.
         """
@@ -83,7 +83,7 @@ class Denoiser(nn.Module):
 
     def forward(
         self,
-        x: Float[Tensor, "b|1 n t d"],
+        x: Float[Tensor, "#b n t d"],
         before: Float[Tensor, "b n|1 t d"],
         modulation: Modulation,
         past: Past | None = None,

@@ -86,7 +86,7 @@ class FlowProposals(nn.Module):
         goal: Float[Tensor, "b d"],
         count: int,
         generator: torch.Generator | None = None,
-    ) -> tuple[Float[Tensor, "b p h+1 d"], Float[Tensor, "b p h a"]]:
+    ) -> tuple[Float[Tensor, "b p t d"], Float[Tensor, "b p h a"]]:
         """Draws proposals.
 
         Args:

@@ -31,7 +31,7 @@ def schedule(
     lag: float = 1.0,
     shift: float = 1.0,
     device: torch.device | str = "cpu",
-) -> Float[Tensor, "m+1 h"]:
+) -> Float[Tensor, "levels h"]:
     """Noise levels of ``horizon`` states over the evaluations of ``FlowDynamics.denoise``: from all 1 to all 0.
 
     Args:
