@@ -83,12 +83,14 @@ class LatentObservation(gym.Wrapper, gym.utils.RecordConstructorArgs):
         self.observation_space = self._tracker.space
         self._ended = False
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
         observation, info = self.env.reset(seed=seed, options=options)
         self._ended = False
         return self._tracker.start(_batch([observation]))[0], info
 
-    def step(self, action):
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         observation, reward, terminated, truncated, info = self.env.step(action)
         # A step after the end comes from an environment that resets itself: its history starts anew.
         latents, _ = self._tracker.step(_batch([observation]), np.array([self._ended]))

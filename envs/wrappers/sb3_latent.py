@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import numpy as np
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
 from jepa_rl.envs.wrappers.fresh import LastObservationCheck, keep_last_observations
 from jepa_rl.envs.wrappers.latent import LatentTracker, Observations, row_of
@@ -49,16 +50,18 @@ class VecLatentObservation(VecEnvWrapper):
     def reset(self) -> np.ndarray:
         return self._tracker.start(cast("Observations", self.venv.reset()))
 
-    def step_wait(self):
-        observations, rewards, dones, infos = self.venv.step_wait()
+    def step_wait(self) -> VecEnvStepReturn:
+        seen, rewards, dones, infos = self.venv.step_wait()
+        observations = cast("Observations", seen)
         ended = np.asarray(dones, bool)
-        final = [_terminal_observation(infos, row) for row in np.flatnonzero(ended)]
+        rows = np.flatnonzero(ended).tolist()
+        final = [_terminal_observation(infos, row) for row in rows]
         if self._check is not None:
-            for row, observation in zip(np.flatnonzero(ended).tolist(), final, strict=True):
+            for row, observation in zip(rows, final, strict=True):
                 self._check.check(observation, row_of(observations, row), row)
-        latents, last = self._tracker.step(cast("Observations", observations), ended, final)
+        latents, last = self._tracker.step(observations, ended, final)
         infos = list(infos)
-        for row, latent in zip(np.flatnonzero(ended), last, strict=True):
+        for row, latent in zip(rows, last, strict=True):
             infos[row] = {**infos[row], "terminal_observation": latent}
         return latents, rewards, dones, infos
 
