@@ -1,7 +1,7 @@
 """Pixel environments to latent ones: the shared core, and the wrapper for one environment.
 
 ``LatentTracker`` does the work for any number of environments at once; ``LatentObservation``,
-``VectorLatentObservation`` and ``VecLatentObservation`` only speak their interface's language.
+``VectorLatentObservation`` and ``SB3LatentObservation`` only speak their interface's language.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class LoadedModel(NamedTuple):
 class LatentObservation(gym.Wrapper, gym.utils.RecordConstructorArgs):
     """Observations become latents: float32 ``(history * d,)``, oldest first, then the state if asked.
 
-    For several environments use ``VectorLatentObservation`` or ``VecLatentObservation``, which encode all of
+    For several environments use ``VectorLatentObservation`` or ``SB3LatentObservation``, which encode all of
     them in one batch.
 
     Args:

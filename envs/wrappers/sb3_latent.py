@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
+from jepa_rl._moved import renamed
 from jepa_rl.envs.wrappers.fresh import LastObservationCheck, keep_last_observations
 from jepa_rl.envs.wrappers.latent import LatentTracker, Observations, row_of
 from jepa_rl.envs.wrappers.source import warn_of_differences
@@ -17,7 +18,7 @@ from jepa_rl.spaces import env_spaces
 from jepa_rl.types import Encoder
 
 
-class VecLatentObservation(VecEnvWrapper):
+class SB3LatentObservation(VecEnvWrapper):
     """Observations become latents: float32 ``(num_envs, history * d [+ s])``, one encoded batch per step.
 
     ``info["terminal_observation"]`` becomes a latent observation as well, in the same batch.
@@ -75,3 +76,7 @@ def _terminal_observation(infos: Sequence[dict[str, Any]], row: int) -> Any:
             "without it agents take the next episode's first observation for it"
         )
     return info["terminal_observation"]
+
+
+if not TYPE_CHECKING:  # type checkers see the new name only
+    __getattr__ = renamed(__name__, {"VecLatentObservation": "SB3LatentObservation"})
