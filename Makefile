@@ -36,7 +36,7 @@ lint: $(VENV)/.dev
 # agents/ and envs/ are installed as jepa_rl.agents and jepa_rl.envs; the link tree shows mypy the same names.
 type: $(VENV)/.dev
 	rm -rf .links && mkdir -p .links/jepa_rl && ln -s $(CURDIR)/jepa_rl/* $(CURDIR)/agents $(CURDIR)/envs .links/jepa_rl
-	cd .links && ../$(PY) -m mypy --config-file ../pyproject.toml -p jepa_rl
+	cd .links && ../$(PY) -m mypy --config-file ../pyproject.toml --cache-dir ../.mypy_cache -p jepa_rl
 
 wheel: $(VENV)/.dev
 	$(PY) tests/wheel_check.py

@@ -24,7 +24,7 @@ from gymnasium import spaces
 from torch import nn
 
 from jepa_rl.agents import JEPAMPC
-from jepa_rl.agents.sb3.jepa_mpc import PRESETS, jepa_mpc_preset
+from jepa_rl.agents.sb3.jepa_mpc import JEPA_MPC_PRESETS, jepa_mpc_preset
 from jepa_rl.encoders import FramesEncoder
 from jepa_rl.memory import keep_freed_memory
 from jepa_rl.objectives import random_shift
@@ -32,7 +32,7 @@ from jepa_rl.objectives import random_shift
 
 @dataclass(frozen=True)
 class Args:
-    presets: tuple[str, ...] = tuple(PRESETS)
+    presets: tuple[str, ...] = tuple(JEPA_MPC_PRESETS)
     repeats: int = 20
     device: str = "cpu"
     quick: bool = False

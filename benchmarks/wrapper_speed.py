@@ -29,7 +29,7 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 from jepa_rl.agents.sb3.baselines import policy_for
-from jepa_rl.envs import PixelObservation, VecLatentObservation, world_spec
+from jepa_rl.envs import PixelObservation, SB3LatentObservation, world_spec
 from jepa_rl.world_model import WorldModel, WorldModelConfig
 
 SIZE, FRAMES, N_ENVS = 64, 3, 8
@@ -83,7 +83,7 @@ def train(
 ) -> tuple[float, dict[str, float]]:
     """Frames per second of PPO, and where the seconds of 1,000 frames went."""
     pixels = make_pixels(env)
-    venv = pixels if encoder is None else VecLatentObservation(pixels, encoder)
+    venv = pixels if encoder is None else SB3LatentObservation(pixels, encoder)
     model = PPO(policy_for(venv.observation_space), venv, n_steps=n_steps, seed=0, device="cpu")
     venv.reset()  # opens the OpenGL contexts before the clock runs
     watch = Stopwatch()

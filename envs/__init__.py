@@ -4,10 +4,11 @@ Gymnasium (1.0 and later) loads no plugins, so without this import name the modu
 ``gymnasium.make("jepa_rl.envs:jepa_rl/TwoRooms-v0")``.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
 
+from jepa_rl._moved import renamed
 from jepa_rl.envs.collect import collect
 from jepa_rl.envs.dm_control import register_dm_control
 from jepa_rl.envs.policies import RandomPolicy, SmoothRandomPolicy
@@ -18,7 +19,7 @@ from jepa_rl.envs.wrappers.action_repeat import ActionRepeat
 from jepa_rl.envs.wrappers.goal import GoalObservation
 from jepa_rl.envs.wrappers.latent import LatentObservation
 from jepa_rl.envs.wrappers.pixels import PixelObservation
-from jepa_rl.envs.wrappers.sb3_latent import VecLatentObservation
+from jepa_rl.envs.wrappers.sb3_latent import SB3LatentObservation
 from jepa_rl.envs.wrappers.vector_latent import VectorLatentObservation
 from jepa_rl.envs.wrappers.wrap import wrap
 from jepa_rl.spaces import action_spec, world_spec
@@ -30,11 +31,11 @@ __all__ = [
     "LatentObservation",
     "PixelObservation",
     "RandomPolicy",
+    "SB3LatentObservation",
     "SmoothRandomPolicy",
     "TableEdgeEnv",
     "TwoRoomsEnv",
     "TwoRoomsVectorEnv",
-    "VecLatentObservation",
     "VectorLatentObservation",
     "action_spec",
     "collect",
@@ -70,3 +71,6 @@ def register_envs() -> None:
 
 
 register_envs()
+
+if not TYPE_CHECKING:  # type checkers see the new name only
+    __getattr__ = renamed(__name__, {"VecLatentObservation": "SB3LatentObservation"})

@@ -145,7 +145,9 @@ class DMControlEnv(gym.Env, gym.utils.EzPickle):
         """The ``dm_control.mujoco.Physics`` underneath."""
         return self._env.physics
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
         self._check_open()
         super().reset(seed=seed)
         if seed is not None or not self._seeded:
@@ -157,7 +159,7 @@ class DMControlEnv(gym.Env, gym.utils.EzPickle):
         self._status = "running"
         return self._observation(timestep.observation["observations"]), self._info()
 
-    def step(self, action: np.ndarray):
+    def step(self, action: np.ndarray) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         self._check_running("step")
         action = np.asarray(action, np.float64)
         if action.shape != self.action_space.shape:

@@ -23,7 +23,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from jepa_rl.agents.sb3.baselines import BaselineRun, train_baseline
 from jepa_rl.data import WindowSampler
-from jepa_rl.envs import PixelObservation, VecLatentObservation, collect
+from jepa_rl.envs import PixelObservation, SB3LatentObservation, collect
 from jepa_rl.files import remove_run
 from jepa_rl.training import TrainConfig, fit
 from jepa_rl.world_model import WorldModel, WorldModelConfig
@@ -83,7 +83,7 @@ def main(args: Args) -> None:
         return make_vec_env(lambda: make_pixels(args.env_id), n)
 
     makers = {
-        "latents": lambda n: VecLatentObservation(pixels(n), checkpoint),
+        "latents": lambda n: SB3LatentObservation(pixels(n), checkpoint),
         "pixels": pixels,
         "state": lambda n: make_vec_env(args.env_id, n),
     }

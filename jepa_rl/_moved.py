@@ -1,14 +1,15 @@
-"""Import paths of version 0.1.0, which work until 0.3.0 and warn."""
+"""Import paths and names of version 0.1.0, which work until 0.3.0 and warn."""
 
 from __future__ import annotations
 
 import importlib
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
+from typing import Any
 
 _PLANNERS = ("cem", "icem", "mppi", "categorical", "gradient", "tree")
 _JEPA_MPC = ("algorithm", "monitor", "policy", "presets", "resume")
@@ -72,3 +73,24 @@ def install() -> None:
         sys.meta_path.insert(
             0, MovedModules()
         )  # before files: a moved package's modules would be found twice
+
+
+def renamed(module: str, names: Mapping[str, str]) -> Callable[[str], Any]:
+    """The ``__getattr__`` of a module in which names have changed: the old ones work, with a ``FutureWarning``.
+
+    Args:
+        module: its ``__name__``.
+        names: the new name by the old one.
+    """
+
+    def find(name: str) -> Any:
+        if name not in names:
+            raise AttributeError(f"module {module!r} has no attribute {name!r}")
+        warnings.warn(
+            f"{module}.{name} is now {module}.{names[name]}; the old name works until jepa-rl 0.3.0",
+            FutureWarning,
+            stacklevel=2,
+        )
+        return getattr(sys.modules[module], names[name])
+
+    return find

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
+from jepa_rl._moved import renamed
 from jepa_rl.training import TrainConfig
 from jepa_rl.types import WorldSpec
 from jepa_rl.world_model import WorldModelConfig
@@ -61,7 +62,7 @@ def base(spec: WorldSpec) -> Preset:
     return Preset(model, train, steps=4)
 
 
-PRESETS: dict[str, Callable[[WorldSpec], Preset]] = {"laptop": laptop, "base": base}
+WORLD_PRESETS: dict[str, Callable[[WorldSpec], Preset]] = {"laptop": laptop, "base": base}
 
 
 def preset(name: str, spec: WorldSpec) -> Preset:
@@ -70,6 +71,10 @@ def preset(name: str, spec: WorldSpec) -> Preset:
     Raises:
         ValueError: there is no preset of that name.
     """
-    if name not in PRESETS:
-        raise ValueError(f"there is no preset {name!r}; choose one of {list(PRESETS)}")
-    return PRESETS[name](spec)
+    if name not in WORLD_PRESETS:
+        raise ValueError(f"there is no preset {name!r}; choose one of {list(WORLD_PRESETS)}")
+    return WORLD_PRESETS[name](spec)
+
+
+if not TYPE_CHECKING:  # type checkers see the new name only
+    __getattr__ = renamed(__name__, {"PRESETS": "WORLD_PRESETS"})

@@ -13,7 +13,7 @@ A checkpoint names the parts and never holds their code: the module that registe
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 from torch import nn
@@ -52,7 +52,7 @@ class Registry:
 
         return add
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[str]:
         return iter(self._parts)
 
     def __contains__(self, name: object) -> bool:

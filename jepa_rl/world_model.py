@@ -259,7 +259,7 @@ def build_encoder(config: WorldModelConfig) -> nn.Module:
 
     def make_picture(shape: tuple[int, ...]) -> nn.Module:
         channels, size, _ = shape
-        known = {"channels": channels, "size": size, "frames": config.spec.frames}
+        known: dict[str, Any] = {"channels": channels, "size": size, "frames": config.spec.frames}
         known |= {"spec": config.spec, "latent_dim": config.latent_dim}
         return ENCODERS.build(config.encoder, config.encoder_options, known)
 

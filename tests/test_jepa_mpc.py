@@ -23,7 +23,7 @@ from stable_baselines3.common.logger import configure
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from jepa_rl.agents.evaluation import play_episodes
-from jepa_rl.agents.sb3.jepa_mpc import JEPAMPC, PRESETS, jepa_mpc_preset
+from jepa_rl.agents.sb3.jepa_mpc import JEPA_MPC_PRESETS, JEPAMPC, jepa_mpc_preset
 from jepa_rl.agents.sb3.jepa_mpc.monitor import PlanRecord, search_metrics
 from jepa_rl.agents.sb3.jepa_mpc.policy import JEPAMPCPolicy
 from jepa_rl.agents.sb3.jepa_mpc.resume import settings_of
@@ -859,7 +859,7 @@ def test_the_replay_is_saved_and_loaded_without_pickle(tmp_path):
         agent.save_replay_buffer(io.BytesIO())
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", JEPA_MPC_PRESETS)
 def test_presets_are_arguments(name):
     agent = JEPAMPC("MlpPolicy", Goal1D(), learning_starts=10, **jepa_mpc_preset(name))
     agent.learn(12)

@@ -26,7 +26,7 @@ from jepa_rl.envs import (
     ActionRepeat,
     LatentObservation,
     PixelObservation,
-    VecLatentObservation,
+    SB3LatentObservation,
     VectorLatentObservation,
     world_spec,
     wrap,
@@ -160,7 +160,7 @@ def test_states_are_appended_in_every_row_and_final_observation():
 @pytest.mark.parametrize("make_venv", [DummyVecEnv, lambda fns: SubprocVecEnv(fns, start_method="fork")])
 def test_sb3_encodes_the_terminal_observation_in_the_same_batch(make_venv):
     encoder = Brightness()
-    venv = VecLatentObservation(make_venv(clocks(2, 3, state=True)), encoder, history=2, append_state=True)
+    venv = SB3LatentObservation(make_venv(clocks(2, 3, state=True)), encoder, history=2, append_state=True)
     try:
         actions = np.zeros(2, int)
         assert rows(venv.reset()) == [[0, 0, 0], [0, 0, 0]]
@@ -243,7 +243,7 @@ def test_a_live_encoder_is_shared_and_its_environment_can_be_made_again():
 def test_all_three_wrappers_agree(checkpoint):
     single = LatentObservation(pixels(), checkpoint, history=2)
     vector = VectorLatentObservation(AsyncVectorEnv([pixels] * 2), checkpoint, history=2)
-    sb3 = VecLatentObservation(DummyVecEnv([pixels] * 2), checkpoint, history=2)
+    sb3 = SB3LatentObservation(DummyVecEnv([pixels] * 2), checkpoint, history=2)
     try:
         sb3.seed(4)
         seen = [single.reset(seed=4)[0], vector.reset(seed=4)[0][0], sb3.reset()[0]]
@@ -313,7 +313,7 @@ def test_wrap_of_gray_pictures_and_of_a_dict_entry(tmp_path):
 
 def test_ppo_vec_normalize_and_evaluate_policy(checkpoint):
     venv = make_vec_env(pixels, n_envs=2, seed=0)
-    venv = VecNormalize(VecLatentObservation(venv, checkpoint))
+    venv = VecNormalize(SB3LatentObservation(venv, checkpoint))
     agent = PPO("MlpPolicy", venv, n_steps=32, batch_size=32, n_epochs=1, seed=0, device="cpu")
     agent.learn(128)
     assert venv.obs_rms.count > 100
@@ -322,8 +322,8 @@ def test_ppo_vec_normalize_and_evaluate_policy(checkpoint):
 
 
 def test_eval_and_checkpoint_callbacks(checkpoint, tmp_path):
-    venv = VecLatentObservation(make_vec_env(pixels, n_envs=2, seed=0), checkpoint)
-    held_out = VecLatentObservation(make_vec_env(pixels, n_envs=1, seed=9), checkpoint)
+    venv = SB3LatentObservation(make_vec_env(pixels, n_envs=2, seed=0), checkpoint)
+    held_out = SB3LatentObservation(make_vec_env(pixels, n_envs=1, seed=9), checkpoint)
     evaluate = EvalCallback(held_out, n_eval_episodes=1, eval_freq=16, log_path=str(tmp_path), verbose=0)
     keep = CheckpointCallback(16, str(tmp_path))
     PPO("MlpPolicy", venv, n_steps=16, batch_size=32, n_epochs=1, seed=0, device="cpu").learn(
@@ -370,7 +370,7 @@ def test_an_environment_that_differs_from_the_checkpoint(checkpoint, make_env, w
     for make in (
         lambda: LatentObservation(env, checkpoint),
         lambda: VectorLatentObservation(SyncVectorEnv([make_env]), checkpoint),
-        lambda: VecLatentObservation(DummyVecEnv([make_env]), checkpoint),
+        lambda: SB3LatentObservation(DummyVecEnv([make_env]), checkpoint),
     ):
         with pytest.raises(ValueError, match=words):
             make()
@@ -457,7 +457,7 @@ def test_the_last_observation_of_an_episode_survives_a_reused_array():
     venv.step(np.zeros(2, int))
     latents, *_, infos = venv.step(np.zeros(2, int))
     assert rows(latents) == [[10], [10]] and [rows(last) for last in infos["final_obs"]] == [[2], [2]]
-    sb3 = VecLatentObservation(DummyVecEnv([Reuses]), Brightness())
+    sb3 = SB3LatentObservation(DummyVecEnv([Reuses]), Brightness())
     sb3.reset()
     sb3.step(np.zeros(1, int))
     latents, _, _, infos = sb3.step(np.zeros(1, int))
@@ -507,7 +507,7 @@ def test_a_vec_env_without_terminal_observations_is_named():
                 info.pop("terminal_observation", None)
             return observations, rewards, dones, infos
 
-    venv = VecLatentObservation(Forgets(clocks(1)), Brightness())
+    venv = SB3LatentObservation(Forgets(clocks(1)), Brightness())
     venv.reset()
     with pytest.raises(ValueError, match=r"infos\[0\] must hold 'terminal_observation'.*step_wait"):
         venv.step(np.zeros(1, int))
@@ -676,8 +676,8 @@ def test_vector_environments_warn_as_well_and_wrap_names_its_caller(looks, tmp_p
     for make in (
         lambda: VectorLatentObservation(SyncVectorEnv([lambda: gym.make(name)]), encoder),
         lambda: VectorLatentObservation(gym.make_vec(name, 2, "sync"), encoder),
-        lambda: VecLatentObservation(DummyVecEnv([lambda: gym.make(name)]), encoder),
-        lambda: VecLatentObservation(make_vec_env(lambda: gym.make(name), 1), encoder),
+        lambda: SB3LatentObservation(DummyVecEnv([lambda: gym.make(name)]), encoder),
+        lambda: SB3LatentObservation(make_vec_env(lambda: gym.make(name), 1), encoder),
     ):
         with pytest.warns(UserWarning, match="render='fast' then, render='default' now"):
             make()

@@ -15,6 +15,7 @@ from jepa_rl.objectives import (
     time_similarity,
     variance,
 )
+from jepa_rl.objectives.base import SharedStatistics
 
 
 def seeded(seed=0):
@@ -124,3 +125,31 @@ def test_objective_is_the_weighted_sum():
 def test_weights_that_make_no_sense(settings, message):
     with pytest.raises(ValueError, match=message):
         WorldModel(WorldModelConfig(SPEC, 4, encoder_options={"widths": (4,)}, objective_options=settings))
+
+
+def encoded_with_shared_statistics(norm, first, later):
+    shared = SharedStatistics(norm)
+    with shared.measured(len(first)):
+        norm(first)
+    with shared.used():
+        return norm(later)
+
+
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_later_states_are_normalised_by_the_first_states_statistics(momentum):
+    """Batch norm with a tiny eps: (later - mean of first) / biased std of first; the running mean is PyTorch's own."""
+    norm = torch.nn.BatchNorm1d(1, eps=1e-12, affine=False, momentum=momentum)
+    earlier, first = torch.tensor([[10.0], [20.0]]), torch.tensor([[1.0], [5.0]])
+    norm(earlier)
+    before = norm.running_mean.item()
+    later = encoded_with_shared_statistics(norm, first, torch.tensor([[3.0], [7.0]]))
+    torch.testing.assert_close(later, torch.tensor([[0.0], [2.0]]))
+    share = 0.5 if momentum is None else momentum  # the mean of two batches
+    assert norm.running_mean.item() == pytest.approx((1 - share) * before + share * 3.0)
+    assert norm.momentum == momentum and norm.training
+
+
+def test_batch_norms_without_running_statistics_normalise_by_their_own_batch():
+    norm = torch.nn.BatchNorm1d(1, eps=1e-12, affine=False, track_running_stats=False)
+    later = encoded_with_shared_statistics(norm, torch.tensor([[1.0], [5.0]]), torch.tensor([[3.0], [7.0]]))
+    torch.testing.assert_close(later, torch.tensor([[-1.0], [1.0]]))

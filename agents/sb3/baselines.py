@@ -3,7 +3,7 @@
 Only the environments decide what the agent sees, so a comparison is one factory and one call for each observation::
 
     def pixels(n): return make_vec_env(lambda: PixelObservation(gym.make(name, render_mode="rgb_array")), n)
-    def latents(n): return VecLatentObservation(pixels(n), "model.safetensors")
+    def latents(n): return SB3LatentObservation(pixels(n), "model.safetensors")
     def states(n): return make_vec_env(name, n)
     run = train_baseline("ppo", latents, 100_000, "runs/ppo_latents")
 """

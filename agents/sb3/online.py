@@ -1,6 +1,6 @@
 """Stable-Baselines3's off-policy agents on latents of a world model that is trained at the same time.
 
-``VecLatentObservation`` gives an agent latents of a trained model. Here the agent's replay holds pixels, and each batch
+``SB3LatentObservation`` gives an agent latents of a trained model. Here the agent's replay holds pixels, and each batch
 is encoded with the current weights of the model::
 
     world = WorldModel(preset("laptop", world_spec(env)).model)

@@ -39,11 +39,13 @@ class GoalObservation(gym.Wrapper, gym.utils.RecordConstructorArgs):
             raise ValueError(f"the observation already has a goal: {space}; leave GoalObservation out")
         self.observation_space = spaces.Dict({**parts, "goal": self._pixels})
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
         observation, info = self.env.reset(seed=seed, options=options)
         return self._with_goal(observation, info), info
 
-    def step(self, action):
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         observation, reward, terminated, truncated, info = self.env.step(action)
         return self._with_goal(observation, info), scalar_reward(reward), terminated, truncated, info
 

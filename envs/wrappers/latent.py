@@ -1,7 +1,7 @@
 """Pixel environments to latent ones: the shared core, and the wrapper for one environment.
 
 ``LatentTracker`` does the work for any number of environments at once; ``LatentObservation``,
-``VectorLatentObservation`` and ``VecLatentObservation`` only speak their interface's language.
+``VectorLatentObservation`` and ``SB3LatentObservation`` only speak their interface's language.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class LoadedModel(NamedTuple):
 class LatentObservation(gym.Wrapper, gym.utils.RecordConstructorArgs):
     """Observations become latents: float32 ``(history * d,)``, oldest first, then the state if asked.
 
-    For several environments use ``VectorLatentObservation`` or ``VecLatentObservation``, which encode all of
+    For several environments use ``VectorLatentObservation`` or ``SB3LatentObservation``, which encode all of
     them in one batch.
 
     Args:
@@ -83,12 +83,14 @@ class LatentObservation(gym.Wrapper, gym.utils.RecordConstructorArgs):
         self.observation_space = self._tracker.space
         self._ended = False
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
         observation, info = self.env.reset(seed=seed, options=options)
         self._ended = False
         return self._tracker.start(_batch([observation]))[0], info
 
-    def step(self, action):
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         observation, reward, terminated, truncated, info = self.env.step(action)
         # A step after the end comes from an environment that resets itself: its history starts anew.
         latents, _ = self._tracker.step(_batch([observation]), np.array([self._ended]))

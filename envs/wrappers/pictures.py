@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeGuard
 
 import cv2
 import numpy as np
@@ -11,12 +11,13 @@ from gymnasium import spaces
 from jepa_rl.envs.wrappers.warn import warn_caller
 from jepa_rl.spaces import channels_first
 
+ImageSpace = spaces.Box | spaces.MultiBinary
 SMALL = 16  # pixels: what is smaller is rarely a picture
 # Bounds of pictures that are not uint8: scaled to [0, 1] or [-1, 1], bytes in another dtype, 16-bit cameras.
 SCALES = {(0, 1), (-1, 1), (-0.5, 0.5), (0, 255), (0, 65535)}
 
 
-def is_image(space: Any) -> bool:
+def is_image(space: Any) -> TypeGuard[ImageSpace]:
     """Whether observations of this space are pictures.
 
     They are if the space is a Box of two dimensions (y, x), of three with the channels first or last, or of four
@@ -51,7 +52,7 @@ class PictureReader:
         ValueError: if the axes of a stack cannot be told apart.
     """
 
-    def __init__(self, space: spaces.Space | None, name: str) -> None:
+    def __init__(self, space: ImageSpace | None, name: str) -> None:
         self.name, self._space = name, space
         self._low, self._high = 0.0, 255.0
         self._guessed = (

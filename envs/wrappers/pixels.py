@@ -14,6 +14,7 @@ from jepa_rl.acting import scalar_reward
 from jepa_rl.envs.gl import keep_viewers_apart
 from jepa_rl.envs.wrappers.pictures import (
     SMALL,
+    ImageSpace,
     PictureReader,
     check_finite,
     height_and_width,
@@ -108,14 +109,16 @@ class PixelObservation(gym.Wrapper, gym.utils.RecordConstructorArgs):
         if self._image is None:
             self.metadata["render_modes"] = ["rgb_array"]  # the only one that leaves pictures to observe
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
         self._check_open()
         keep_viewers_apart()  # MuJoCo may have been imported meanwhile
         observation, info = self.env.reset(seed=seed, options=options)
         self._start(self._picture(observation))
         return self._observation(observation), info
 
-    def step(self, action):
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         self._check_open()
         observation, reward, terminated, truncated, info = self.env.step(action)
         picture = self._picture(observation)
@@ -162,7 +165,7 @@ class PixelObservation(gym.Wrapper, gym.utils.RecordConstructorArgs):
         return {"pixels": pixels, "state": state}
 
 
-def _picture_source(env: gym.Env, key: str | None) -> tuple[gym.Space | None, gym.Space | None]:
+def _picture_source(env: gym.Env, key: str | None) -> tuple[ImageSpace | None, gym.Space | None]:
     """The image space (None: use render()) and what is left of the observation space (None: nothing)."""
     space = env.observation_space
     if key is not None:
@@ -190,8 +193,8 @@ def _picture_source(env: gym.Env, key: str | None) -> tuple[gym.Space | None, gy
             f"which needs render_mode='rgb_array', got {env.render_mode!r}; use "
             f'gym.make("{name}", render_mode="rgb_array"){choice}'
         )
-    shaped = isinstance(space, spaces.Box) and len(space.shape) in (2, 3, 4)
-    if shaped and min(height_and_width(space.shape)) >= SMALL:
+    shape = space.shape if isinstance(space, spaces.Box) else ()
+    if len(shape) in (2, 3, 4) and min(height_and_width(shape)) >= SMALL:
         warn_caller(
             f"observations of {env} have the shape of pictures, but not the bounds ({space}): the pictures are "
             "those of render() instead; if they are pictures, scale them to [0, 1] with gymnasium.wrappers."

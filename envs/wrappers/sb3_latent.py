@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
+from jepa_rl._moved import renamed
 from jepa_rl.envs.wrappers.fresh import LastObservationCheck, keep_last_observations
 from jepa_rl.envs.wrappers.latent import LatentTracker, Observations, row_of
 from jepa_rl.envs.wrappers.source import warn_of_differences
@@ -16,7 +18,7 @@ from jepa_rl.spaces import env_spaces
 from jepa_rl.types import Encoder
 
 
-class VecLatentObservation(VecEnvWrapper):
+class SB3LatentObservation(VecEnvWrapper):
     """Observations become latents: float32 ``(num_envs, history * d [+ s])``, one encoded batch per step.
 
     ``info["terminal_observation"]`` becomes a latent observation as well, in the same batch.
@@ -49,16 +51,18 @@ class VecLatentObservation(VecEnvWrapper):
     def reset(self) -> np.ndarray:
         return self._tracker.start(cast("Observations", self.venv.reset()))
 
-    def step_wait(self):
-        observations, rewards, dones, infos = self.venv.step_wait()
+    def step_wait(self) -> VecEnvStepReturn:
+        seen, rewards, dones, infos = self.venv.step_wait()
+        observations = cast("Observations", seen)
         ended = np.asarray(dones, bool)
-        final = [_terminal_observation(infos, row) for row in np.flatnonzero(ended)]
+        rows = np.flatnonzero(ended).tolist()
+        final = [_terminal_observation(infos, row) for row in rows]
         if self._check is not None:
-            for row, observation in zip(np.flatnonzero(ended).tolist(), final, strict=True):
+            for row, observation in zip(rows, final, strict=True):
                 self._check.check(observation, row_of(observations, row), row)
-        latents, last = self._tracker.step(cast("Observations", observations), ended, final)
+        latents, last = self._tracker.step(observations, ended, final)
         infos = list(infos)
-        for row, latent in zip(np.flatnonzero(ended), last, strict=True):
+        for row, latent in zip(rows, last, strict=True):
             infos[row] = {**infos[row], "terminal_observation": latent}
         return latents, rewards, dones, infos
 
@@ -72,3 +76,7 @@ def _terminal_observation(infos: Sequence[dict[str, Any]], row: int) -> Any:
             "without it agents take the next episode's first observation for it"
         )
     return info["terminal_observation"]
+
+
+if not TYPE_CHECKING:  # type checkers see the new name only
+    __getattr__ = renamed(__name__, {"VecLatentObservation": "SB3LatentObservation"})

@@ -59,7 +59,9 @@ class VectorLatentObservation(VectorWrapper):
         in_process = mode is AutoresetMode.SAME_STEP and keep_last_observations(env)
         self._check = None if in_process else LastObservationCheck()
 
-    def reset(self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None):
+    def reset(
+        self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
         rows = np.ones(self.num_envs, bool)
         if options and "reset_mask" in options:
             rows = np.array(options["reset_mask"], bool)  # the environment takes the mask out of the options
@@ -67,7 +69,7 @@ class VectorLatentObservation(VectorWrapper):
         self._ended[rows] = False
         return self._tracker.start(observations, rows), infos
 
-    def step(self, actions):
+    def step(self, actions: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         observations, rewards, terminated, truncated, infos = self.env.step(actions)
         ended = np.logical_or(terminated, truncated)
         if self._mode is AutoresetMode.SAME_STEP:
@@ -94,7 +96,7 @@ def _final_observations(infos: dict[str, Any], ended: np.ndarray) -> list[Any]:
             f"SAME_STEP autoreset needs infos['final_obs'] when an episode ends, got the keys {list(infos)}; "
             "fix the vector environment or use AutoresetMode.NEXT_STEP"
         )
-    return [row_of(infos["final_obs"], row) for row in rows]
+    return [row_of(infos["final_obs"], row) for row in rows.tolist()]
 
 
 def _with_final(infos: dict[str, Any], ended: np.ndarray, latents: np.ndarray) -> dict[str, Any]:

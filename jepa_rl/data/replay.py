@@ -22,8 +22,11 @@ Observations = dict[str, np.ndarray]
 class Described(Protocol):
     """An array by shape and dtype, such as a Gymnasium ``Box``."""
 
-    shape: tuple[int, ...]
-    dtype: Any
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def dtype(self) -> Any: ...
 
 
 class EpisodeReplay:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import cast
 
 import torch
 from jaxtyping import Float, UInt8
@@ -68,7 +69,8 @@ class ObservationEncoder(nn.Module):
 
     def runs(self, windows: dict[str, Tensor]) -> dict[str, Tensor]:
         """See ``PictureEncoder.runs``; vectors stay what they are."""
-        return windows | {name: runs_of(part, windows[name]) for name, part in self.pictures.items()}
+        pictures = {name: cast(Tensor, runs_of(part, windows[name])) for name, part in self.pictures.items()}
+        return windows | pictures
 
     def windows(self, runs: dict[str, Tensor], steps: int) -> Float[Tensor, "b t d"]:
         """See ``PictureEncoder.windows``."""

@@ -127,34 +127,50 @@ class SharedStatistics:
         self._norms = norms_of(module)
         self._measured: list[tuple[Tensor, Tensor]] = []
 
+    def _live(self) -> list[nn.BatchNorm1d]:
+        """The batch norms in training mode that keep running statistics."""
+        return [norm for norm in self._norms if norm.training and norm.running_mean is not None]
+
     @contextmanager
     def measured(self, rows: int) -> Iterator[None]:
         """Inside, one batch of ``rows`` states is encoded; its statistics are kept for ``used``."""
-        live = [norm for norm in self._norms if norm.training]
-        before = [(norm.running_mean.clone(), norm.running_var.clone(), norm.momentum) for norm in live]
+        live = self._live()
+        before = [(*_copied_statistics(norm), norm.momentum) for norm in live]
         for norm in live:
             norm.momentum = 1.0
         yield
         for norm, (mean, var, momentum) in zip(live, before, strict=True):
             norm.momentum = momentum
+            batch_mean, batch_var = _copied_statistics(norm)
             # Training normalises by the biased variance, and remembers the unbiased one.
-            self._measured.append((norm.running_mean.clone(), norm.running_var * ((rows - 1) / rows)))
+            self._measured.append((batch_mean, batch_var * ((rows - 1) / rows)))
             # Not in place: the graph of the measured batch holds the buffers.
-            norm.running_mean = norm.running_mean.lerp(mean, 1 - momentum)
-            norm.running_var = norm.running_var.lerp(var, 1 - momentum)
+            if momentum is None:  # a cumulative mean of all batches
+                assert norm.num_batches_tracked is not None
+                share = 1 / int(norm.num_batches_tracked)
+            else:
+                share = momentum
+            norm.running_mean = batch_mean.lerp(mean, 1 - share)
+            norm.running_var = batch_var.lerp(var, 1 - share)
 
     @contextmanager
     def used(self) -> Iterator[None]:
         """Inside, everything is normalised by the statistics of the batch that was measured."""
-        live = [norm for norm in self._norms if norm.training]
+        live = self._live()
         before = [(norm.running_mean, norm.running_var) for norm in live]
         for norm, (mean, var) in zip(live, self._measured, strict=True):
             norm.running_mean, norm.running_var, norm.training = mean, var, False
         try:
             yield
         finally:
-            for norm, (mean, var) in zip(live, before, strict=True):
-                norm.running_mean, norm.running_var, norm.training = mean, var, True
+            for norm, kept in zip(live, before, strict=True):
+                (norm.running_mean, norm.running_var), norm.training = kept, True
+
+
+def _copied_statistics(norm: nn.BatchNorm1d) -> tuple[Float[Tensor, " d"], Float[Tensor, " d"]]:
+    """Copies of the running mean and variance."""
+    assert norm.running_mean is not None and norm.running_var is not None  # _live leaves out those without
+    return norm.running_mean.clone(), norm.running_var.clone()
 
 
 def future_of(world: World, batch: Batch, targets: Float[Tensor, "b h d"]) -> Float[Tensor, "b d"]:

@@ -23,7 +23,7 @@ from jepa_rl.objectives.base import (
     weighted_mean,
 )
 from jepa_rl.registry import register_objective
-from jepa_rl.types import Batch, ControlBatch, World
+from jepa_rl.types import Batch, ControlBatch, Observations, World
 
 AntiCollapse = Literal["vicreg", "sigreg"]
 
@@ -121,6 +121,7 @@ def check_not_negative(**numbers: float) -> None:
         raise ValueError(f"these must be at least 0, got {wrong}")
 
 
-def _as_given(world: World, observations: dict[str, Tensor]) -> Tensor | dict[str, Tensor]:
+def _as_given(world: World, observations: Observations) -> Observations:
     """A single picture as a tensor, several observations by name: what the encoder reads."""
-    return observations if world.spec.parts else next(iter(observations.values()))
+    by_name = world.spec.named(observations)
+    return by_name if world.spec.parts else next(iter(by_name.values()))

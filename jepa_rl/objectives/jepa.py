@@ -136,8 +136,8 @@ class JEPA(Objective):
         online, target = world.encoder, self.target_encoder
         for average, weight in zip(target.parameters(), online.parameters(), strict=True):
             average.lerp_(weight, 1.0 - self.ema_decay)
-        for average, value in zip(target.buffers(), online.buffers(), strict=True):
-            average.copy_(value)
+        for copied, buffer in zip(target.buffers(), online.buffers(), strict=True):
+            copied.copy_(buffer)
 
 
 # -- the papers' weights, on the scale of our terms ---------------------------------------------------
@@ -187,4 +187,5 @@ class MovingTarget(JEPA):
     """
 
     def __init__(self, latent_dim: int, spec: WorldSpec, encoder: nn.Module, **options: Any) -> None:
-        super().__init__(latent_dim, spec, encoder, **{"sigreg": 0.0, "target": "ema"} | options)
+        defaults: dict[str, Any] = {"sigreg": 0.0, "target": "ema"}
+        super().__init__(latent_dim, spec, encoder, **defaults | options)

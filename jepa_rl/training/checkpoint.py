@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -104,7 +104,7 @@ class TrainingState:
             else:
                 if old == config:
                     return
-                there = _as_json("config", asdict(old))
+                there = _as_json("config", asdict(cast(Any, old)))
         check_same(path, "config", there, self.identity["config"])
 
 

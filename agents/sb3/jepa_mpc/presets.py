@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from stable_baselines3.common.utils import LinearSchedule
 
+from jepa_rl._moved import renamed
 from jepa_rl.control import ControlConfig
 
 
@@ -48,7 +50,7 @@ def base() -> dict[str, Any]:
     }
 
 
-PRESETS = {"laptop": laptop, "small": small, "base": base}
+JEPA_MPC_PRESETS: dict[str, Callable[[], dict[str, Any]]] = {"laptop": laptop, "small": small, "base": base}
 
 
 def jepa_mpc_preset(name: str) -> dict[str, Any]:
@@ -57,6 +59,10 @@ def jepa_mpc_preset(name: str) -> dict[str, Any]:
     Raises:
         ValueError: there is no preset of that name.
     """
-    if name not in PRESETS:
-        raise ValueError(f"there is no preset {name!r}; choose one of {list(PRESETS)}")
-    return PRESETS[name]()
+    if name not in JEPA_MPC_PRESETS:
+        raise ValueError(f"there is no preset {name!r}; choose one of {list(JEPA_MPC_PRESETS)}")
+    return JEPA_MPC_PRESETS[name]()
+
+
+if not TYPE_CHECKING:  # type checkers see the new name only
+    __getattr__ = renamed(__name__, {"PRESETS": "JEPA_MPC_PRESETS"})
