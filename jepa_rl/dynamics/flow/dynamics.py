@@ -168,7 +168,7 @@ class FlowDynamics(Standardised):
 
         Args:
             net: the network, or its average.
-            x: noisy states "#b n t d".
+            x: noisy states "b|1 n t d".
             before: the state before each of them, "b n|1 t d".
             previous_level: noise level of ``before``.
             modulation: see ``Denoiser.modulations``.
