@@ -34,15 +34,7 @@ def _holds_arrays(hint: Any) -> bool:
 # checked call costs about 40 microseconds, so that rooms with many calls and few arrays are left out.
 # JAXTYPING_DISABLE=1 turns it off.
 MODELS = ("types", "encoders", "dynamics", "objectives", "heads", "costs", "risk", "world_model", "control")
-NUMERIC = (
-    *MODELS,
-    "data",
-    "training",
-    "diagnostics",
-    "agents.planners",
-    "agents.futures",
-    "agents.proposals",
-)
+NUMERIC = (*MODELS, "data", "training", "diagnostics", "agents.planners", "agents.futures", "agents.inverse")
 sys.modules["annotation_checks"] = sys.modules[__name__]  # a name that checked modules can import
 # It must stand before jepa_rl is imported anywhere.
 jaxtyping.install_import_hook([f"jepa_rl.{room}" for room in NUMERIC], "annotation_checks.checked")

@@ -131,7 +131,7 @@ def test_dynamics_without_a_gradient_are_caught():
 class Searcher:
     """Wraps a sound planner and spoils its plan."""
 
-    horizon = 5
+    horizon, actions = 5, "continuous"
 
     def __init__(self):
         self.inner = CEM(5, samples=32, elites=4, iterations=2)

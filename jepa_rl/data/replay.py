@@ -306,7 +306,9 @@ class EpisodeReplay:
         shape = self.space[name].shape
         return np.array(value[-(shape[0] // self.frames) :] if len(shape) == 3 else value)
 
-    def _row(self, first: Int64[np.ndarray, " ..."], offset: Int64[np.ndarray, " ..."]) -> np.ndarray:
+    def _row(
+        self, first: Int64[np.ndarray, " ..."] | np.int64, offset: Int64[np.ndarray, " ..."]
+    ) -> np.ndarray:
         return (first + offset) % self.capacity
 
     def _store(self, steps: list[tuple], last: Observations) -> None:

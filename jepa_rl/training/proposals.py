@@ -86,8 +86,8 @@ class Play:
         actions: between the states.
     """
 
-    states: Float[Tensor, "m h+1 d"]
-    goals: Float[Tensor, "m h+1 d"]
+    states: Float[Tensor, "m t d"]
+    goals: Float[Tensor, "m t d"]
     actions: Float[Tensor, "m h a"]
 
     @classmethod

@@ -72,7 +72,7 @@ class Denoiser(nn.Module):
 
         Args:
             actions: the condition.
-            level: noise level of each state, a number or "#b 1 t 1".
+            level: noise level of each state, a number or "b|1 1 t 1".
             previous_level: that of the state before.
             size: how far the level falls in this jump; 0 asks for the plain flow.
         """
