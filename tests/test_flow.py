@@ -294,7 +294,7 @@ def rotating():
     """A flow with memory that learnt three steps of ``linear``."""
     torch.manual_seed(0)
     flow = FlowDynamics(2, 1, width=48, context=3, average_rate=0.02, energy=0.0)
-    return train(flow, linear, updates=500)
+    return train(flow, linear, updates=800)
 
 
 @pytest.mark.parametrize("lag", [1.0, 0.5, 0.0])
@@ -350,6 +350,20 @@ def test_guidance_without_a_classifier_asks_for_more_of_what_the_action_means():
     torch.testing.assert_close(means[0.0], torch.zeros(2), atol=0.12, rtol=0)
     torch.testing.assert_close(means[1.0], actions[:, 0, 0], atol=0.1, rtol=0)
     assert means[2.0][0] > 0.75 and means[2.0][1] < -0.75, means
+
+
+def test_the_mixtures_nats_are_those_of_a_normal_distribution():
+    """An untrained head says a normal law of its own mean and spread: its negative log likelihood is in every book."""
+    torch.manual_seed(0)
+    model = MixtureDynamics(3, 2, components=1, width=16)
+    torch.nn.init.zeros_(model.out.weight)
+    torch.nn.init.zeros_(model.out.bias)  # mean: the state before; standard deviation: 1
+    latents, actions = torch.randn(50, 4, 3, generator=seeded(1)), torch.zeros(50, 3, 2)
+    law = torch.distributions.Normal(latents[:, :-1], 1.0)
+    expected = -law.log_prob(latents[:, 1:]).mean()
+    loss, terms = model.loss(latents, actions)
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(terms["nll"], expected)
 
 
 def test_an_ensemble_answers_the_mean_of_the_coin():

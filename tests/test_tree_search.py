@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from jepa_rl.agents import CEM, TreeSearch
 from jepa_rl.agents.planners.tree import spread
 from jepa_rl.costs import GoalCost
-from jepa_rl.dynamics import HeldActions
+from jepa_rl.dynamics import CausalTransformerDynamics, FlowDynamics, GRUDynamics, HeldActions
 from jepa_rl.envs.worlds.two_rooms_rules import GOAL_RADIUS, TwoRoomsDynamics
 from jepa_rl.testing import PlannerContract
 
@@ -63,6 +63,65 @@ def test_the_old_plan_competes():
         Integrator(), GoalCost(goal, "last"), torch.zeros(1, 2), warm, torch.Generator().manual_seed(1)
     )
     torch.testing.assert_close(plan.actions, warm)
+
+
+class Momentum:
+    """Actions push a point that keeps its speed and begins at rest: the newest position does not tell the speed."""
+
+    latent_dim = action_dim = 1
+    markov = False
+
+    def rollout(self, z, actions, *, futures=1, generator=None):
+        return torch.cat([z[:, None], z[:, None] + actions.cumsum(1).cumsum(1)], 1)[:, None]
+
+
+def gru():
+    torch.manual_seed(0)
+    return GRUDynamics(2, 2, width=8)
+
+
+def transformer():
+    torch.manual_seed(0)
+    return CausalTransformerDynamics(2, 2, width=8, depth=1, heads=2, head_dim=4, mlp_width=8).eval()
+
+
+def with_memory():
+    torch.manual_seed(0)
+    world = FlowDynamics(2, 4, width=8, heads=2, context=2).eval()
+    return HeldActions(world, 2)
+
+
+@pytest.mark.parametrize("make", [Momentum, gru, transformer, with_memory], ids=lambda make: make.__name__)
+@pytest.mark.parametrize("warm", [False, True])
+def test_memory_of_the_dynamics_is_carried_along_the_tree(make, warm):
+    """The cost of every end that the tree reports is that of its whole path, rolled out at once."""
+    dynamics = make()
+    if isinstance(dynamics, torch.nn.Module):
+        for weight in dynamics.parameters():
+            torch.nn.init.normal_(weight, std=0.5, generator=torch.Generator().manual_seed(weight.numel()))
+    z, goal = torch.zeros(2, dynamics.latent_dim), torch.ones(2, dynamics.latent_dim)
+    cost = GoalCost(goal, "last")
+    start = 0.3 * torch.ones(2, 4, dynamics.action_dim) if warm else None
+    draws = dynamics.rollout(z, torch.zeros(2, 1, dynamics.action_dim), futures=2).shape[1] > 1
+    if draws:  # the noise of one rollout is that of no other: here there is none
+        dynamics.dynamics.set_sampling(evaluations=1)
+        torch.nn.init.zeros_(dynamics.dynamics.average.embed_noisy.weight)
+    plan = TreeSearch(4, width=6, branches=5, step_cost=0.0).plan(
+        dynamics, cost, z, start, torch.Generator().manual_seed(0)
+    )
+    for level in range(4):
+        path = plan.candidates[:, level, : level + 1]
+        at_once = cost(dynamics.rollout(z, path), path)[:, 0]
+        torch.testing.assert_close(plan.candidate_costs[:, level], at_once)
+
+
+def test_a_point_with_momentum_is_steered_by_what_it_does_and_not_by_what_a_point_at_rest_would():
+    """Two pushes of 1 lead to 3; were the speed forgotten on the way, they would seem to lead to 2."""
+    goal = GoalCost(torch.tensor([[3.0]]), "last")
+    plan = TreeSearch(2, width=64, branches=64, step_cost=0.0).plan(
+        Momentum(), goal, torch.zeros(1, 1), None, torch.Generator().manual_seed(0)
+    )
+    assert plan.actions.flatten().tolist() == [1.0, 1.0] and plan.cost.item() == 0.0
 
 
 @settings(max_examples=30, deadline=None)

@@ -9,10 +9,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from jepa_rl.agents.planners.base import check_each, is_share
+from jepa_rl.agents.planners.base import check_each, is_share, pick, take
 from jepa_rl.agents.planners.sampling import SamplingPlanner
 from jepa_rl.heads import gumbel, one_hot
-from jepa_rl.types import ActionKind, Dynamics, WorldSpec
+from jepa_rl.types import ActionKind, Dynamics, Plan, WorldSpec
 
 MOST_UNIFORM = 0.2  # share of a distribution that the floors may make up
 
@@ -91,6 +91,24 @@ class CategoricalCEM(SamplingPlanner[Categorical]):
     def answers(self, state: Categorical, best: Float[Tensor, "b h a"]) -> list[Float[Tensor, "b h a"]]:
         likeliest = torch.cat([one_hot(part) for part in state.probability.split(state.groups, -1)], -1)
         return [likeliest, best]
+
+    def explore(self, plan: Plan, generator: torch.Generator | None) -> Float[Tensor, "b h a"]:
+        """See ``SamplingPlanner.explore``: one of the cheapest eighth, counted in *distinct* candidates.
+
+        Most candidates of the last iteration are copies of one plan, and all of the cheapest eighth may be. Where fewer
+        than an eighth of ``samples`` differ, it is one of their better half, which leaves out what is clearly bad.
+        """
+        assert plan.candidates is not None and plan.candidate_costs is not None, "of another planner"
+        costs, order = plan.candidate_costs.sort(dim=1, stable=True)
+        plans = take(plan.candidates, order)
+        flat = plans.flatten(2)
+        same = (flat[:, :, None] == flat[:, None]).all(-1)  # b s s
+        first = ~same.tril(-1).any(2) & torch.isfinite(costs)  # the first of equal plans, cheapest first
+        distinct = first.sum(1)
+        count = torch.minimum((distinct // 2).clamp_min(2), distinct).clamp(1, max(1, self.samples // 8))
+        chosen = torch.rand(len(plans), generator=generator, device=plans.device) * count
+        rank = first.cumsum(1) - 1
+        return pick(plans, (first & (rank == chosen.long()[:, None])).byte().argmax(1))
 
     def _groups(self, width: int) -> tuple[int, ...]:
         """Number of options of each choice in an action of ``width`` components."""

@@ -9,7 +9,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from jepa_rl.agents.planners.base import BasePlanner, best_of, check_common, check_elites, make_problem
+from jepa_rl.agents.planners.base import (
+    BasePlanner,
+    best_of,
+    check_common,
+    check_elites,
+    make_problem,
+    pick,
+)
 from jepa_rl.risk import Risk, expected_cost
 from jepa_rl.types import Cost, Dynamics, Plan
 
@@ -84,6 +91,18 @@ class SamplingPlanner(BasePlanner, Generic[State]):
             state = self.refit(state, elites, elite_costs)
         choices = torch.stack(self.answers(state, best.actions), dim=1)
         return problem.finish(choices, candidates, costs)
+
+    def explore(self, plan: Plan, generator: torch.Generator | None) -> Float[Tensor, "b h a"]:
+        """A plan to follow where something new is to be seen: one of the best eighth of a search's candidates.
+
+        Args:
+            plan: what a search of this planner returned.
+            generator: of the choice, which each environment makes for itself.
+        """
+        assert plan.candidates is not None and plan.candidate_costs is not None, "of another planner"
+        count = max(1, self.samples // 8)
+        best, _ = best_of(plan.candidates, plan.candidate_costs, count)
+        return pick(best, torch.randint(count, (len(best),), generator=generator, device=best.device))
 
 
 class Gaussian(NamedTuple):

@@ -19,6 +19,7 @@ from jepa_rl.agents.planners.base import (
     pick,
     take,
 )
+from jepa_rl.dynamics.base import is_markov
 from jepa_rl.noise import directions
 from jepa_rl.types import ActionKind, Cost, Dynamics, Plan
 
@@ -35,7 +36,9 @@ class TreeSearch(BasePlanner):
     cost, plus ``step_cost`` for every latent step on the way, is least; after it the plan rests (zero actions).
 
     The cost of a state is that of the transition into it, so a ``GoalCost`` means the same with either
-    ``reduce``. The dynamics answer for one future; use the sampling planners for more.
+    ``reduce``. The dynamics answer for one future; use the sampling planners for more. Dynamics that remember more
+    than the newest latent (``jepa_rl.dynamics.is_markov``) are rolled out from the present state at every level, so
+    that they remember what led there; the search then takes about ``horizon / 2`` times as long.
 
     Attributes:
         horizon: levels of the tree, in latent steps.
@@ -75,20 +78,21 @@ class TreeSearch(BasePlanner):
         problem, warm = make_problem(self, dynamics, cost, z, warm_start, generator, proposals)
         nodes, paths = z.unsqueeze(1), warm[:, None, :0]  # b w d, b w depth a
         seen, ends, prices = nodes, [], []
-        along, follow = z, warm_start is not None  # the state that the old plan leads to
+        old_end, follow = z.unsqueeze(1), warm_start is not None  # the state that the old plan leads to
         for depth in range(self.horizon):
             actions = self._actions(nodes, dynamics.action_dim, generator)
-            children, child_costs = _expand(problem, nodes, actions)
             child_paths = torch.cat(
                 [paths.repeat_interleave(self.branches, 1), actions.flatten(1, 2).unsqueeze(2)], 2
             )
+            children, child_costs = _last_step(
+                problem, nodes.repeat_interleave(self.branches, 1), child_paths
+            )
             if follow:
-                step = warm[:, depth]
-                after, after_cost = _expand(problem, along.unsqueeze(1), step[:, None, None])
-                along = after[:, 0]
-                children = torch.cat([children, after], 1)
-                child_costs = torch.cat([child_costs, after_cost], 1)
-                child_paths = torch.cat([child_paths, warm[:, None, : depth + 1]], 1)
+                old_path = warm[:, None, : depth + 1]
+                old_end, old_cost = _last_step(problem, old_end, old_path)
+                children = torch.cat([children, old_end], 1)
+                child_costs = torch.cat([child_costs, old_cost], 1)
+                child_paths = torch.cat([child_paths, old_path], 1)
             best = child_costs.argmin(1)
             prices.append(pick(child_costs, best) + self.step_cost * (depth + 1))
             ends.append(_pad(pick(child_paths, best), self.horizon))
@@ -127,16 +131,25 @@ def spread(
     return shortlist.gather(1, torch.stack(chosen, 1))
 
 
-def _expand(
-    problem: Problem, nodes: Float[Tensor, "b w d"], actions: Float[Tensor, "b w k a"]
+def _last_step(
+    problem: Problem, nodes: Float[Tensor, "b m d"], paths: Float[Tensor, "b m depth a"]
 ) -> tuple[Float[Tensor, "b m d"], Float[Tensor, "b m"]]:
-    """Children of every node and their costs, ``m = w * k``, in one call of the dynamics."""
-    b, w, k, a = actions.shape
-    rows = nodes.repeat_interleave(k, dim=1).flatten(0, 1)
-    steps = actions.reshape(b * w * k, 1, a)
-    latents = problem.dynamics.rollout(rows, steps, generator=problem.future_generator)
-    costs = problem.cost(latents, steps)[:, 0].view(b, w * k)
-    return latents[:, 0, 1].unflatten(0, (b, w * k)), comparable(costs)
+    """The state that each path ends in, and the cost of the transition into it, in one call of the dynamics.
+
+    Args:
+        problem: with the state now, where all paths begin.
+        nodes: the state before the last action of each path.
+        paths: actions from now on.
+    """
+    size = paths.shape[:2]
+    actions = paths.flatten(0, 1)
+    if is_markov(problem.dynamics):
+        start, actions = nodes.flatten(0, 1), actions[:, -1:]
+    else:
+        start = problem.z.repeat_interleave(size[1], dim=0)
+    latents = problem.dynamics.rollout(start, actions, generator=problem.future_generator)
+    costs = problem.cost(latents[:, :, -2:], actions[:, -1:])[:, 0].view(size)
+    return latents[:, 0, -1].unflatten(0, size), comparable(costs)
 
 
 def _pad(path: Float[Tensor, "b depth a"], horizon: int) -> Float[Tensor, "b h a"]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -58,7 +59,7 @@ class MixtureDynamics(Standardised):
         futures: int = 1,
         generator: torch.Generator | None = None,
     ) -> Float[Tensor, "b n h+1 d"]:
-        """Paths drawn step by step; all rows meet the same noise. Raises as ``Standardised.check``."""
+        """Paths drawn step by step; all rows share their noise. Raises as ``Standardised.check``."""
         self.check(z, actions, futures)
         draw: dict[str, Any] = dict(generator=generator, device=z.device, dtype=z.dtype)
         h = actions.shape[1]
@@ -87,10 +88,10 @@ class MixtureDynamics(Standardised):
         actions: Float[Tensor, "b h a"],
         generator: torch.Generator | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Negative log likelihood of each state given the one before, in nats a dimension."""
+        """Negative log likelihood of each state given the one before, standardised, in nats a dimension."""
         path = self.standardise(latents)
         logits, mean, scale = self._step(path[:, :-1], self.standardise_actions(actions))
-        off = (path[:, 1:, None] - mean) * (-scale).exp()
-        each = logits.log_softmax(-1) - (off.square() / 2 + scale).sum(-1)
-        nll = -each.logsumexp(-1).mean() / path.shape[-1]
+        deviation = (path[:, 1:, None] - mean) * (-scale).exp()
+        each = logits.log_softmax(-1) - (deviation.square() / 2 + scale).sum(-1)
+        nll = -each.logsumexp(-1).mean() / path.shape[-1] + 0.5 * math.log(2 * math.pi)
         return nll, {"nll": nll}

@@ -15,7 +15,6 @@ from jaxtyping import Float, Int64
 from stable_baselines3.common.policies import BasePolicy
 from torch import Tensor
 
-from jepa_rl.agents.planners.base import best_of, pick
 from jepa_rl.agents.planners.categorical import CategoricalCEM
 from jepa_rl.agents.planners.mppi import MPPI
 from jepa_rl.control import ControlConfig, ControlModel, ReturnCost, move_towards, world_config
@@ -145,7 +144,8 @@ class JEPAMPCPolicy(BasePolicy):
         deterministic: bool = False,
     ) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
         """Stable-Baselines3's ``predict``. ``deterministic`` takes the search's answer, and equal calls give equal
-        actions; otherwise one of the best eighth of its candidates is followed, by the generator of exploration."""
+        actions; otherwise one of the best eighth of its candidates is followed (of the distinct ones among choices), by
+        the generator of exploration."""
         tensors, vectorised = self.obs_to_tensor(observation)
         actions, state = self.act(tensors, state, episode_start, deterministic)
         decoded = self.action.decode(actions)
@@ -185,7 +185,7 @@ class JEPAMPCPolicy(BasePolicy):
             *self.searched, z, torch.from_numpy(warm).to(z), generator, self._proposed(z, generator)
         )
         self.last_plan = plan
-        chosen = plan.actions if deterministic else self._explore(plan, generator)
+        chosen = plan.actions if deterministic else self.planner.explore(plan, generator)
         shifted = torch.cat([plan.actions[:, 1:], plan.actions[:, -1:]], dim=1)
         answer = chosen[:, 0].cpu().numpy(), (shifted.cpu().numpy(),)
         self.seconds = {"encode": encoded - began, "plan": time.perf_counter() - encoded}
@@ -213,13 +213,6 @@ class JEPAMPCPolicy(BasePolicy):
             actions.append(action)
             rows = self.average.world.dynamics.step(rows, action, generator)
         return torch.stack(actions, 1).unflatten(0, (len(z), self.proposals))
-
-    def _explore(self, plan: Plan, generator: torch.Generator) -> Float[Tensor, "b h a"]:
-        """One of the best eighth of the candidates of the last iteration."""
-        assert plan.candidates is not None and plan.candidate_costs is not None
-        count = max(1, self.planner.samples // 8)
-        best, _ = best_of(plan.candidates, plan.candidate_costs, count)
-        return pick(best, torch.randint(count, (len(best),), generator=generator, device=best.device))
 
     def _predict(self, observation: Any, deterministic: bool = False) -> Tensor:
         """Actions of the environment as a tensor."""
