@@ -1,0 +1,92 @@
+"""Batches of windows, cut out of episodes. Shapes and time alignment: ``jepa_rl.types``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Any, Self
+
+import torch
+from jaxtyping import Bool, Float, UInt8
+from torch import Tensor
+
+from jepa_rl.specs import Observations
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A batch of windows cut out of episodes; see the time-alignment picture in ``jepa_rl.types``.
+
+    Attributes:
+        observations: "b t ...": uint8 pixels "b t c y x" where the picture is all, otherwise tensors by name.
+        actions: model actions (see ``ActionSpec.encode``), blocks concatenated.
+        rewards: summed over each block.
+        terminated: whether the episode ended (not by a time limit) inside the step.
+        valid: False behind the end of an episode, where the last state is repeated; None where no window reaches there.
+    """
+
+    observations: Observations
+    actions: Float[Tensor, "b h a"]
+    rewards: Float[Tensor, "b h"]
+    terminated: Bool[Tensor, "b h"]
+    valid: Bool[Tensor, "b h"] | None = None
+
+    @property
+    def pixels(self) -> UInt8[Tensor, "b t c y x"]:
+        """The pictures, where they are all that is observed.
+
+        Raises:
+            TypeError: where there are several observations by name.
+        """
+        if isinstance(self.observations, dict):
+            raise TypeError(
+                f"this batch holds {sorted(self.observations)}, not one picture; read batch.observations"
+            )
+        return self.observations
+
+    @property
+    def states(self) -> int:
+        """How many states the batch holds."""
+        return self.actions.shape[0] * (self.actions.shape[1] + 1)
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same batch on another device."""
+        return replace(self, **{f.name: on_device(getattr(self, f.name), device) for f in fields(self)})
+
+    def whole(self) -> Self:
+        """The windows that lie inside their episodes; all of them where fewer than two do."""
+        if self.valid is None or self.valid.all() or int(self.valid.all(1).sum()) < 2:
+            return self
+        rows = self.valid.all(1)
+        return replace(self, **{f.name: rows_of(getattr(self, f.name), rows) for f in fields(self)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class ControlBatch(Batch):
+    """Windows with what values are learned from.
+
+    Attributes:
+        returns: discounted rewards from each step up to ``future``.
+        discounts: of what follows ``future``, seen from each step.
+        ended: whether the episode had terminated by then, so that nothing follows.
+        future: observations, "b ...", that lie further ahead than the window, or where the episode ends; None where
+            these are the last of ``observations``.
+    """
+
+    returns: Float[Tensor, "b h"]
+    discounts: Float[Tensor, "b h"]
+    ended: Bool[Tensor, " b"]
+    future: Observations | None
+
+
+def on_device(value: Any, device: torch.device | str) -> Any:
+    """A tensor, a dict of them or None, moved."""
+    if isinstance(value, dict):
+        return {name: on_device(part, device) for name, part in value.items()}
+    return None if value is None else value.to(device)
+
+
+def rows_of(value: Any, rows: Tensor) -> Any:
+    """Rows of a tensor, of a dict of them or of None."""
+    if isinstance(value, dict):
+        return {name: part[rows] for name, part in value.items()}
+    return None if value is None else value[rows]
