@@ -33,14 +33,26 @@ def _holds_arrays(hint: Any) -> bool:
 # Shapes and dtypes of every call in the numeric rooms are held against the annotations; users pay nothing for it. A
 # checked call costs about 40 microseconds, so that rooms with many calls and few arrays are left out.
 # JAXTYPING_DISABLE=1 turns it off.
-MODELS = ("types", "encoders", "dynamics", "objectives", "heads", "costs", "risk", "world_model", "control")
+MODELS = (
+    "types",
+    "specs",
+    "batches",
+    "encoders",
+    "dynamics",
+    "objectives",
+    "heads",
+    "costs",
+    "risk",
+    "world_model",
+    "control",
+)
 NUMERIC = (*MODELS, "data", "training", "diagnostics", "agents.planners", "agents.futures", "agents.inverse")
 sys.modules["annotation_checks"] = sys.modules[__name__]  # a name that checked modules can import
 # It must stand before jepa_rl is imported anywhere.
 jaxtyping.install_import_hook([f"jepa_rl.{room}" for room in NUMERIC], "annotation_checks.checked")
 
-from jepa_rl import testing  # noqa: E402
 from jepa_rl.envs.gl import find_backend  # noqa: E402
+from jepa_rl.testing import planners  # noqa: E402
 
 
 @contextmanager
@@ -64,7 +76,7 @@ def _raises(raises: Callable[..., Any] = pytest.raises) -> Callable[..., Any]:
 
 
 pytest.raises = _raises()
-testing.assert_raises = unchecked()(testing.assert_raises)
+planners.assert_raises = unchecked()(planners.assert_raises)
 
 
 @pytest.fixture(scope="session")
