@@ -169,7 +169,7 @@ class FlowDynamics(Standardised):
         Args:
             net: the network, or its average.
             x: noisy states "#b n t d".
-            before: the state before each of them, "b n|1 t d".
+            before: the state before each of them, "b #n t d".
             previous_level: noise level of ``before``.
             modulation: see ``Denoiser.modulations``.
             past: keys and values of earlier tokens.
@@ -211,7 +211,7 @@ class FlowDynamics(Standardised):
             for level, to in pairwise(levels)
         ]
         remembered = net.modulations(steering, 0.0, 0.0, 0.0) if self.context > 1 else None
-        # What rows or futures share is not repeated: it spreads out where it meets the rest.
+        # What rows or futures share is not repeated: it broadcasts where it is combined with the rest.
         before, past, path = z[:, None, None], None, []
         for i in range(noise.shape[2]):
             x = noise[:, :, i : i + 1]

@@ -25,10 +25,10 @@ class Modulation(NamedTuple):
 
     Attributes:
         embedded: the action's embedding, which is added to the tokens.
-        blocks: of each block shift, scale and gate, for attention (where there is any) and perceptron; "b n|1 t w".
+        blocks: of each block shift, scale and gate, for attention (where there is any) and perceptron; "b #n t w".
     """
 
-    embedded: Float[Tensor, "b n|1 t w"]
+    embedded: Float[Tensor, "b #n t w"]
     blocks: list[tuple[Tensor, ...]]
 
     def at(self, i: int) -> Modulation:
@@ -84,7 +84,7 @@ class Denoiser(nn.Module):
     def forward(
         self,
         x: Float[Tensor, "#b n t d"],
-        before: Float[Tensor, "b n|1 t d"],
+        before: Float[Tensor, "b #n t d"],
         modulation: Modulation,
         past: Past | None = None,
     ) -> tuple[Float[Tensor, "b n t d"], Past]:
