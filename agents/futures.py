@@ -46,7 +46,7 @@ def check_keep(keep: float | None, futures: int, block: int, replan_every: int) 
         )
     if replan_every <= block:
         raise ValueError(
-            f"keep={keep} looks after every block of {block} environment steps, and "
+            f"keep={keep} observes after every block of {block} environment steps, and "
             f"replan_every={replan_every} plans anew by then; follow plans for longer, such as "
             f"replan_every={3 * block}"
         )

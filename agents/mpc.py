@@ -28,7 +28,7 @@ class MPCState(NamedTuple):
         plan: model actions of single environment steps, ``s = horizon * block`` of them.
         position: environment steps of the plan that were executed.
         calls: of ``predict`` so far; it makes the noise of every search its own.
-        futures: what the plan was thought to lead to, where the agent looks (``keep``).
+        futures: that were predicted for the plan, where the agent compares them with what it observes (``keep``).
     """
 
     plan: Float[np.ndarray, "n s size"]
@@ -53,10 +53,10 @@ class MPCAgent(LatentAgent):
             None where there is no goal: ``lambda _: cost`` is for a cost that needs none.
         hold: search for one action per latent step, held over the block (``HeldActions``).
         replan_every: environment steps of a plan that are executed (default: one block).
-        keep: look after every block while a plan is under way, and discard the futures that did not happen: only this
-            share of them, the nearest to what was seen, survives. A plan that is worse in those than on average, or
-            that led where none of them is, is made anew at once (``refuted``). None: never look before
-            ``replan_every`` is over. Needs plans that are followed for longer than a block, and several futures.
+        keep: observe after every block while a plan is under way, and discard the futures that did not happen: only
+            this share of them, the nearest to the observations, survives. A plan that costs more in those than on
+            average, or that led to where none of them is, is made anew at once (``refuted``). None: do not observe
+            before ``replan_every`` is over. Needs plans that are followed for longer than a block, and several futures.
         precision: of the search. ``"bfloat16"`` is several times faster with wide predictors where the processor
             or GPU has it (AVX512-BF16, AMX, Ampere); encoding stays float32.
         seed: of the searches; equal seeds and equal calls give equal actions.
@@ -120,11 +120,11 @@ class MPCAgent(LatentAgent):
             plan = np.where(starts[:, None, None], np.float32(0.0), plan)
             due = due | starts
         if futures is not None:
-            looking = np.flatnonzero(~due & (position % self.spec.block == 0))
-            if looking.size:
+            between = np.flatnonzero(~due & (position % self.spec.block == 0))
+            if between.size:
                 assert self.keep is not None  # else the state holds no futures
-                seen, step = self.encode(pixels[looking]), position[looking] // self.spec.block
-                futures, due[looking] = compare(futures, seen, looking, step, self.keep)
+                observed, step = self.encode(pixels[between]), position[between] // self.spec.block
+                futures, due[between] = compare(futures, observed, between, step, self.keep)
         rows = np.flatnonzero(due)
         if rows.size:
             plan, position = plan.copy(), position.copy()

@@ -93,7 +93,7 @@ class SamplingPlanner(BasePlanner, Generic[State]):
         return problem.finish(choices, candidates, costs)
 
     def explore(self, plan: Plan, generator: torch.Generator | None) -> Float[Tensor, "b h a"]:
-        """A plan to follow where something new is to be seen: one of the best eighth of a search's candidates.
+        """A plan to follow for exploration: one of the best eighth of a search's candidates.
 
         Args:
             plan: what a search of this planner returned.

@@ -1,4 +1,4 @@
-"""Tree search that spreads out: grow imagined paths towards what no path has seen, keep the best end."""
+"""Tree search that spreads out: grow imagined paths towards states far from all others, keep the best end."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class TreeSearch(BasePlanner):
         """See ``jepa_rl.types.Planner``. The warm start competes as one more path of the tree."""
         problem, warm = make_problem(self, dynamics, cost, z, warm_start, generator, proposals)
         nodes, paths = z.unsqueeze(1), warm[:, None, :0]  # b w d, b w depth a
-        seen, ends, prices = nodes, [], []
+        visited, ends, totals = nodes, [], []
         old_end, follow = z.unsqueeze(1), warm_start is not None  # the state that the old plan leads to
         for depth in range(self.horizon):
             actions = self._actions(nodes, dynamics.action_dim, generator)
@@ -94,12 +94,12 @@ class TreeSearch(BasePlanner):
                 child_costs = torch.cat([child_costs, old_cost], 1)
                 child_paths = torch.cat([child_paths, old_path], 1)
             best = child_costs.argmin(1)
-            prices.append(pick(child_costs, best) + self.step_cost * (depth + 1))
+            totals.append(pick(child_costs, best) + self.step_cost * (depth + 1))
             ends.append(_pad(pick(child_paths, best), self.horizon))
-            kept = spread(children, seen, child_costs, self.width)
+            kept = spread(children, visited, child_costs, self.width)
             nodes, paths = take(children, kept), take(child_paths, kept)
-            seen = torch.cat([seen, nodes], 1)
-        candidates, costs = torch.stack(ends, 1), torch.stack(prices, 1)
+            visited = torch.cat([visited, nodes], 1)
+        candidates, costs = torch.stack(ends, 1), torch.stack(totals, 1)
         best = pick(candidates, costs.argmin(1)).unsqueeze(1)
         return problem.finish(problem.with_proposals(best), candidates, costs)
 
@@ -115,10 +115,10 @@ class TreeSearch(BasePlanner):
 
 
 def spread(
-    children: Float[Tensor, "b m d"], seen: Float[Tensor, "b q d"], costs: Float[Tensor, "b m"], width: int
+    children: Float[Tensor, "b m d"], visited: Float[Tensor, "b q d"], costs: Float[Tensor, "b m"], width: int
 ) -> Int64[Tensor, "b w"]:
-    """``width`` children far from each other and from all states seen; the cheapest child is always one."""
-    novelty = torch.cdist(children, seen).amin(2)
+    """``width`` children far from each other and from all states visited; the cheapest child is always one."""
+    novelty = torch.cdist(children, visited).amin(2)
     first = costs.argmin(1, keepdim=True)
     shortlist = novelty.scatter(1, first, torch.inf).topk(min(4 * width, novelty.shape[1]), dim=1).indices
     points, gap = take(children, shortlist), novelty.gather(1, shortlist)

@@ -81,14 +81,14 @@ class Play:
     """Imagined paths.
 
     Attributes:
+        actions: between the states.
         states: along each path.
         goals: the latents by which the states are asked for.
-        actions: between the states.
     """
 
-    states: Float[Tensor, "m t d"]
-    goals: Float[Tensor, "m t d"]
     actions: Float[Tensor, "m h a"]
+    states: Float[Tensor, "m h+1 d"]
+    goals: Float[Tensor, "m h+1 d"]
 
     @classmethod
     @torch.no_grad()
@@ -131,7 +131,7 @@ class Play:
             raise ValueError(
                 f"as_goal must keep the shape of latents {tuple(states.shape)}, got {tuple(goals.shape)}"
             )
-        return cls(states, goals, actions)
+        return cls(actions, states, goals)
 
     def sample(
         self, count: int, generator: torch.Generator

@@ -211,7 +211,7 @@ class FlowDynamics(Standardised):
             for level, to in pairwise(levels)
         ]
         remembered = net.modulations(steering, 0.0, 0.0, 0.0) if self.context > 1 else None
-        # What rows or futures share is not repeated: it spreads out where it meets the rest.
+        # What rows or futures share is not repeated: it broadcasts where it is combined with the rest.
         before, past, path = z[:, None, None], None, []
         for i in range(noise.shape[2]):
             x = noise[:, :, i : i + 1]
