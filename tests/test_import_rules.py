@@ -1,4 +1,4 @@
-"""The house's one direction, held over the syntax trees: nothing here imports the code it looks at."""
+"""Imports run in one direction, checked over the syntax trees: nothing here imports the code it looks at."""
 
 from __future__ import annotations
 
@@ -147,20 +147,63 @@ def test_no_import_cycles():
     graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, naming the cycle
 
 
+def calls(source: str, method: str) -> int:
+    """How often ``<anything>.method(...)`` is called."""
+    nodes = [node.func for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
+    return sum(isinstance(called, ast.Attribute) and called.attr == method for called in nodes)
+
+
 def test_gradients_are_made_in_one_place():
     """``jepa_rl.training.descend``: whatever has to happen to every gradient, such as averaging it, happens there."""
-    made = {m for m, path in MODULES.items() if re.search(r"\.backward\(", path.read_text())}
+    made = {module for module, path in MODULES.items() if calls(path.read_text(), "backward")}
     assert made == {"jepa_rl.training.optimisers"}
 
 
+def networks_with_a_loss(source: str) -> list[str]:
+    """Classes that are networks by a base called ``Module`` (or a policy or features extractor) and have a ``loss``."""
+    kinds = {"Module", "BasePolicy", "BaseFeaturesExtractor"}
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ClassDef) and kinds & {
+            ast.unparse(base).split(".")[-1] for base in node.bases
+        }:
+            methods = {part.name for part in node.body if isinstance(part, ast.FunctionDef)}
+            found += [node.name] if methods & {"loss"} else []
+    return found
+
+
 def test_agents_have_no_networks_that_are_trained():
-    """What learns stands in jepa_rl; an agent or planner may hold it."""
+    """What learns stands in jepa_rl; an agent or planner may hold it, as Stable-Baselines3's policies do."""
     for module, path in MODULES.items():
-        if not module.startswith("jepa_rl.agents"):
-            continue
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.ClassDef):
-                assert "nn.Module" not in map(ast.unparse, node.bases), f"{module}.{node.name}"
+        if module.startswith("jepa_rl.agents"):
+            source = path.read_text()
+            assert networks_with_a_loss(source) == [], module
+            bases = [
+                b
+                for node in ast.walk(ast.parse(source))
+                if isinstance(node, ast.ClassDef)
+                for b in node.bases
+            ]
+            assert "nn.Module" not in map(ast.unparse, bases), module
+
+
+def test_parts_are_known_by_registers_and_not_by_lists():
+    """A list of names in an annotation would refuse a part of the user's own."""
+    tree = ast.parse(MODULES["jepa_rl.world_model"].read_text())
+    classes = {node.name: node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)}
+    fields = {
+        node.target.id: ast.unparse(node.annotation)
+        for node in classes["WorldModelConfig"].body
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
+    }
+    assert {fields[name] for name in ("encoder", "dynamics", "objective")} == {"str"}
+    assert not any("Literal" in annotation for annotation in fields.values())
+
+
+def test_the_rules_on_networks_see_what_they_forbid():
+    assert calls("total.sum().backward()", "backward") == 1 and not calls("'x.backward()'", "backward")
+    source = "class A(nn.Module):\n    def loss(self): ...\nclass B(BasePolicy):\n    def predict(self): ..."
+    assert networks_with_a_loss(source) == ["A"]
 
 
 # --- packaging -------------------------------------------------------------------------------------
