@@ -152,6 +152,11 @@ class WorldModel(nn.Module):
         return self.dynamics.rollout(z, actions, futures=futures, generator=generator)
 
     @property
+    def registered_by(self) -> JSON:
+        """Where parts that are not ours are registered; written into files."""
+        return registered_by(self.config)
+
+    @property
     def markov(self) -> bool:
         """See ``TrainableDynamics.markov``."""
         return self.dynamics.markov
@@ -301,10 +306,14 @@ def check_parts(world: WorldModel) -> None:
 
 def config_header(config: WorldModelConfig) -> JSON:
     """What a file says of its world model: the configuration, and where parts that are not ours are registered."""
+    return {"config": asdict(config), "registered_by": registered_by(config)}
+
+
+def registered_by(config: WorldModelConfig) -> JSON:
+    """The modules that register the encoder, the dynamics and the objective, where these are not ours."""
     named = {"encoder": ENCODERS, "dynamics": DYNAMICS, "objective": OBJECTIVES}
     homes = {kind: registry.home(getattr(config, kind)) for kind, registry in named.items()}
-    own = {kind: home for kind, home in homes.items() if not home.startswith("jepa_rl.")}
-    return {"config": asdict(config)} | ({"registered_by": own} if own else {})
+    return {kind: home for kind, home in homes.items() if not home.startswith("jepa_rl.")}
 
 
 def build_saved(path: str | Path, tensors: Mapping[str, Tensor], header: JSON) -> WorldModel:

@@ -152,12 +152,13 @@ def test_the_contracts_of_the_page_hold(tmp_path):
     assert int(re.search(r"(\d+) passed", found.stdout)[1]) > 30
 
 
-def test_a_file_of_parts_that_are_not_imported_says_what_to_import(trained, tmp_path):
+@pytest.mark.parametrize("name", ["model.safetensors", "checkpoint.safetensors"])
+def test_a_file_of_parts_that_are_not_imported_says_what_to_import(name, trained, tmp_path):
     _, folder = trained
     code = f"""
 from jepa_rl import WorldModel
 try:
-    WorldModel.load({str(folder / "run" / "model.safetensors")!r})
+    WorldModel.load({str(folder / "run" / name)!r})
 except ValueError as error:
     assert "'pooled'" in str(error) and "import my_parts" in str(error), error
 else:

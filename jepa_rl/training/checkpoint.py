@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from jepa_rl.files import load_tensors, plain, save_tensors
-from jepa_rl.training.contracts import Upgraded
+from jepa_rl.training.contracts import Registered, Upgraded
 from jepa_rl.types import JSON, Metrics
 
 
@@ -61,6 +61,7 @@ class TrainingState:
         if self.device.type == "cuda":
             tensors["cuda_generator"] = torch.cuda.get_rng_state(self.device)
         header = self.identity | {
+            "registered_by": self.model.registered_by if isinstance(self.model, Registered) else {},
             "rng": self.rng.bit_generator.state,
             "step": self.step,
             "metrics": self.metrics,

@@ -58,6 +58,14 @@ class Trainable(Protocol):
 
 
 @runtime_checkable
+class Registered(Protocol):
+    """A model of registered parts, whose file says where those that are not ours are registered."""
+
+    @property
+    def registered_by(self) -> JSON: ...
+
+
+@runtime_checkable
 class Upgraded(Protocol):
     """A configuration that reads what older versions wrote of it."""
 
