@@ -19,7 +19,9 @@ class Sampler(Protocol):
 
     network: Denoiser
     settings: FlowSettings
-    unroll: int
+
+    @property
+    def unroll(self) -> int: ...
 
     def steering(self, *args: Any, **kwargs: Any) -> Tensor: ...
 
