@@ -22,6 +22,7 @@ MOVED = {
     "jepa_rl.data.latents": "jepa_rl.data.latent_windows",
     "jepa_rl.diagnostics.evaluation": "jepa_rl.diagnostics.model_check",
     "jepa_rl.diagnostics.latents": "jepa_rl.diagnostics.collapse",
+    "jepa_rl.objectives.objective": "jepa_rl.objectives",
     "jepa_rl.dynamics.rivals": "jepa_rl.dynamics",
     "jepa_rl.dynamics.sampling": "jepa_rl.dynamics.base",
     "jepa_rl.envs.spec": "jepa_rl.spaces",
