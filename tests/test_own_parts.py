@@ -131,8 +131,10 @@ def test_an_agent_that_learns_from_reward(parts, tmp_path):
     }
     assert moved == {"encoder", "dynamics", "objective"}
     agent.world.save(tmp_path / "world.safetensors")
-    latent, _ = wrap(small_rooms(), tmp_path / "world.safetensors").reset(seed=0)
+    live, saved = (wrap(small_rooms(), model) for model in (agent.world, tmp_path / "world.safetensors"))
+    latent, _ = live.reset(seed=0)
     assert latent.shape == (8,)
+    np.testing.assert_array_equal(saved.reset(seed=0)[0], latent)
 
 
 def test_the_contracts_of_the_page_hold(tmp_path):

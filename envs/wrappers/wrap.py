@@ -11,11 +11,12 @@ from jepa_rl.envs.wrappers.latent import LatentObservation, LoadedModel, load_mo
 from jepa_rl.envs.wrappers.pixels import PixelObservation
 from jepa_rl.spaces import env_spaces, pixel_space
 from jepa_rl.types import WorldSpec
+from jepa_rl.world_model import WorldModel
 
 
 def wrap(
     env_or_id: gym.Env | str,
-    checkpoint: str | os.PathLike[str],
+    model: str | os.PathLike[str] | WorldModel,
     *,
     key: str | None = None,
     history: int = 1,
@@ -23,14 +24,15 @@ def wrap(
     device: str = "cpu",
     **make_kwargs: Any,
 ) -> LatentObservation:
-    """An environment that shows the latents of a saved world model.
+    """An environment that shows the latents of a world model.
 
     Makes the environment (with ``render_mode="rgb_array"``) if given its id, gives it pictures of the size
     and the number of frames that the model reads unless it shows them already, and encodes them.
 
     Args:
         env_or_id: an environment, or its id for ``gymnasium.make``.
-        checkpoint: path of a saved world model.
+        model: a world model, such as ``JEPAMPC(...).world``, or the path of a saved one; the environment's ``spec`` can
+            be written as JSON with a path alone.
         key: which entry of a Dict observation is the picture (see ``PixelObservation``).
         history, append_state, device: see ``LatentObservation``.
         **make_kwargs: passed on to ``gymnasium.make``.
@@ -42,11 +44,15 @@ def wrap(
         UserWarning: if the environment makes its pictures otherwise than those that the model learned from (another
             id, argument, wrapper or action repeat), as far as both say how.
     """
-    model = load_model(checkpoint, device)
-    spec = model.spec
+    encoder: WorldModel | LoadedModel
+    if isinstance(model, WorldModel):
+        encoder, spec = model, model.spec
+    else:
+        encoder = LoadedModel(os.fspath(model), load_model(model, device))
+        spec = encoder.model.spec
     if spec.parts or spec.pixels is None:
         raise ValueError(
-            f"{checkpoint} holds a model that reads {dict(spec.shapes)}; wrap needs one of pictures alone, as "
+            f"the world model reads {dict(spec.shapes)}; wrap needs one of pictures alone, as "
             "world_spec(PixelObservation(...)) describes"
         )
     if isinstance(env_or_id, str):
@@ -60,7 +66,7 @@ def wrap(
     if not _is_ready(env, spec, append_state):
         gray = spec.pixels[0] == spec.frames
         env = PixelObservation(env, spec.pixels[1], spec.frames, gray, key, keep_state=append_state)
-    return LatentObservation(env, LoadedModel(os.fspath(checkpoint), model), history, append_state, device)
+    return LatentObservation(env, encoder, history, append_state, device)
 
 
 def _is_ready(env: gym.Env, spec: WorldSpec, append_state: bool) -> bool:

@@ -349,7 +349,7 @@ class JEPAMPC(OffPolicyAlgorithm):
 
     @property
     def world(self) -> WorldModel:
-        """The world model that acts, the averaged one: for ``LatentObservation(env, agent.world)``, or to ``save``."""
+        """The world model that acts, the averaged one: ``wrap(env, agent.world)``, ``agent.world.save(path)``."""
         return self.policy.world
 
     @property

@@ -113,7 +113,7 @@ class JEPAMPCPolicy(BasePolicy):
 
     @property
     def world(self) -> WorldModel:
-        """The world model that acts: ``LatentObservation(env, world)``, ``world.save(path)``."""
+        """The world model that acts: ``wrap(env, world)``, ``world.save(path)``."""
         return self.average.world
 
     def warm_start(self, world: WorldModel | str | Path) -> None:
