@@ -1,4 +1,4 @@
-"""What acts: planners that search in the learned dynamics, and the agents built on them."""
+"""Planners that search in learned dynamics, and agents."""
 
 from jepa_rl.agents.evaluation import EvaluationCallback, play_episodes
 from jepa_rl.agents.inverse import InverseModelAgent, fit_inverse_model

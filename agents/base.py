@@ -1,4 +1,4 @@
-"""What the agents on a world model share: observations to latents, files, and what callbacks ask for."""
+"""Base class of agents on a world model: encoding, saving, and the attributes that callbacks need."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ Observation = np.ndarray | dict[str, np.ndarray]
 
 
 class LatentAgent:
-    """An agent that looks at the world, and at its goal, through a world model.
+    """An agent that acts on latents of observations and goals.
 
     ``set_env``, ``get_env``, ``get_vec_normalize_env``, ``logger`` and ``num_timesteps`` are what
-    Stable-Baselines3's ``EvalCallback`` and ``CheckpointCallback`` ask of a model; whoever runs them without
-    one of its algorithms counts ``num_timesteps`` up. ``save`` writes one ``.safetensors`` file, world model
+    Stable-Baselines3's ``EvalCallback`` and ``CheckpointCallback`` use of a model; if you run them without one
+    of its algorithms, increase ``num_timesteps`` yourself. ``save`` writes one ``.safetensors`` file, world model
     included, whatever suffix the callbacks choose; ``load`` takes the same path.
 
     Args:
@@ -37,7 +37,7 @@ class LatentAgent:
     Raises:
         TypeError: if it is neither.
         FileNotFoundError: as ``WorldModel.load``.
-        ValueError: as ``WorldModel.load``, and for a world model that observes other things than one picture.
+        ValueError: as ``WorldModel.load``, and for a world model whose observation is not one picture.
     """
 
     def __init__(self, model: Any) -> None:
@@ -61,7 +61,7 @@ class LatentAgent:
         self._env: VecEnv | None = None
 
     def set_goal(self, pixels: UInt8[np.ndarray, "*n c y x"] | None) -> None:
-        """The goal for observations that carry none: one picture for all environments, or one for each.
+        """Sets the goal for observations without one: one picture for all environments, or one for each.
 
         Raises:
             ValueError: if the shape or dtype is not that of the model's pixels.
@@ -74,13 +74,13 @@ class LatentAgent:
 
     @property
     def device(self) -> torch.device:
-        """Where the model's weights are."""
+        """Device of the model's weights."""
         weight = next(self.model.parameters(), None) if isinstance(self.model, nn.Module) else None
         return torch.device("cpu") if weight is None else weight.device
 
-    @torch.no_grad()  # and not inference_mode: a planner by gradients differentiates costs that hold goals
+    @torch.no_grad()  # not inference_mode: gradient planners differentiate costs that contain goals
     def encode(self, pixels: UInt8[np.ndarray, "b c y x"]) -> Float[Tensor, "b d"]:
-        """Latents of stacked frames, the model in evaluation mode."""
+        """Latents of stacked frames; the model is in evaluation mode meanwhile."""
         with evaluating(self.model):
             return self.model.encode(torch.from_numpy(np.ascontiguousarray(pixels)).to(self.device))
 
@@ -160,7 +160,7 @@ class LatentAgent:
         model = build_saved(path, modules.pop("model", {}), header).to(device)
         return model.eval(), header.get("settings", {}), modules
 
-    # -- what Stable-Baselines3's callbacks ask for ------------------------------------------------
+    # -- used by Stable-Baselines3's callbacks ------------------------------------------------
 
     def set_env(self, env: VecEnv) -> None:
         """Raises ValueError if the environment shows other pixels or takes other actions than the model's."""

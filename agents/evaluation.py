@@ -126,7 +126,7 @@ class EvaluationCallback(BaseCallback):
         self._began, self._read = time.perf_counter(), False
 
     def _on_rollout_start(self) -> None:
-        if not self._read:  # not earlier: another callback may restore a run when training starts
+        if not self._read:  # not in _on_training_start, where another callback may restore a run
             self._read_earlier()
             self._evaluate_if_due()
 

@@ -25,10 +25,10 @@ class Futures(NamedTuple):
 
 
 def check_keep(keep: float | None, futures: int, block: int, replan_every: int) -> None:
-    """Whether an agent's ``keep`` fits its other settings.
+    """Checks that ``MPCAgent``'s ``keep`` fits its other settings.
 
     Args:
-        keep: share of the futures that survives an observation; None never looks.
+        keep: share of the futures that is kept after an observation; None: no comparison.
         futures: that the planner draws.
         block: environment steps of a latent step.
         replan_every: environment steps of a plan that are executed.
@@ -109,7 +109,13 @@ def refuted(
 
 
 def replaced(futures: Futures | None, rows: Int64[np.ndarray, " r"], drawn: Futures | None) -> Futures | None:
-    """The futures with those of ``rows`` in place; a state handed out is never written to."""
+    """The futures with those of some environments replaced, as a new object: a state handed out is not modified.
+
+    Args:
+        futures: of all environments; None at first.
+        rows: environments to replace.
+        drawn: their new futures; None if none are kept.
+    """
     if futures is None or drawn is None:
         return drawn
     where = torch.from_numpy(rows).to(drawn.errors.device)

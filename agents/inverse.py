@@ -17,10 +17,9 @@ from jepa_rl.world_model import WorldModel
 
 
 class InverseModelAgent(LatentAgent):
-    """Acts by an inverse model: encode the observation and the goal, take the action it predicts.
+    """Takes the action that an inverse model predicts from the latents of observation and goal.
 
-    It looks at every step and remembers nothing; ``predict`` is that of ``MPCAgent``, and so are its
-    observations and ``set_goal``.
+    It acts on every observation and has no state. ``predict``, observations and ``set_goal`` are those of ``MPCAgent``.
 
     Args:
         model: the world model whose encoder the inverse model was trained on, or its path.
@@ -47,7 +46,15 @@ class InverseModelAgent(LatentAgent):
         episode_start: np.ndarray | None = None,
         deterministic: bool = False,
     ) -> tuple[np.ndarray, Any]:
-        """The next action of each environment, in its own units, and ``state`` as it came.
+        """The next action of each environment.
+
+        Args:
+            observation: of one environment or n, see ``LatentAgent``.
+            state: returned unchanged.
+            episode_start, deterministic: ignored.
+
+        Returns:
+            Actions in the environment's units, and ``state``.
 
         Raises:
             ValueError: for pixels or goals of the wrong shape, a missing goal, or NaN in the model.

@@ -1,4 +1,4 @@
-"""What speaks Gymnasium: wrappers, adapters and built-in worlds. Importing it registers the environments.
+"""Gymnasium wrappers, adapters and built-in environments. Importing it registers the environments.
 
 Gymnasium (1.0 and later) loads no plugins, so without this import name the module in the id:
 ``gymnasium.make("jepa_rl.envs:jepa_rl/TwoRooms-v0")``.

@@ -1,4 +1,4 @@
-"""Collecting episodes: plays a policy and writes what it sees to an episode store."""
+"""Collecting episodes: runs a policy and writes its observations to an episode store."""
 
 from __future__ import annotations
 
@@ -161,7 +161,12 @@ class _States:
         return Layout.make(shape, self._spec.action, self._spec.frames, extras, self._spec.source)
 
     def rows(self, observations: Any, infos: Mapping[str, Any], needed: np.ndarray) -> dict[str, np.ndarray]:
-        """Rows of all environments; extras may be missing where ``needed``, bool ``(n,)``, is False."""
+        """Rows of all environments.
+
+        Args:
+            observations, infos: from the vector environment.
+            needed: bool ``(n,)``; where False, extras may be missing.
+        """
         pixels = observations["pixels"] if isinstance(observations, dict) else observations
         rows = {"frames": pixels[:, -self._channels :]}
         for name in self._extras:
@@ -172,7 +177,13 @@ class _States:
     def arrived(
         self, observations: Any, infos: Mapping[str, Any], live: np.ndarray, done: np.ndarray
     ) -> dict[str, np.ndarray]:
-        """Rows of the states that a step led to; ``final_obs`` where the environment has already been reset."""
+        """Rows of the states after a step; from ``final_obs`` where the environment has already been reset.
+
+        Args:
+            observations, infos: from the vector environment.
+            live: bool ``(n,)``; where False, extras may be missing.
+            done: bool ``(n,)``; where an episode ended in this step.
+        """
         if self.autoreset is not AutoresetMode.SAME_STEP or not done.any():
             return self.rows(observations, infos, live)
         if "final_obs" not in infos:

@@ -65,28 +65,28 @@ class DMControlEnv(gym.Env, gym.utils.EzPickle):
     """One task of the suite.
 
     Observations are dm_control's, flattened to one float32 vector in its own order; or, with
-    ``observation="pixels"``, uint8 pictures (size, size, 3) rendered at that very size, while ``render()``
-    gives pictures of ``render_size`` for video. ``info`` holds the float64 physics state (``"state"``: qpos,
+    ``observation="pixels"``, uint8 pictures (size, size, 3) rendered at that size, while ``render()``
+    returns pictures of ``render_size`` for video. ``info`` holds the float64 physics state (``"state"``: qpos,
     qvel, act) and ``"qpos"``, for probes and metrics only.
 
     ``terminated`` is dm_control's own end of a task (discount 0), which few tasks have. The time limit of
     1,000 steps is Gymnasium's: ``gym.make`` adds it and reports ``truncated``. Actions outside the bounds are
     clipped; actuators without a limit (lqr only) are given [-1, 1].
 
-    Equal seeds give equal runs; ``reset()`` without a seed goes on with the same stream. Pickling keeps the
+    Equal seeds give equal runs; ``reset()`` without a seed continues the same random stream. Pickling saves the
     arguments, not the state.
 
     Args:
         domain, task: names from ``TASKS``.
         observation: ``"state"`` or ``"pixels"``.
-        render: ``"default"``, or ``"fast"`` for a plainer picture many times faster (see ``Renderer``).
+        render: ``"default"``, or ``"fast"`` for plainer pictures, many times faster (see ``Renderer``).
         size: height and width of pixel observations.
         render_size: height and width of ``render()``.
         camera: number or name of a camera of the model, -1 for MuJoCo's free camera.
         render_mode: ``"rgb_array"`` or None.
 
     Raises:
-        ValueError: if an argument is none of the above; in ``step``, for an action of another shape or with
+        ValueError: if an argument is not one of these; in ``step``, for an action of another shape or with
             NaN or infinite values.
         ImportError: if dm_control is not installed.
         gymnasium.error.DependencyNotInstalled: at the first picture, if no OpenGL library works.

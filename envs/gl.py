@@ -1,4 +1,4 @@
-"""Off-screen pictures of a MuJoCo simulation: which OpenGL to use, and a renderer that keeps its context.
+"""Off-screen rendering of MuJoCo simulations: choice of the OpenGL library, and a renderer that keeps its context.
 
 Needs dm_control (``pip install "jepa-rl[dmc]"``) when used, not when imported.
 """
@@ -28,13 +28,13 @@ _EGL_PLATFORM_DEVICE = 0x313F
 
 
 def find_backend() -> str:
-    """The OpenGL to render with: ``"egl"``, ``"osmesa"`` or ``"glfw"``.
+    """The OpenGL library to render with: ``"egl"``, ``"osmesa"`` or ``"glfw"``.
 
-    ``MUJOCO_GL`` decides if it is set, then ``PYOPENGL_PLATFORM``; otherwise the first of EGL and OSMesa
-    that works here (GLFW outside Linux).
+    The value of ``MUJOCO_GL`` if it is set, then that of ``PYOPENGL_PLATFORM``; otherwise the first of EGL and OSMesa
+    that works (GLFW outside Linux).
 
     Raises:
-        gymnasium.error.DependencyNotInstalled: if there is none, or not the one that was asked for.
+        gymnasium.error.DependencyNotInstalled: if none works, or the chosen one does not.
     """
     asked = os.environ.get("MUJOCO_GL", "").lower().strip()
     if asked in ("disable", "disabled", "off", "false", "0"):
@@ -55,9 +55,9 @@ def find_backend() -> str:
 
 @contextmanager
 def backend_environment() -> Iterator[None]:
-    """``MUJOCO_GL`` set to the backend found (or ``"disabled"``) while dm_control is being imported.
+    """Context manager: ``MUJOCO_GL`` is the backend found (or ``"disabled"``) while dm_control is being imported.
 
-    Left alone, dm_control tries EGL first and, if that fails, can no longer load OSMesa.
+    Otherwise dm_control tries EGL first and, if that fails, can no longer load OSMesa.
     """
     before = os.environ.get("MUJOCO_GL")
     try:
@@ -76,7 +76,7 @@ def backend_environment() -> Iterator[None]:
 class Renderer:
     """Renders one camera of a dm_control physics at one size; keeps its OpenGL context between pictures.
 
-    ``fast=True`` is another *look*, not only another speed: no shadows, reflections, skybox (the background
+    ``fast=True`` changes pictures, not only speed: no shadows, reflections, skybox (the background
     is black), haze and multisampling, and curved shapes get one facet per six pixels of the picture's
     height instead of 28. Both looks use a buffer of the picture's own size, not MuJoCo's 640x480.
 
@@ -92,9 +92,9 @@ class Renderer:
         buffer of 64x64                    2,618     974          406
         10 facets per circle               4,741   3,099        2,234
 
-    Vertices, not pixels, are what a picture of ball_in_cup costs: its cup and string are many capsules.
-    Every picture is drawn with a context of its own (``jepa_rl.opengl``), from any thread.
-    ``LP_NUM_THREADS=0`` in the environment (llvmpipe without threads of its own) brings up to half more.
+    The time of ball_in_cup depends on its vertices, not on pixels: cup and string are many capsules.
+    Every renderer draws with its own context (``jepa_rl.opengl``), from any thread.
+    ``LP_NUM_THREADS=0`` in the environment (llvmpipe without threads of its own) gives up to 50% more pictures.
 
     Args:
         physics: a ``dm_control.mujoco.Physics``.
@@ -130,7 +130,7 @@ class Renderer:
         self._free = opengl.free_with(self, self._gl, self._context)
 
     def render(self) -> np.ndarray:
-        """The present state of the physics as a fresh uint8 array (size, size, 3)."""
+        """A picture of the present state of the physics: a new uint8 array (size, size, 3)."""
         import mujoco
 
         model, data = self._physics.model.ptr, self._physics.data.ptr
@@ -146,10 +146,10 @@ class Renderer:
             )
             mujoco.mjr_render(self._rect, self._scene, self._context)
             mujoco.mjr_readPixels(self._buffer, None, self._rect, self._context)
-            return self._buffer[::-1].copy()  # OpenGL's first row is the lowest
+            return self._buffer[::-1].copy()  # OpenGL's first row is the bottom one
 
     def reload_terrain(self) -> None:
-        """Take over height fields that changed in the model (quadruped-escape draws one per episode)."""
+        """Uploads height fields that changed in the model (quadruped-escape makes one per episode)."""
         import mujoco
 
         if self._physics.model.nhfield:
@@ -173,7 +173,7 @@ def _open_context(context_class: type, size: int) -> Any:
 
 @functools.cache
 def _context_class() -> type:
-    """MuJoCo's own kind of context for ``find_backend()``, whatever others chose when they were imported."""
+    """MuJoCo's context class for ``find_backend()``, independent of what other libraries chose when imported."""
     backend = find_backend()
     try:
         return importlib.import_module(f"mujoco.{backend}").GLContext
@@ -183,7 +183,7 @@ def _context_class() -> type:
 
 @contextmanager
 def _viewer_environment() -> Iterator[None]:
-    """``MUJOCO_GL`` set while Gymnasium's viewer opens; left alone it fails where there is no display."""
+    """Context manager: ``MUJOCO_GL`` is set while Gymnasium's viewer opens, which otherwise fails without a display."""
     if "MUJOCO_GL" in os.environ:
         yield
         return
@@ -195,7 +195,7 @@ def _viewer_environment() -> Iterator[None]:
 
 
 def keep_viewers_apart() -> None:
-    """Let Gymnasium's MuJoCo environments, if there are any, find OpenGL and draw with contexts of their own."""
+    """Makes Gymnasium's MuJoCo environments, if there are any, find OpenGL and draw with their own contexts."""
     opengl.keep_viewers_apart(_viewer_environment)
 
 
@@ -221,7 +221,7 @@ def _camera_view(model: Any, camera: int | str) -> Any:
 
 @contextmanager
 def _quality(vis: Any, size: int, fast: bool) -> Iterator[None]:
-    """Settings that MuJoCo reads while it builds a context; the model gets its own back afterwards."""
+    """Context manager: changes settings that MuJoCo reads while it builds a context, and restores them afterwards."""
     buffer = {"offwidth": size, "offheight": size}
     detail: dict[str, int] = {}
     if fast:
@@ -242,7 +242,7 @@ def _quality(vis: Any, size: int, fast: bool) -> Iterator[None]:
 def _egl_works() -> bool:
     """Whether EGL has a device that can be initialised.
 
-    Asked through ctypes, because a failed try through PyOpenGL leaves the process unable to load OSMesa.
+    Tested through ctypes, because a failed test through PyOpenGL leaves the process unable to load OSMesa.
     The display is not terminated: another library of this process may be using it.
     """
     name = ctypes.util.find_library("EGL")

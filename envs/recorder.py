@@ -36,7 +36,7 @@ class Recorder:
         self.begin(np.ones(n, bool), rows)
 
     def begin(self, which: np.ndarray, rows: Mapping[str, np.ndarray]) -> None:
-        """Start an episode in the environments ``which``, bool ``(n,)``, with the given first states."""
+        """Starts an episode in the environments ``which``, bool ``(n,)``, with the given first states."""
         for name, values in rows.items():
             self._states[name][which, 0] = values[which]
         self.lengths[which] = 0
@@ -77,7 +77,12 @@ class Recorder:
         self.lengths[envs] += 1
 
     def episode(self, env: int, terminated: bool, truncated: bool) -> Episode:
-        """The episode of environment ``env`` up to now, without a copy: the next ``begin`` overwrites its arrays."""
+        """The episode of one environment so far, without copying: the next ``begin`` overwrites its arrays.
+
+        Args:
+            env: index of the environment.
+            terminated, truncated: how the episode ended.
+        """
         length = int(self.lengths[env])
         states = {name: values[env, : length + 1] for name, values in self._states.items()}
         frames = states.pop("frames")

@@ -212,8 +212,8 @@ def learn_decoder(world: WorldModel, train: Any, seed: int, steps: int = 3000) -
     for _ in range(steps):
         rows = torch.randint(len(latents), (64,))
         real = pixels[rows] / 255
-        missed = (decoder(latents[rows]) - real).square()
-        loss = (missed * (1 + 50 * (real - still).abs())).mean()
+        error = (decoder(latents[rows]) - real).square()
+        loss = (error * (1 + 50 * (real - still).abs())).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -301,8 +301,8 @@ def draw_fan(flow: WorldModel, probe: Probe, decoder: nn.Module, count: int = 60
     position, fallen = np.tile(FROM, (count, 1)), np.zeros(count, bool)
     rng, true = np.random.default_rng(0), [np.tile(FROM, (count, 1))]
     for push in PUSHES[0].double().numpy():
-        luck, shake = rng.random(count), rng.standard_normal((count, 2))
-        position, fallen = rules.outcome(position, fallen, np.tile(push, (count, 1)), luck, shake)
+        uniform, shake = rng.random(count), rng.standard_normal((count, 2))
+        position, fallen = rules.outcome(position, fallen, np.tile(push, (count, 1)), uniform, shake)
         true.append(position)
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), sharey=True)
     shown = {"drawn by the flow": probe(paths)[..., 0].numpy(), "true outcomes": np.stack(true, 1)[..., 0]}
@@ -342,8 +342,8 @@ def independent_futures(
 ) -> Tensor:
     """Futures "b n h+1 d" of actions "b h a", with noise that at most four rows share.
 
-    ``rollout`` gives all rows the same noise, so that a planner compares plans and not their luck. Where rows are
-    averaged over, the luck of a single draw would be that of the average.
+    ``rollout`` uses the same noise for all rows (common random numbers), so that cost differences come from the plans.
+    An average over rows would then depend on that single draw of noise.
     """
     generator = torch.Generator().manual_seed(seed)
     rows = zip(z.split(4), torch.as_tensor(actions).float().split(4), strict=True)

@@ -1,6 +1,6 @@
-"""Asking an agent for actions in many environments at once, and reading the rewards that they pay.
+"""Actions of an agent for several environments at once, and rewards as plain floats.
 
-Shared by what plays episodes: ``jepa_rl.agents.evaluation`` and ``jepa_rl.envs.collect``.
+Used by ``jepa_rl.agents.evaluation`` and ``jepa_rl.envs.collect``.
 """
 
 from __future__ import annotations
@@ -26,30 +26,30 @@ class PredictingAgent(Protocol):
 
 @runtime_checkable
 class NormalizedAgent(Protocol):
-    """An agent that may have been trained on observations which Stable-Baselines3's ``VecNormalize`` had scaled."""
+    """An agent that may have been trained on observations normalised by Stable-Baselines3's ``VecNormalize``."""
 
     def get_vec_normalize_env(self) -> Any | None: ...
 
 
 @runtime_checkable
 class SelectiveAgent(Protocol):
-    """An agent that can go on with some of its environments, so that those whose episodes are over cost nothing."""
+    """An agent that can continue with a subset of its environments, so that finished ones cost nothing."""
 
     def select_state(self, state: Any, rows: Int64[np.ndarray, " m"]) -> Any:
-        """The part of ``state`` (None: there is none yet) that belongs to the environments ``rows``, in that order.
+        """The part of ``state`` (None before the first call) of the environments ``rows``, in that order.
 
         Raises:
-            NotImplementedError: if the agent remembers more about each environment than ``state`` holds.
+            NotImplementedError: if the agent keeps per-environment data outside ``state``.
         """
         ...
 
 
 class BatchActor:
-    """Asks an agent for the actions of ``n`` environments and carries its state from call to call.
+    """Calls ``predict`` for ``n`` environments and passes the agent's state from call to call.
 
-    Observations go through the agent's own ``VecNormalize`` (``NormalizedAgent``). Stable-Baselines3 saves it beside
-    the model and not in it: an agent that was loaded without it is asked with raw observations. Environments that are
-    no longer needed leave the batch where the agent allows it (``SelectiveAgent``), and stay in it otherwise.
+    Observations are normalised by the agent's own ``VecNormalize`` (``NormalizedAgent``). Stable-Baselines3 saves that
+    in a separate file: an agent that was loaded without it gets raw observations. Environments that are no longer
+    needed leave the batch if the agent allows it (``SelectiveAgent``), and stay in it otherwise.
 
     Args:
         agent: anything with Stable-Baselines3's ``predict``.
@@ -58,22 +58,22 @@ class BatchActor:
 
     def __init__(self, agent: PredictingAgent, deterministic: bool = False) -> None:
         self.agent, self.deterministic = agent, deterministic
-        self._rows: np.ndarray | None = None  # the environments that the agent is asked for
+        self._rows: np.ndarray | None = None  # the environments in the batch
         self._state: Any = None
         self._actions: np.ndarray | None = None
 
     def __call__(
         self, observations: Any, starts: Bool[np.ndarray, " n"], needed: Bool[np.ndarray, " n"]
     ) -> np.ndarray:
-        """Actions of all environments, ``(n, ...)``; of those that are not needed, any.
+        """Actions of all environments, ``(n, ...)``; those of environments that are not needed are arbitrary.
 
         Args:
             observations: of all environments, ``(n, ...)``, or a Dict of such arrays.
             starts: where an episode has just begun.
-            needed: whose actions are used. An environment that is not needed once never is again.
+            needed: bool; whose actions are used. An environment that was not needed once must not be needed later.
 
         Raises:
-            ValueError: if the agent answers for another number of environments.
+            ValueError: if the agent returns actions of another number of environments.
         """
         if self._rows is None:
             self._rows = np.arange(len(starts))
@@ -112,7 +112,7 @@ class BatchActor:
 
 
 def normalized_for(agent: Any, observations: Any) -> Any:
-    """Observations as ``agent`` saw them in training: through its ``VecNormalize``, if it has one."""
+    """Observations normalised by the agent's ``VecNormalize``, if it has one."""
     normalize = agent.get_vec_normalize_env() if isinstance(agent, NormalizedAgent) else None
     return observations if normalize is None else normalize.normalize_obs(observations)
 

@@ -17,11 +17,11 @@ class Batch:
     """A batch of windows cut out of episodes; see the time-alignment picture in ``jepa_rl.types``.
 
     Attributes:
-        observations: "b t ...": uint8 pixels "b t c y x" where the picture is all, otherwise tensors by name.
+        observations: "b t ...": uint8 pixels "b t c y x" if the observation is one picture, otherwise tensors by name.
         actions: model actions (see ``ActionSpec.encode``), blocks concatenated.
         rewards: summed over each block.
         terminated: whether the episode ended (not by a time limit) inside the step.
-        valid: False behind the end of an episode, where the last state is repeated; None where no window reaches there.
+        valid: False beyond the end of an episode, where the last state is repeated; None if all steps are valid.
     """
 
     observations: Observations
@@ -32,10 +32,10 @@ class Batch:
 
     @property
     def pixels(self) -> UInt8[Tensor, "b t c y x"]:
-        """The pictures, where they are all that is observed.
+        """The pictures, if the observation is one picture.
 
         Raises:
-            TypeError: where there are several observations by name.
+            TypeError: if there are observations by name.
         """
         if isinstance(self.observations, dict):
             raise TypeError(
@@ -45,7 +45,7 @@ class Batch:
 
     @property
     def states(self) -> int:
-        """How many states the batch holds."""
+        """Number of states in the batch."""
         return self.actions.shape[0] * (self.actions.shape[1] + 1)
 
     def to(self, device: torch.device | str) -> Self:
@@ -53,7 +53,7 @@ class Batch:
         return replace(self, **{f.name: on_device(getattr(self, f.name), device) for f in fields(self)})
 
     def whole(self) -> Self:
-        """The windows that lie inside their episodes; all of them where fewer than two do."""
+        """Only the windows without invalid steps; all windows if fewer than two have none."""
         if self.valid is None or self.valid.all() or int(self.valid.all(1).sum()) < 2:
             return self
         rows = self.valid.all(1)
@@ -62,14 +62,14 @@ class Batch:
 
 @dataclass(frozen=True, kw_only=True)
 class ControlBatch(Batch):
-    """Windows with what values are learned from.
+    """Windows with value targets.
 
     Attributes:
         returns: discounted rewards from each step up to ``future``.
-        discounts: of what follows ``future``, seen from each step.
-        ended: whether the episode had terminated by then, so that nothing follows.
-        future: observations, "b ...", that lie further ahead than the window, or where the episode ends; None where
-            these are the last of ``observations``.
+        discounts: factor on the value of ``future``, for each step.
+        ended: whether the episode has terminated at ``future``, whose value is then 0.
+        future: observations "b ..." from which the value is bootstrapped, beyond the window or at the end of the
+            episode; None if these are the last of ``observations``.
     """
 
     returns: Float[Tensor, "b h"]
@@ -79,14 +79,14 @@ class ControlBatch(Batch):
 
 
 def on_device(value: Any, device: torch.device | str) -> Any:
-    """A tensor, a dict of them or None, moved."""
+    """A tensor, a dict of tensors or None, on another device."""
     if isinstance(value, dict):
         return {name: on_device(part, device) for name, part in value.items()}
     return None if value is None else value.to(device)
 
 
 def rows_of(value: Any, rows: Tensor) -> Any:
-    """Rows of a tensor, of a dict of them or of None."""
+    """Rows of a tensor or of each tensor of a dict; None for None."""
     if isinstance(value, dict):
         return {name: part[rows] for name, part in value.items()}
     return None if value is None else value[rows]

@@ -1,13 +1,13 @@
-"""What a plan costs: goal distance, action penalty and weighted sums of them.
+"""Costs of plans: goal distance, action penalty and weighted sums of them.
 
 A cost is any callable ``cost(latents "b n t d", actions "b h a") -> "b n"``; lower is better.
 
-Rows: a planner prices the candidate plans of all environments in one call, so that the first axis
+Rows: a planner evaluates the candidate plans of all environments in one call, so that the first axis
 of both arguments holds ``b * s`` rows, the ``s`` candidates of one environment next to each other.
-A cost that holds something per environment (a goal) reads the rows as ``(b, s)`` with ``b`` the
-number of things it holds: see ``per_environment``.
+A cost with one goal (or other datum) per environment reshapes the rows to ``(b, s)`` with ``b`` the
+number of goals: see ``per_environment``.
 
-A cost that leads to a goal latent shows it as ``goal``; planners that search towards a goal read it (``goal_of``).
+A cost with a goal latent has it as its attribute ``goal``; planners that need a goal read it (``goal_of``).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ DISTANCES: dict[str, Distance] = {"l2": euclidean, "mse": mean_squared}
 
 
 def per_environment(rows: Tensor, environments: int) -> Tensor:
-    """Rows ``(b * s, ...)`` as ``(b, s, ...)``, a view; see the module's word on rows.
+    """Rows ``(b * s, ...)`` as ``(b, s, ...)``, a view; see "Rows" at the top of the module.
 
     Raises:
         ValueError: if the rows cannot be split evenly over the environments.
@@ -54,7 +54,7 @@ def per_environment(rows: Tensor, environments: int) -> Tensor:
 
 @runtime_checkable
 class HasGoal(Protocol):
-    """A cost that leads to a goal.
+    """A cost with a goal.
 
     Attributes:
         goal: one goal latent for each environment, or a single row for all; None if there is none.
@@ -65,12 +65,12 @@ class HasGoal(Protocol):
 
 
 def goal_of(cost: Cost) -> Float[Tensor, "b d"] | None:
-    """The goal that a cost leads to, or None."""
+    """The goal of a cost, or None."""
     return cost.goal if isinstance(cost, HasGoal) else None
 
 
 class Composable:
-    """Gives a cost ``a + b`` and ``weight * a``."""
+    """Base class of costs: adds the operators ``a + b`` and ``weight * a``."""
 
     def __call__(self, latents: Tensor, actions: Tensor) -> Tensor:
         raise NotImplementedError
@@ -126,7 +126,7 @@ class GoalCost(Composable):
                 f"goal is {self.goal.shape[-1]} wide but the latents are {latents.shape[-1]} wide"
             )
         distance = self.distance if callable(self.distance) else DISTANCES[self.distance]
-        # The state now costs every candidate the same: it only blurs the sum.
+        # The present state adds the same to every candidate, so it is left out of the sum.
         reached = latents[:, :, -1:] if self.reduce == "last" else latents[:, :, 1:]
         goal = self.goal.to(latents)[:, None, None, None]  # b 1 1 1 d
         return distance(per_environment(reached, self.goal.shape[0]), goal).sum(-1).flatten(0, 1)
@@ -146,7 +146,7 @@ class ActionPenalty(Composable):
 
 @dataclass(frozen=True, eq=False)
 class WeightedSum(Composable):
-    """``sum_i weights[i] * costs[i]``; what ``+`` and ``*`` between costs build."""
+    """``sum_i weights[i] * costs[i]``; the result of ``+`` and ``*`` on costs."""
 
     costs: tuple[Cost, ...]
     weights: tuple[float, ...] = field(default=())
@@ -160,7 +160,7 @@ class WeightedSum(Composable):
 
     @property
     def goal(self) -> Float[Tensor, "b d"] | None:
-        """That of the first cost in the sum that has one."""
+        """The goal of the first cost in the sum that has one."""
         return next((goal for goal in map(goal_of, self.costs) if goal is not None), None)
 
     def __call__(

@@ -1,4 +1,4 @@
-"""Heads on latents, for agents that learn from reward: distributional scalars, ensembles, policy priors.
+"""Heads on latents: distributions of scalars, perceptrons and ensembles of them, picture decoders, policies.
 
 Sizes and recipes follow TD-MPC2 (Hansen, Su and Wang 2024, arXiv:2310.16828).
 """
@@ -221,7 +221,9 @@ class CategoricalPolicy(nn.Module):
         """Actions with a straight-through gradient, and minus the entropy.
 
         The entropy is computed from the distribution, because the log-probability of a sample would have no gradient.
-        ``draws`` is that of ``GaussianPolicy.sample``.
+
+        Args:
+            z, generator, draws: see ``GaussianPolicy.sample``.
         """
         actions, neg_entropy = [], []
         count = len(z) if draws is None else draws
@@ -234,7 +236,13 @@ class CategoricalPolicy(nn.Module):
 
 
 def gumbel(shape: tuple[int, ...], like: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Gumbel noise: the argmax of log-probabilities plus this noise is a sample from them."""
+    """Gumbel noise: the argmax of log-probabilities plus this noise is a sample from them.
+
+    Args:
+        shape: of the noise.
+        like: a tensor with the device and dtype of the noise.
+        generator: of the noise.
+    """
     uniform = torch.rand(shape, generator=generator, device=like.device, dtype=like.dtype)
     return -torch.log(-torch.log(uniform.clamp(1e-20, 1.0 - 1e-7)))
 

@@ -1,4 +1,4 @@
-"""A goal-conditioned inverse model: which action leads from here towards there? The cheap rival of planning."""
+"""A goal-conditioned inverse model, which predicts the first action from a state towards a goal: a cheap baseline."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class InverseModel(nn.Module):
 
     Args:
         latent_dim: width of the latents.
-        action: what it predicts: a vector in [-1, 1] (through tanh), or logits of the choices.
+        action: spec of the predicted actions: a vector in [-1, 1] (through tanh), or logits of the choices.
         width: hidden units of its two hidden layers.
     """
 
@@ -40,7 +40,13 @@ class InverseModel(nn.Module):
     def loss(
         self, z: Float[Tensor, "b d"], goal: Float[Tensor, "b d"], actions: Float[Tensor, "b size"]
     ) -> Tensor:
-        """Mean squared error of vectors, cross-entropy of choices (one-hot ``actions``)."""
+        """Mean squared error of continuous actions, cross-entropy of discrete ones.
+
+        Args:
+            z: latents.
+            goal: latents of the goals.
+            actions: model actions that were taken; discrete ones one-hot.
+        """
         output = self(z, goal)
         if self.action.kind == "discrete":
             return nn.functional.cross_entropy(output, actions)

@@ -7,11 +7,23 @@ from torch import Tensor
 
 
 def normal(shape: tuple[int, ...], like: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Standard normal numbers of a shape, on the device and in the dtype of ``like``."""
+    """Standard normal numbers.
+
+    Args:
+        shape: of the result.
+        like: a tensor with the device and dtype of the result.
+        generator: of the numbers.
+    """
     return torch.randn(shape, generator=generator, device=like.device, dtype=like.dtype)
 
 
 def directions(shape: tuple[int, ...], like: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Actions "... a" in random directions, each of them at the bounds [-1, 1]."""
+    """Actions "... a" in random directions, scaled so that the largest component is -1 or 1.
+
+    Args:
+        shape: of the result.
+        like: a tensor with the device and dtype of the result.
+        generator: of the directions.
+    """
     drawn = normal(shape, like, generator)
     return drawn / drawn.abs().amax(-1, keepdim=True).clamp_min(1e-6)

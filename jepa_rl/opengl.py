@@ -1,10 +1,10 @@
-"""OpenGL contexts that do not disturb each other: each draw has its own, and leaves the thread as it found it.
+"""Isolated OpenGL contexts: each draw makes its own context current, and restores the previous one afterwards.
 
 An OpenGL call goes to whichever context is current in its thread. Gymnasium's MuJoCo viewers make theirs current
-once, when they open, and dm_control remembers which one it made current last. Whatever opens, draws or closes in
-between leaves them drawing into, or deleting from, a context that is not theirs: black pictures, or another
-environment's. ``drawing`` brackets a piece of work with a context, and ``keep_viewers_apart`` puts that bracket around
-every draw of Gymnasium's viewers in this process.
+once, when they open, and dm_control remembers which one it made current last. If anything opens, draws or closes in
+between, they draw into, or delete from, another context: pictures are black, or those of another environment.
+``drawing`` is a context manager that prevents this, and ``keep_viewers_apart`` applies it to every draw of Gymnasium's
+viewers in this process.
 
 A context is current only while something draws with it, so that the next draw may come from another thread.
 """
@@ -34,11 +34,11 @@ _VIEWERS = "gymnasium.envs.mujoco.mujoco_rendering"
 
 @contextmanager
 def drawing(context: Any = None, last: bool = False) -> Iterator[None]:
-    """Work with an OpenGL context current, then give the thread back the one that it had before (or none).
+    """Context manager: makes an OpenGL context current, and afterwards the one that was current before (or none).
 
     Args:
-        context: one of MuJoCo's own ``GLContext``, of any backend; None where the work opens one itself.
-        last: whether the work frees the context, so that it must not be given back.
+        context: one of MuJoCo's own ``GLContext``, of any backend; None if the code inside opens one itself.
+        last: whether the code inside frees the context, which then cannot be made current again.
 
     Raises:
         RuntimeError: in a process forked from one that had already drawn; or if the context is current in another
@@ -75,13 +75,13 @@ def check_not_forked() -> None:
 
 
 def keep_viewers_apart(opening: Callable[[], AbstractContextManager[Any]] | None = None) -> None:
-    """Let every viewer of Gymnasium's MuJoCo environments draw, and be closed, with its own context current.
+    """Makes every viewer of Gymnasium's MuJoCo environments draw and close with its own context current.
 
-    Changes ``MujocoRenderer`` of Gymnasium for this process, once, if it has been imported; otherwise there are no
-    viewers, and nothing happens. Its pictures stay what they are in a process with one environment.
+    Patches Gymnasium's ``MujocoRenderer`` in this process, once, if it has been imported; otherwise there are no
+    viewers, and nothing happens. Its pictures are then those of a process with a single environment.
 
     Args:
-        opening: around the opening of a viewer, which reads ``MUJOCO_GL``.
+        opening: context manager entered while a viewer opens, which reads ``MUJOCO_GL``.
     """
     global _opening
     if opening is not None:
@@ -97,7 +97,7 @@ def keep_viewers_apart(opening: Callable[[], AbstractContextManager[Any]] | None
 
 
 class _Kept:
-    """A method of ``MujocoRenderer`` behind ours, which is handed the original."""
+    """Descriptor that replaces a method of ``MujocoRenderer`` by ours, which is passed the original."""
 
     def __init__(self, original: Callable[..., Any], ours: Callable[..., Any]) -> None:
         self.__doc__ = original.__doc__
@@ -137,7 +137,7 @@ def _close(renderer: Any, original: Callable[..., Any]) -> None:
 
 
 def free_with(owner: object, context: Any, drawer: Any) -> Callable[[], Any]:
-    """Free an OpenGL context when its owner is collected, and at exit at the latest.
+    """Frees an OpenGL context when its owner is garbage-collected, at the latest when Python exits.
 
     Args:
         owner: an object that neither ``context`` nor ``drawer`` refers to.
@@ -145,13 +145,13 @@ def free_with(owner: object, context: Any, drawer: Any) -> Callable[[], Any]:
         drawer: the ``mujoco.MjrContext`` that lives in it.
 
     Returns:
-        What frees both at once; from then on it does nothing.
+        A function that frees both at once; further calls do nothing.
     """
     free = weakref.finalize(owner, _free, context, drawer)
     free.atexit = False  # weakref's own turn may come when the OpenGL library has already shut down
     _free_by_context[context] = free
     atexit.unregister(_free_all)
-    atexit.register(_free_all)  # what is registered last, runs first
+    atexit.register(_free_all)  # the last registered function runs first
     return free
 
 
@@ -161,7 +161,7 @@ def _free_all() -> None:
 
 
 def _free(context: Any, drawer: Any) -> None:
-    """What MuJoCo has in a context is deleted from the one that is current: while that is its own."""
+    """Frees a context. MuJoCo deletes its objects from the current context, so this one is made current first."""
     if _fork.inherited:
         _of_the_parent.append((context, drawer))  # or their own __del__ would free them
         return
@@ -185,11 +185,11 @@ def _make_current(context: Any) -> None:
 
 
 class _Library(NamedTuple):
-    """How a library tells what is current in this thread, and how that is made current again.
+    """How to read which context is current in this thread, and how to restore it.
 
     Attributes:
         note: the context and whatever else ``put_back`` needs; None if nothing is current.
-        put_back: takes what ``note`` gave.
+        put_back: takes the result of ``note``.
     """
 
     note: Callable[[], tuple[Any, ...] | None]
@@ -271,7 +271,7 @@ def _loaded() -> list[str]:
 
 @contextmanager
 def _no_garbage_collection() -> Iterator[None]:
-    """A viewer that nobody closed frees its context when it is collected; not in the middle of another's draw."""
+    """Context manager: no garbage collection, which could free another viewer's context in the middle of a draw."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -293,7 +293,7 @@ class _Fork:
             os.register_at_fork(before=self._before, after_in_child=self._after)
 
     def _before(self) -> None:
-        # Others may have drawn as well; the threads of llvmpipe, Mesa's software renderer, tell.
+        # Other code may have drawn as well; then threads of llvmpipe, Mesa's software renderer, exist.
         if not self.drawn and "mujoco" in sys.modules:
             self.drawn = any(name.startswith("llvmpipe") for name in _threads())
 

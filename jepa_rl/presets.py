@@ -1,4 +1,4 @@
-"""Named settings to start from."""
+"""Named configurations of world models and their training."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from jepa_rl.world_model import WorldModelConfig
 
 
 class Preset(NamedTuple):
-    """What to build, how to train it, and on windows of how many latent steps (``WindowSampler(store, steps)``)."""
+    """Configurations of model and training, and the latent steps in a window (``WindowSampler(store, steps)``)."""
 
     model: WorldModelConfig
     train: TrainConfig

@@ -1,4 +1,4 @@
-"""Parts of a world model by name: encoders, dynamics and objectives. A decorator adds one of your own.
+"""Encoders, dynamics and objectives by name. A decorator registers your own.
 
 ::
 
@@ -7,7 +7,7 @@
 
     WorldModelConfig(spec, encoder="mine", encoder_options={...})
 
-A checkpoint names the parts and never holds their code: the module that registers yours is imported before loading.
+A checkpoint holds the names and not the code: import the module that registers yours before loading.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Registry:
     """Classes of one kind of part, by name.
 
     Args:
-        kind: what they are, in words; for messages.
+        kind: with its article, for error messages, such as "an encoder".
     """
 
     def __init__(self, kind: str) -> None:
@@ -33,11 +33,11 @@ class Registry:
         self._parts: dict[str, type[nn.Module]] = {}
 
     def register(self, name: str) -> Callable[[Part], Part]:
-        """A decorator that makes a class known as ``name``.
+        """A decorator that registers a class as ``name``.
 
         Raises:
-            ValueError: if another class has this name already. The same class from the same module may come again, as
-                when a notebook cell is run twice.
+            ValueError: if another class has this name already. The same class from the same module may be
+                registered again, as when a notebook cell is run twice.
         """
 
         def add(part: Part) -> Part:
@@ -84,12 +84,11 @@ class Registry:
         Args:
             name: of the part.
             options: the user's arguments for its constructor.
-            known: what the spec and the other parts know, such as channels, size and frames; a constructor gets those
-                that it has parameters for.
+            known: arguments that come from the spec and the other parts, such as channels, size and frames; a
+                constructor is passed those that it has parameters for.
 
         Raises:
-            ValueError: for an unknown name, options that the constructor does not take, or one that contradicts what is
-                known.
+            ValueError: for an unknown name, options that the constructor does not take, or that contradict ``known``.
         """
         self.check(name)
         part = self._parts[name]

@@ -1,6 +1,6 @@
-"""The door to Gymnasium: spaces and environments become small frozen specs, and specs are held against environments.
+"""Converts Gymnasium spaces and environments to ``WorldSpec`` and ``ActionSpec``, and checks that a model fits.
 
-The only file of ``jepa_rl`` outside ``agents`` and ``envs`` that imports Gymnasium.
+The only module outside ``jepa_rl.agents`` and ``jepa_rl.envs`` that imports Gymnasium.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from jepa_rl.types import OBSERVATION, ActionSpec, WorldSpec
 
 
 class EnvSpaces(NamedTuple):
-    """What one sub-environment shows and takes, whichever interface it came through.
+    """Spaces of one environment, taken from any of the three interfaces of ``env_spaces``.
 
     Attributes:
         observation: observation space of one environment.
@@ -52,13 +52,13 @@ def env_spaces(env: Any) -> EnvSpaces:
     except (
         AttributeError,
         NotImplementedError,
-    ):  # a natively vectorised VecEnv need not have sub-environments
+    ):  # a VecEnv need not consist of single environments
         frames = 1
     return EnvSpaces(env.observation_space, env.action_space, frames)
 
 
 def is_vec_env(env: Any) -> bool:
-    """Whether this has the interface of a Stable-Baselines3 ``VecEnv``; told without importing it."""
+    """Whether ``env`` has the interface of a Stable-Baselines3 ``VecEnv``; does not import Stable-Baselines3."""
     return all(hasattr(env, name) for name in ("step_async", "step_wait", "get_attr", "num_envs"))
 
 
@@ -136,7 +136,7 @@ def pixel_space(space: gym.Space) -> spaces.Box:
 
 
 def world_spec(env: Any, block: int = 1) -> WorldSpec:
-    """What a world model of this environment reads and is driven by.
+    """The ``WorldSpec`` of an environment that shows one picture.
 
     Args:
         env: environment, Gymnasium vector environment or SB3 ``VecEnv`` with uint8 (channels, y, x) pixels.
@@ -151,12 +151,12 @@ def world_spec(env: Any, block: int = 1) -> WorldSpec:
 
 
 def observed_spec(observation: gym.Space, action: gym.Space, frames: int = 1, source: str = "") -> WorldSpec:
-    """What a model reads that takes all there is to observe: pictures, vectors, or a Dict of both.
+    """The ``WorldSpec`` of a model that reads every part of an observation: pictures, vectors, or a Dict of both.
 
     Args:
         observation: uint8 pixels (frames * channels, size, size), a flat Box, or a Dict of these.
         action: see ``action_spec``.
-        frames: stacked in every picture.
+        frames: number of frames stacked in every picture.
         source: see ``WorldSpec``.
 
     Raises:
@@ -199,16 +199,19 @@ def observation_boxes(space: gym.Space) -> dict[str, spaces.Box]:
 
 
 def by_name(observation: Any) -> dict[str, Any]:
-    """A Dict observation as it is, any other under the name ``observation``."""
+    """Observations by name: a Dict observation itself, any other under the name ``observation``."""
     return dict(observation) if isinstance(observation, dict) else {OBSERVATION: observation}
 
 
 def check_fits(spec: WorldSpec, env: EnvSpaces) -> None:
-    """Raises ValueError unless a model of pixels fits an environment: pictures, frames and actions.
+    """Checks that an environment has the pictures, frames and actions of a model.
 
     Args:
-        spec: the model's.
-        env: see ``env_spaces``.
+        spec: of the model.
+        env: of the environment, see ``env_spaces``.
+
+    Raises:
+        ValueError: if it does not; the message says how to fix it.
     """
     if spec.parts or spec.pixels is None:
         raise ValueError(
@@ -233,20 +236,20 @@ def check_fits(spec: WorldSpec, env: EnvSpaces) -> None:
 
 
 def same_actions(one: ActionSpec, other: ActionSpec) -> bool:
-    """Whether two actions mean the same; bounds may differ by rounding."""
+    """Whether two action specs are equal, up to rounding of the bounds."""
     if one.kind == "discrete" or other.kind == "discrete":
         return one == other
     return one.size == other.size and np.allclose(one.low, other.low) and np.allclose(one.high, other.high)
 
 
 def source_of(env: Any) -> str:
-    """How an environment is made, as JSON: ``[[id, arguments, time limit], [wrapper, arguments], ...]``.
+    """How an environment was made, as JSON: ``[[id, arguments, time limit], [wrapper, arguments], ...]``.
 
     Args:
         env: environment, Gymnasium vector environment or Stable-Baselines3 ``VecEnv`` (its first environment).
 
     Returns:
-        An empty string where it does not say: no ``spec``, or in another process.
+        An empty string if this is unknown: it has no ``spec``, or runs in another process.
     """
     if is_vec_env(env) or isinstance(env, gym.vector.VectorEnv):
         inner = getattr(env.unwrapped, "envs", None)
@@ -260,5 +263,5 @@ def source_of(env: Any) -> str:
 
 
 def _plain_or_type(value: Any) -> Any:
-    """Functions and objects by their type: their address differs from process to process."""
+    """JSON for values that are not plain: the type, since addresses differ between processes."""
     return plain(value) if isinstance(value, np.generic | np.ndarray) else type(value).__qualname__

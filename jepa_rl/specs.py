@@ -1,4 +1,4 @@
-"""What an environment shows and takes, as plain numbers: ``WorldSpec`` and ``ActionSpec``."""
+"""Observation and action spaces as plain numbers: ``WorldSpec`` and ``ActionSpec``."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from torch import Tensor
 JSON = dict[str, Any]
 _NO_BOUND = 1e30  # bounds this large mean "none": np.finfo(np.float32).max is common
 
-# What an environment shows: one tensor, or tensors by name where it shows several things.
+# Observations of an environment: one tensor, or tensors by name where there are several.
 Observations = Tensor | dict[str, Tensor]
-OBSERVATION = "observation"  # the name of the only one
+OBSERVATION = "observation"  # the name of a single observation
 
 
 @dataclass(frozen=True)
 class ActionSpec:
-    """An action space as plain numbers, so that the modelling room needs no Gymnasium.
+    """An action space as plain numbers, so that models do not depend on Gymnasium.
 
     Attributes:
         kind: ``"continuous"`` (a bounded vector) or ``"discrete"`` (one of ``size`` choices).
         size: number of vector components, or number of choices.
-        low, high: bounds of each component (continuous only), in the environment's own units.
+        low, high: bounds of each component (continuous only), in the environment's units.
         start: the environment's number for the first choice (discrete only).
         choices: of several choices side by side (MultiDiscrete), the number of options of each, which add up to
             ``size``; empty for a single one.
@@ -34,7 +34,7 @@ class ActionSpec:
 
     Raises:
         TypeError: if continuous actions are not floats.
-        ValueError: if a size, a bound or their number makes no sense, or a component is unbounded.
+        ValueError: if a size or the number of bounds is wrong, low is not below high, or a component is unbounded.
     """
 
     kind: Literal["continuous", "discrete"]
@@ -104,7 +104,7 @@ class ActionSpec:
         return self.choices or (self.size,)
 
     def _single_choices(self) -> list[ActionSpec]:
-        """Each of several choices as an action of its own."""
+        """Each choice of a MultiDiscrete space as an ``ActionSpec``."""
         return [
             ActionSpec("discrete", n, start=start) for n, start in zip(self.choices, self.starts, strict=True)
         ]
@@ -141,7 +141,7 @@ class ActionSpec:
     def decode(self, actions: np.ndarray) -> np.ndarray:
         """Model actions float ``(..., size)`` to environment actions: clipped to the bounds, or the largest choice.
 
-        The environment's action space contains the result: it has that dtype, and rounding cannot cross a bound.
+        The environment's action space contains the result: it has the same dtype, and rounding cannot exceed a bound.
         """
         actions = np.asarray(actions)
         if actions.shape[-1:] != (self.size,):
@@ -167,21 +167,22 @@ class ActionSpec:
 
 @dataclass(frozen=True)
 class WorldSpec:
-    """What a world model reads and is driven by.
+    """Observations and actions of a world model.
 
     Attributes:
-        pixels: shape ``(frames * channels, y, x)`` of one uint8 picture, oldest frame first; None where the
-            environment shows no picture, or several.
-        frames: how many frames are stacked in every picture.
+        pixels: shape ``(frames * channels, y, x)`` of the uint8 picture, oldest frame first; None if there is no
+            picture, or more than one.
+        frames: number of frames stacked in every picture.
         action: the action space of one environment step.
         block: environment steps (and actions) in one latent step.
-        parts: (name, shape) of everything that is observed, where that is more or other than one picture: pictures
-            ``(frames * channels, y, x)`` and vectors ``(size,)``. Empty where the picture is all.
-        source: how the observations were made (environment, arguments, wrappers), as JSON; empty if unknown. It
-            travels in checkpoints, and does not count when two specs are compared.
+        parts: (name, shape) of every observation: pictures ``(frames * channels, y, x)`` and vectors ``(size,)``. Empty
+            if the observation is one picture.
+        source: how the observations were made (environment, arguments, wrappers), as JSON; empty if unknown. It is
+            saved in checkpoints; ``==`` ignores it.
 
     Raises:
-        ValueError: for shapes, frames or a block that make no sense.
+        ValueError: if a shape is neither a picture's nor a vector's, channels are not a multiple of frames, or frames
+            or block are below 1.
     """
 
     pixels: tuple[int, int, int] | None
@@ -206,7 +207,7 @@ class WorldSpec:
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """The shape of everything that is observed, by name."""
+        """The shape of every observation by name."""
         if self.parts:
             return dict(self.parts)
         return {OBSERVATION: (0,) if self.pixels is None else self.pixels}

@@ -1,4 +1,4 @@
-"""The map of the house: shapes, time alignment, specifications and contracts.
+"""Shape legend, time alignment and contracts (protocols); also gathers ``jepa_rl.specs`` and ``jepa_rl.batches``.
 
 Shape letters, used in every annotation and docstring::
 
@@ -13,13 +13,13 @@ Time alignment: index 0 is *now*, and action i leads from state i to state i + 1
     pixels   p0 ----- p1 ----- p2 ----- p3        t = 4
     latents  z0 ----- z1 ----- z2 ----- z3        t = 4
     actions      a0 ----- a1 ----- a2             h = 3
-    rewards      r0 ----- r1 ----- r2             h = 3   (r0 is paid for a0 in state 0)
+    rewards      r0 ----- r1 ----- r2             h = 3   (r0 follows a0 in state 0)
 
 One *latent step* may span several environment steps (an action block): then ``a0`` is the
 concatenation of ``block`` environment actions and ``p1`` is the picture ``block`` steps after ``p0``.
 
-Actions inside the modelling room are always float vectors: continuous actions scaled to [-1, 1],
-discrete actions one-hot. ``ActionSpec.encode`` and ``ActionSpec.decode`` are the only doors.
+Inside ``jepa_rl``, model actions are float vectors: continuous actions scaled to [-1, 1], discrete actions one-hot.
+Only ``ActionSpec.encode`` and ``ActionSpec.decode`` convert from and to the environment's actions.
 """
 
 from __future__ import annotations
@@ -46,14 +46,14 @@ Metrics = dict[str, float]
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything a planner saw; it never prints, plots or logs.
+    """The result of a planner, with the candidates and futures that it evaluated.
 
     Attributes:
         actions: the chosen plan, model actions.
         cost: its cost.
         candidates: the last iteration's candidate plans (None where a planner keeps none).
         candidate_costs: their costs.
-        branches: the futures the dynamics predict for the chosen plan, index 0 is now.
+        branches: latents of the futures that the dynamics predict for the chosen plan; index 0 is now.
     """
 
     actions: Float[Tensor, "b h a"]
@@ -65,7 +65,7 @@ class Plan:
 
 @runtime_checkable
 class Encoder(Protocol):
-    """Pixels to one latent vector. Anything with this shape of ``encode`` serves the wrappers."""
+    """Pixels to one latent vector. The wrappers accept any object with this interface."""
 
     latent_dim: int
 
@@ -74,10 +74,10 @@ class Encoder(Protocol):
 
 @runtime_checkable
 class Dynamics(Protocol):
-    """What happens next. Point dynamics answer ``n = 1``; sampling dynamics draw ``futures``.
+    """Predict latents from a latent and actions. Deterministic dynamics return ``n = 1``; others sample ``futures``.
 
-    Dynamics that remember more of the past than the newest latent set ``markov = False`` (see
-    ``jepa_rl.dynamics.is_markov``): rolling them out in two parts is not rolling them out at once.
+    Dynamics that depend on more of the past than the newest latent set ``markov = False`` (see
+    ``jepa_rl.dynamics.is_markov``): a rollout in two parts then differs from one rollout.
     """
 
     @property
@@ -94,12 +94,22 @@ class Dynamics(Protocol):
         futures: int = 1,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Latents "b n h+1 d"; ``[:, :, 0]`` is ``z`` itself."""
+        """Open-loop prediction.
+
+        Args:
+            z: latents now.
+            actions: model actions.
+            futures: samples to draw.
+            generator: of these samples.
+
+        Returns:
+            Latents "b n h+1 d"; ``[:, :, 0]`` is ``z`` itself.
+        """
         ...
 
 
 class World(Protocol):
-    """What an objective sees of the world model that it trains."""
+    """The part of a world model that its objective may use."""
 
     spec: WorldSpec
     latent_dim: int
@@ -123,7 +133,7 @@ class World(Protocol):
 
 @runtime_checkable
 class Imagination(Protocol):
-    """What a dream environment and a return need of a world with reward."""
+    """A model of reward and termination, as ``ReturnCost`` needs it."""
 
     def reward(self, z: Float[Tensor, "b d"], action: Float[Tensor, "b a"]) -> Float[Tensor, " b"]: ...
 
@@ -134,22 +144,22 @@ class Imagination(Protocol):
 Cost = Callable[[Tensor, Tensor], Tensor]
 
 
-# What a planner searches among.
+# Kind of actions that a planner searches over.
 ActionKind = Literal["continuous", "discrete", "any"]
 
 
 @runtime_checkable
 class Planner(Protocol):
-    """Searches for the action sequence of least cost. Holds settings only: no state between calls.
+    """Searches for the action sequence of least cost. It has settings, but no state between calls.
 
-    ``jepa_rl.agents.planners.BasePlanner`` gives all of this but ``horizon`` and ``plan``.
+    ``jepa_rl.agents.planners.BasePlanner`` implements all of this but ``horizon`` and ``plan``.
 
     Attributes:
         horizon: latent steps of a plan.
-        actions: the kind of actions that it searches among: vectors in [-1, 1] ("continuous"), one-hot choices
+        actions: the kind of actions that it searches over: vectors in [-1, 1] ("continuous"), one-hot choices
             ("discrete"), or either ("any").
-        futures: drawn for each candidate plan.
-        risk: costs "b n" of the futures -> "b", see ``jepa_rl.risk``.
+        futures: number of samples for each candidate plan.
+        risk: reduces the costs "b n" of the futures to "b"; see ``jepa_rl.risk``.
     """
 
     @property
@@ -177,5 +187,14 @@ class Planner(Protocol):
         generator: torch.Generator | None = None,
         proposals: Float[Tensor, "b p h a"] | None = None,
     ) -> Plan:
-        """``warm_start`` is where the search begins; ``proposals`` are ``p`` plans that compete in it."""
+        """Searches for one plan for each of the b rows.
+
+        Args:
+            dynamics: predicts the candidates' latents.
+            cost: of these latents and actions.
+            z: latents now.
+            warm_start: plans at which the search starts.
+            generator: of all random numbers.
+            proposals: p further candidates for each row.
+        """
         ...

@@ -29,10 +29,11 @@ class WorldModelConfig:
     """All that is needed to build a world model again; plain numbers and names, written into checkpoints.
 
     Attributes:
-        spec: the observations and actions it speaks.
+        spec: observations and actions.
         latent_dim: width of the latent.
         encoder, dynamics, objective: names of registered parts; the encoder is that of pictures.
-        encoder_options, dynamics_options, objective_options: further constructor arguments of these.
+        encoder_options, dynamics_options, objective_options: their constructor arguments, but for those that come from
+            the spec.
 
     Raises:
         ValueError: for a name that is not registered, a latent_dim below 1, or pictures that are not square.
@@ -75,16 +76,16 @@ class WorldModelConfig:
 
 
 class WorldModel(nn.Module):
-    """A joint-embedding predictive world model: it encodes observations and predicts encodings, never pixels.
+    """A joint-embedding predictive world model: it encodes observations and predicts latents, not pixels.
 
-    ``encode`` serves the wrappers, ``rollout`` the planners (it is a ``Dynamics``), ``loss`` the training.
+    The wrappers call ``encode``, planners ``rollout`` (it is a ``Dynamics``), and training ``loss``.
 
     Args:
-        config: what to build; ``WorldModelConfig(spec)`` is the small default.
+        config: ``WorldModelConfig(spec)`` is the default, a small model.
 
     Raises:
-        ValueError: if an option is unknown, or a part does not keep its contract: another ``latent_dim``, latents or
-            paths of other shapes.
+        ValueError: if an option is unknown, or a part violates its contract: another ``latent_dim``, or a result of
+            another shape.
     """
 
     def __init__(self, config: WorldModelConfig) -> None:
@@ -173,18 +174,18 @@ class WorldModel(nn.Module):
         return self.objective.loss(self, batch, generator)
 
     def after_update(self) -> None:
-        """Moves what follows the weights (averages, teachers); call after every optimiser step."""
+        """Updates moving averages and target networks; call it after every optimiser step."""
         self.dynamics.after_update()
         self.objective.after_update(self)
 
-    # -- other dynamics behind the same encoder ----------------------------------------------------
+    # -- other dynamics with the same encoder ----------------------------------------------------
 
     def with_dynamics(self, dynamics: str, **options: Any) -> WorldModel:
         """A world model with a copy of this encoder and new, untrained dynamics: train them with ``refine_dynamics``.
 
         Args:
             dynamics: a registered name.
-            options: further constructor arguments of these.
+            options: their constructor arguments, except those that come from the spec.
         """
         config = replace(self.config, dynamics=dynamics, dynamics_options=options)
         other = WorldModel(config).to(next(self.parameters()).device)
@@ -194,7 +195,7 @@ class WorldModel(nn.Module):
         return other.eval()
 
     def encoder_fingerprint(self) -> str:
-        """A digest of the encoder's weights: latents of two encoders mean the same where it is the same."""
+        """A digest of the encoder's weights; encoders with equal digests give equal latents."""
         digest = hashlib.blake2b(digest_size=16)
         for name, tensor in sorted(self.encoder.state_dict().items()):
             if not name.endswith("num_batches_tracked"):
@@ -203,7 +204,16 @@ class WorldModel(nn.Module):
         return digest.hexdigest()
 
     def check_encoder(self, path: str | Path, fingerprint: str | None, trainer: str) -> None:
-        """Raises ValueError unless what ``path`` holds was trained on latents of this encoder, by ``trainer``."""
+        """Checks that dynamics or proposals were trained on latents of this encoder.
+
+        Args:
+            path: their file, for the message.
+            fingerprint: ``encoder_fingerprint`` of the encoder that they were trained with.
+            trainer: name of the function that trains them, for the message.
+
+        Raises:
+            ValueError: if the fingerprint differs from this encoder's.
+        """
         if fingerprint != self.encoder_fingerprint():
             raise ValueError(
                 f"{path} was trained on another encoder's latents (fingerprint {fingerprint}, this encoder's is "
@@ -212,7 +222,7 @@ class WorldModel(nn.Module):
             )
 
     def save_dynamics(self, path: str | Path) -> None:
-        """Writes the dynamics alone, and which encoder they belong to; atomic."""
+        """Writes the dynamics alone, with the fingerprint of their encoder; atomic."""
         config = asdict(self.config)
         header = {name: config[name] for name in ("dynamics", "dynamics_options")}
         header["encoder"] = self.encoder_fingerprint()
@@ -244,7 +254,7 @@ class WorldModel(nn.Module):
     def load(cls, path: str | Path, device: str = "cpu") -> WorldModel:
         """Reads a file of ``save`` or a training checkpoint of ``fit``, or a folder that holds ``model.safetensors``.
 
-        The model comes in evaluation mode. Nothing in the file is executed.
+        The model is in evaluation mode. No code in the file is executed.
 
         Raises:
             FileNotFoundError: there is no such file.
@@ -260,7 +270,7 @@ class WorldModel(nn.Module):
 
 
 def build_encoder(config: WorldModelConfig) -> nn.Module:
-    """The encoder of the only picture, or one of everything that is observed."""
+    """The encoder of the only picture, or an ``ObservationEncoder`` of all observations."""
 
     def make_picture(shape: tuple[int, ...]) -> nn.Module:
         channels, size, _ = shape
@@ -275,7 +285,7 @@ def build_encoder(config: WorldModelConfig) -> nn.Module:
 
 @torch.no_grad()
 def check_parts(world: WorldModel) -> None:
-    """Raises ValueError unless encoder and dynamics answer in the shapes of their contracts; tried on zeros."""
+    """Raises ValueError unless encoder and dynamics, tried on zeros, return the shapes that their contracts demand."""
     d, a, config = world.latent_dim, world.action_dim, world.config
     for name, part in (("encoder", world.encoder), ("dynamics", world.dynamics)):
         if getattr(part, "latent_dim", None) != d:
@@ -305,12 +315,12 @@ def check_parts(world: WorldModel) -> None:
 
 
 def config_header(config: WorldModelConfig) -> JSON:
-    """What a file says of its world model: the configuration, and where parts that are not ours are registered."""
+    """The header of a file with a world model: its configuration, and the modules that register parts not our own."""
     return {"config": asdict(config), "registered_by": registered_by(config)}
 
 
 def registered_by(config: WorldModelConfig) -> JSON:
-    """The modules that register the encoder, the dynamics and the objective, where these are not ours."""
+    """The modules that register encoder, dynamics and objective, for those that are not our own."""
     named = {"encoder": ENCODERS, "dynamics": DYNAMICS, "objective": OBJECTIVES}
     homes = {kind: registry.home(getattr(config, kind)) for kind, registry in named.items()}
     return {kind: home for kind, home in homes.items() if not home.startswith("jepa_rl.")}
@@ -318,6 +328,11 @@ def registered_by(config: WorldModelConfig) -> JSON:
 
 def build_saved(path: str | Path, tensors: Mapping[str, Tensor], header: JSON) -> WorldModel:
     """The world model of a file's tensors and header, in training mode.
+
+    Args:
+        path: the file, for messages.
+        tensors: the state dict of the model.
+        header: from ``config_header``.
 
     Raises:
         ValueError: if they do not describe one of this version, or name a part that is not registered.
@@ -336,7 +351,7 @@ def build_saved(path: str | Path, tensors: Mapping[str, Tensor], header: JSON) -
 
 
 def rename_old(_: nn.Module, tensors: dict[str, Tensor], prefix: str, *__: Any) -> None:
-    """Version 0.1.0 kept the objective's parts in the model itself. A hook of ``load_state_dict``."""
+    """Hook of ``load_state_dict`` for files of version 0.1.0, where the objective's parts belonged to the model."""
     for old in ("inverse.", "target_encoder."):
         for name in [name for name in tensors if name.startswith(prefix + old)]:
             tensors[f"{prefix}objective.{name[len(prefix) :]}"] = tensors.pop(name)

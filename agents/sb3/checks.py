@@ -1,4 +1,4 @@
-"""What the agents of this folder need of a Stable-Baselines3 ``VecEnv``."""
+"""Checks of Stable-Baselines3's ``VecEnv``."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from jaxtyping import Bool
 
 
 def check_terminal_observations(dones: Bool[np.ndarray, " n"], infos: Sequence[Mapping[str, Any]]) -> None:
-    """Refuses steps that end an episode without its last observation.
+    """Raises if an episode ended without ``info["terminal_observation"]``.
 
-    A ``VecEnv`` resets an environment in the step that ends its episode, so what it returns there belongs to the next
-    episode, and a model that learns transitions would learn a jump.
+    A ``VecEnv`` resets an environment in the step that ends its episode and returns the first observation of the next
+    one. A model that learns transitions would learn the jump between them.
 
     Raises:
         ValueError: if ``infos[i]`` has no ``"terminal_observation"`` where ``dones[i]`` is true.

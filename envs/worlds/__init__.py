@@ -1,1 +1,1 @@
-"""Small worlds that need no other package: Two Rooms, TableEdge, a fork."""
+"""Small built-in environments: Two Rooms, TableEdge, Fork; only MujocoTableEdge needs another package."""

@@ -1,4 +1,4 @@
-"""A corridor whose end opens left or right, by chance and late: pure bimodality; needs no GL."""
+"""A corridor in which the left or the right door opens at random, late: bimodal futures; needs no OpenGL."""
 
 from __future__ import annotations
 
@@ -55,7 +55,13 @@ def value(x: float | Array, step: int, side: int = 0, right: float = 0.5) -> Arr
 
 
 def draw(x: float, step: int, side: int) -> np.ndarray:
-    """Seen from above, uint8 ``(3, 64, 64)``: the dot at ``x`` after ``step`` steps, and which door is open."""
+    """The corridor from above, uint8 ``(3, 64, 64)``.
+
+    Args:
+        x: sideways position of the dot, -1 to 1.
+        step: steps taken so far.
+        side: -1 or 1, the open door; 0: none is open yet.
+    """
     across = (np.arange(SIZE, dtype=np.float32) + 0.5) / SIZE * 2.3 - 1.15  # the corridor's sides at -1 and 1
     y = np.arange(SIZE, dtype=np.float32)
     picture = np.full((3, SIZE, SIZE), 70.0, np.float32)
@@ -75,10 +81,10 @@ def draw(x: float, step: int, side: int) -> np.ndarray:
 class ForkEnv(gym.Env[np.ndarray, np.ndarray]):
     """``jepa_rl/Fork-v0``: a dot runs down a corridor; half way one of two doors at its end opens, left or right.
 
-    Observation: uint8 ``(3, 64, 64)``. Action: ``Box(-1, 1, (1,))``, the move to the side; forward it goes by itself,
-    one row in every step. After 6 steps a door opens, after 12 the wall is there: reward 1 for passing the door, and
-    the episode terminates. Both doors can be reached from the middle, neither from the other's side, so that the best
-    play waits in the middle (``fork.value``).
+    Observation: uint8 ``(3, 64, 64)``. Action: ``Box(-1, 1, (1,))``, the move to the side; the dot moves forward by
+    itself, one row in every step. After 6 steps a door opens; after 12 the dot reaches the wall: the reward is 1 if it
+    passes the door, and the episode terminates. Both doors can be reached from the middle, neither from the other side,
+    so that the optimal policy waits in the middle (``fork.value``).
 
     ``info`` holds, for probes and scores only, ``position`` (x, steps taken) and ``side`` (-1, 0, 1).
 

@@ -1,4 +1,4 @@
-"""TableEdge with real contact: a puck that is flicked over a table in MuJoCo, with friction that nobody knows."""
+"""TableEdge with real contact: a puck that is flicked over a table in MuJoCo, with random friction."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ SCENE = f"""
 
 
 class MujocoTableEdgeEnv(gym.Env[np.ndarray, np.ndarray], gym.utils.EzPickle):
-    """``jepa_rl/MujocoTableEdge-v0``: flick a puck to the goal near the edge of a table that it can slide over.
+    """``jepa_rl/MujocoTableEdge-v0``: flick a puck to the goal near the edge of a table, over which it can slide.
 
     Observation: uint8 ``(3, 64, 64)``, from above. Action: ``Box(-1, 1, (2,))``, a flick along x and y of strength at
     most 1. The puck slides until friction stops it; its coefficient is drawn anew for every flick (log-normal around
-    0.3), so that hard flicks go about 0.12 m, give or take 0.05 m, and gentle ones a little for certain. Past the edge
-    it tips over and falls, and nothing is earned any more. Reward and ``info`` are those of ``jepa_rl/TableEdge-v0``;
-    one environment step lasts until the puck lies still. Episodes are cut off after 40 steps, never terminated.
+    0.3), so that hard flicks move it by about 0.12 +- 0.05 m, and gentle ones by little and with certainty. Past the
+    edge it tips over and falls, and all further rewards are 0. Reward and ``info`` are those of
+    ``jepa_rl/TableEdge-v0``; one environment step lasts until the puck lies still. Episodes are cut off after 40 steps, never terminated.
 
     Args:
         goal: (x, y) on the table, or None for random near the edge.
@@ -109,7 +109,7 @@ class MujocoTableEdgeEnv(gym.Env[np.ndarray, np.ndarray], gym.utils.EzPickle):
         return self._picture(rules.SIZE).transpose(2, 0, 1).copy(), float(paid), False, False, self._info()
 
     def _flick(self, push: np.ndarray, friction: float) -> None:
-        """Gives the puck its speed and waits until it lies still, on the table or beside it."""
+        """Sets the puck's speed and simulates until it lies still, on the table or beside it."""
         model, data = self.physics.model, self.physics.data
         model.geom_friction[:, 0] = friction
         strength = rules.strength(push)

@@ -1,4 +1,4 @@
-"""A table, an object on it, and a goal near the edge: hard pushes there may throw it off; needs no GL."""
+"""A table, an object on it, and a goal near the edge, where hard pushes may make it fall; needs no OpenGL."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ class TableEdgeEnv(gym.Env[np.ndarray, np.ndarray]):
     strength at most 1, which moves the object by up to 0.12 table widths; a low rim stops it at the edge. Within 0.3
     of the edge a push slips with a probability that grows with its strength and nearness
     (``table_edge_rules.fall_probability``); pushes of strength 0.35 or less never do. A fallen object stays where it
-    is, and nothing is earned any more. Reward: 1 in every step at the goal, falling linearly to 0 at a distance of
+    is, and all further rewards are 0. Reward: 1 in every step at the goal, falling linearly to 0 at a distance of
     0.8. Episodes are cut off after 40 steps, never terminated.
 
     ``info`` holds, for probes and scores only, ``position`` (x, y), ``fallen`` and ``goal_position``.
 
     Args:
         goal: (x, y) on the table, or None for random near the edge.
-        anywhere: whether episodes start anywhere on the table, half of them near the edge, as data for a world model
-            want it; or all of them away from the edge.
+        anywhere: True: episodes start anywhere on the table, half of them near the edge, to collect data for a world
+            model. False: all start away from the edge.
         render_mode: None or ``"rgb_array"``.
 
     ``reset(options=...)`` takes ``start`` and ``goal`` (x, y).
@@ -57,9 +57,9 @@ class TableEdgeEnv(gym.Env[np.ndarray, np.ndarray]):
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         push = check_actions(action, (2,))
-        luck, shake = self.np_random.random(1), self.np_random.standard_normal((1, 2))
+        uniform, shake = self.np_random.random(1), self.np_random.standard_normal((1, 2))
         lies = np.array([self.fallen])
-        position, fallen = rules.outcome(self.position[None], lies, push[None], luck, shake)
+        position, fallen = rules.outcome(self.position[None], lies, push[None], uniform, shake)
         self._position, self.fallen = position[0], bool(fallen[0])
         paid = rules.reward(position, fallen, self.goal[None])
         return self._observe(), float(paid[0]), False, False, self._info()

@@ -1,7 +1,7 @@
 """The rules of TableEdge: pushing, slipping and drawing for any number of tables at once, in pure NumPy.
 
 Lengths are in table widths: the table is ``0 <= x <= 1`` (its edge at 1) and ``0 <= y <= 1``; ``x`` to the right, ``y``
-downwards. What may happen to a push is known in closed form, so that tests and an oracle can ask for it.
+downwards. The distribution of outcomes is known in closed form, for tests and an oracle.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Array = np.ndarray
 
 
 def on_table(name: str, value: Any) -> Float[Array, 2]:
-    """Raises ValueError for what is no place on the table."""
+    """``value`` as a position; raises ValueError if it is not on the table."""
     array = np.asarray(value, np.float64)
     if array.shape != (2,) or not ((array >= BORDER) & (array <= [1.0, 1 - BORDER])).all():
         raise ValueError(
@@ -44,7 +44,13 @@ def on_table(name: str, value: Any) -> Float[Array, 2]:
 def start_and_goal(
     rng: np.random.Generator, options: dict[str, Any] | None, goal: Float[Array, 2] | None, anywhere: bool
 ) -> tuple[Float[Array, 2], Float[Array, 2]]:
-    """Where an episode begins and wants to go: ``options`` of ``reset`` first, then ``goal``, chance last.
+    """Start and goal of an episode: from ``options``, else ``goal``, else random.
+
+    Args:
+        rng: draws random places.
+        options: of ``reset``: ``start`` and ``goal``.
+        goal: the environment's fixed goal; None: random.
+        anywhere: whether random starts lie anywhere on the table, half of them near the edge.
 
     Raises:
         ValueError: for unknown options, or places off the table.
@@ -92,7 +98,11 @@ def _smooth_step(s: Float[Array, "*b"]) -> Float[Array, "*b"]:
 
 
 def reward(position: Float[Array, "*b 2"], fallen: Bool[Array, "*b"], goal: Float[Array, "*b 2"]) -> Array:
-    """Of being there for one step: 1 at the goal, falling to 0 at a distance of 0.8; nothing for what has fallen."""
+    """Reward of one step: 1 at the goal, falling linearly to 0 at a distance of 0.8; 0 for fallen objects.
+
+    Args:
+        position, fallen, goal: of each object.
+    """
     distance = np.linalg.norm(position - goal, axis=-1)
     return np.where(fallen, 0.0, np.clip(1.0 - distance / 0.8, 0.0, 1.0))
 
@@ -101,18 +111,18 @@ def outcome(
     position: Float[Array, "*b 2"],
     fallen: Bool[Array, "*b"],
     push: Float[Array, "*b 2"],
-    luck: Float[Array, "*b"],
+    uniform: Float[Array, "*b"],
     shake: Float[Array, "*b 2"],
 ) -> tuple[Float[Array, "*b 2"], Bool[Array, "*b"]]:
     """Next position, and whether it has fallen by then; what has fallen stays where it is.
 
     Args:
         position, fallen, push: of each object.
-        luck: uniform in [0, 1); it slips where this is below ``fall_probability``.
-        shake: standard normal.
+        uniform: random number in [0, 1); the object slips where this is below ``fall_probability``.
+        shake: standard normal noise of the position.
     """
     to = landing(position, push)
-    falls = luck < fall_probability(position, push)
+    falls = uniform < fall_probability(position, push)
     # Shaking alone throws nothing over the edge, so that the probability of falling is exactly the one above.
     shaken = np.clip(to + NOISE * strength(push)[..., None] * shake, BORDER, [1.0, 1 - BORDER])
     lying = np.stack([np.full(to.shape[:-1], FALLEN), to[..., 1]], axis=-1)
@@ -123,7 +133,11 @@ def outcome(
 def draw(
     position: Float[Array, "n 2"], fallen: Bool[Array, " n"], goal: Float[Array, "n 2"]
 ) -> UInt8[Array, "n 3 64 64"]:
-    """Seen from above: brown table, dark floor, green goal, red object; blue once it has fallen."""
+    """Pictures from above: brown table, dark floor, green goal, red object; blue once it has fallen.
+
+    Args:
+        position, fallen, goal: of each object.
+    """
     grid = np.arange(SIZE, dtype=np.float32)
     x, y = grid / TABLE, (grid - TOP) / TABLE
     scene = np.empty((len(position), 3, SIZE, SIZE), np.float32)
@@ -150,7 +164,7 @@ def _disc(centre: Float[Array, "n 2"], x: Array, y: Array, radius: float) -> Flo
 
 
 class TableEdgeDynamics:
-    """The true world as ``Dynamics``, for an oracle: its latents are x, y and whether it has fallen, "b 3"."""
+    """The true dynamics as ``Dynamics``, for an oracle: latents are x, y and whether it has fallen, "b 3"."""
 
     latent_dim, action_dim = 3, 2
 
@@ -169,8 +183,8 @@ class TableEdgeDynamics:
         fallen = np.repeat(state[:, None, 2] > 0.5, futures, axis=1)
         path = [np.concatenate([position, fallen[..., None]], axis=-1)]
         for push in taken.swapaxes(0, 1):
-            # One draw for all rows: candidates are compared under the same luck.
-            luck, shake = rng.random(futures), rng.standard_normal((futures, 2))
-            position, fallen = outcome(position, fallen, push[:, None], luck, shake)
+            # One draw for all rows: candidates are compared under the same random numbers.
+            uniform, shake = rng.random(futures), rng.standard_normal((futures, 2))
+            position, fallen = outcome(position, fallen, push[:, None], uniform, shake)
             path.append(np.concatenate([position, fallen[..., None]], axis=-1))
         return torch.from_numpy(np.stack(path, axis=2)).to(z)

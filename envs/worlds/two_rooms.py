@@ -1,4 +1,4 @@
-"""Two rooms and a door: a dot must find its way to a goal picture; needs no GL."""
+"""Two rooms and a door: a dot moves to the place that a goal picture shows; needs no OpenGL."""
 
 from __future__ import annotations
 
@@ -17,7 +17,13 @@ ACTIONS = gym.spaces.Box(-1.0, 1.0, (2,), np.float32)
 
 
 def picture(pixels: np.ndarray, goal_image: np.ndarray, scale: int = 6) -> np.ndarray:
-    """A picture for people, uint8 ``(64 * scale, 64 * scale, 3)``: walls grey, goal green, dot red."""
+    """A picture for display, uint8 ``(64 * scale, 64 * scale, 3)``: walls grey, goal green, dot red.
+
+    Args:
+        pixels: uint8 ``(2, 64, 64)``, dot and walls.
+        goal_image: uint8 ``(2, 64, 64)``, goal and walls.
+        scale: magnification.
+    """
     canvas = np.full((SIZE, SIZE, 3), 255.0)
     canvas -= pixels[1][..., None] / 255.0 * np.array([150, 150, 150])
     canvas -= goal_image[0][..., None] / 255.0 * np.array([215, 60, 180])
@@ -30,7 +36,7 @@ class TwoRoomsEnv(gym.Env[np.ndarray, np.ndarray]):
     """``jepa_rl/TwoRooms-v0``: steer a dot through the door to the goal.
 
     Observation: uint8 ``(2, 64, 64)``, dot and walls. Action: ``Box(-1, 1, (2,))``, one unit is 2.45 pixels.
-    Reward: 1 on reaching the goal (within 3 pixels), which ends it; ``reward="dense"`` adds the progress in
+    Reward: 1 on reaching the goal (within 3 pixels), which ends the episode; ``reward="dense"`` adds the progress in
     pixels / 64. The wall and the door are random per episode unless given. ``info`` holds ``goal`` (a uint8
     picture like the observation) and, for probes and scores only, ``position``, ``goal_position``, ``door``
     (wall x and door y) and ``success``.

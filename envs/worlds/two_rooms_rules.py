@@ -60,7 +60,7 @@ def move(position: np.ndarray, layout: np.ndarray, action: np.ndarray) -> np.nda
 
 
 class TwoRoomsDynamics:
-    """The true world as ``Dynamics``, for an oracle: its latents are x, y, wall and door, "b 4", in pixels.
+    """The true dynamics as ``Dynamics``, for an oracle: latents are x, y, wall and door, "b 4", in pixels.
 
     Args:
         block: environment steps in a latent step.
@@ -125,7 +125,13 @@ class TwoRoomsState:
 
 
 def sample_position(rng: np.random.Generator, layout: np.ndarray, room: int | None) -> np.ndarray:
-    """A free position in the left (0) or right (1) room, or anywhere free, the doorway included (None)."""
+    """A random position that is not inside a wall, x and y in pixels.
+
+    Args:
+        rng: draws it.
+        layout: wall x and door y.
+        room: 0: left, 1: right; None: anywhere, the doorway included.
+    """
     wall, door = layout
     y = rng.uniform(LOW, HIGH)
     if room is None:
@@ -204,7 +210,14 @@ class TwoRoomsCore:
         rngs: list[np.random.Generator],
         options: dict[str, Any] | None = None,
     ) -> None:
-        """Starts a new episode in the rows given, in place."""
+        """Starts new episodes, in place.
+
+        Args:
+            state: is changed.
+            rows: indices of the worlds to start.
+            rngs: a generator for each of these.
+            options: of ``reset``, see ``sample``.
+        """
         episodes = [self.sample(rng, options) for rng in rngs]
         state.layout[rows], state.position[rows], state.goal[rows] = (
             np.stack(column) for column in zip(*episodes, strict=True)

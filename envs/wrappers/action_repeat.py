@@ -10,12 +10,12 @@ from jepa_rl.acting import scalar_reward
 
 
 class ActionRepeat(gym.Wrapper, gym.utils.RecordConstructorArgs):
-    """Repeats every action and sums the rewards; stops where the episode does.
+    """Repeats every action and sums the rewards; stops at the end of the episode.
 
     Under Gymnasium's ``Autoreset`` the step that resets is not repeated.
 
-    Put it *around* the pixel wrapper to stack the frames of single steps, inside it to stack those of decisions
-    (and to draw only these).
+    Put it around the pixel wrapper to stack the frames of single environment steps; inside it to stack, and render,
+    only the frames after each repeated action.
 
     Args:
         env: the environment.

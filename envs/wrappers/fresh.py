@@ -1,4 +1,4 @@
-"""Last observations of episodes that stay what they were when the environment resets itself."""
+"""Last observations of episodes that are not overwritten when the environment resets itself."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from jepa_rl.envs.wrappers.warn import warn_caller
 
 
 class FreshObservation(gym.Wrapper, gym.utils.RecordConstructorArgs):
-    """Observations are copies, for environments that write each one into the same array."""
+    """Copies every observation, for environments that reuse one array for all of them."""
 
     def __init__(self, env: gym.Env) -> None:
         gym.utils.RecordConstructorArgs.__init__(self)
@@ -30,18 +30,18 @@ class FreshObservation(gym.Wrapper, gym.utils.RecordConstructorArgs):
 
 
 def keep_last_observations(venv: Any) -> bool:
-    """Let the environments of a vector environment in this process hand out copies.
+    """Makes the environments of an in-process vector environment return copies of their observations.
 
-    When an episode ends, Gymnasium's SAME_STEP autoreset and Stable-Baselines3's VecEnvs keep the last observation
-    and reset the environment at once. If that writes its observations into one array, the kept one has become the
+    When an episode ends, Gymnasium's SAME_STEP autoreset and Stable-Baselines3's VecEnvs keep the last observation and
+    reset the environment at once. An environment that reuses one array then overwrites the last observation with the
     next episode's first.
 
     Args:
-        venv: Gymnasium vector environment or Stable-Baselines3 ``VecEnv``; one whose environments live elsewhere, or
-            that is none of several environments, stays as it is.
+        venv: Gymnasium vector environment or Stable-Baselines3 ``VecEnv``; one whose environments run in other
+            processes, or that does not consist of single environments, is not changed.
 
     Returns:
-        Whether they do now.
+        Whether the environments return copies now.
     """
     envs = getattr(venv.unwrapped, "envs", None)
     if not isinstance(envs, list) or not all(isinstance(env, gym.Env) for env in envs):
@@ -53,20 +53,20 @@ def keep_last_observations(venv: Any) -> bool:
 
 
 class LastObservationCheck:
-    """Notices last observations that were overwritten by the next episode's first."""
+    """Detects last observations that were overwritten by the next episode's first."""
 
     def __init__(self) -> None:
         self._warned = False
 
     def check(self, last: Any, first: Any, row: int) -> None:
-        """Hold an episode's last pixels against the first ones after it.
+        """Compares an episode's last pixels with the first ones of the next.
 
         Args:
             last, first: pixels, or Dicts with them under ``"pixels"``.
             row: number of the environment.
 
         Raises:
-            ValueError: if both are one piece of memory.
+            ValueError: if both share memory.
 
         Warns:
             UserWarning: once, if they are equal.

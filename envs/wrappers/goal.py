@@ -1,4 +1,4 @@
-"""Observations that carry their goal."""
+"""Observations that contain their goal."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from jepa_rl.spaces import pixel_space
 class GoalObservation(gym.Wrapper, gym.utils.RecordConstructorArgs):
     """Observations become ``{"pixels": ..., "goal": ...}``, the goal taken from ``info["goal"]``.
 
-    ``info`` gets lost on the way to a policy; an observation does not. With the goal in it, agents that
-    reach goals work with Stable-Baselines3's VecEnvs, ``evaluate_policy`` and ``EvalCallback``. A goal of
-    one frame is repeated where the observation stacks several. Other entries of a Dict observation stay.
+    Policies get observations, but not ``info``. With the goal in the observation, goal-reaching agents work with
+    Stable-Baselines3's VecEnvs, ``evaluate_policy`` and ``EvalCallback``. A goal of one frame is repeated if the
+    observation stacks several. Other entries of a Dict observation are kept.
 
     Args:
         env: an environment with uint8 pixels ``(frames * c, y, x)``, or a Dict of them under ``"pixels"``,

@@ -1,7 +1,7 @@
-"""Pixel environments to latent ones: the shared core, and the wrapper for one environment.
+"""The latent wrapper for one Gymnasium environment, and what all latent wrappers share.
 
-``LatentTracker`` does the work for any number of environments at once; ``LatentObservation``,
-``VectorLatentObservation`` and ``SB3LatentObservation`` only speak their interface's language.
+``LatentTracker`` encodes the observations of any number of environments at once. ``LatentObservation``,
+``VectorLatentObservation`` and ``SB3LatentObservation`` adapt it to the three interfaces.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ Observations = np.ndarray | dict[str, np.ndarray]
 
 
 class LoadedModel(NamedTuple):
-    """A world model that has been read already, and where it came from."""
+    """A world model that was loaded from ``path``."""
 
     path: str
     model: WorldModel
 
 
 class LatentObservation(gym.Wrapper, gym.utils.RecordConstructorArgs):
-    """Observations become latents: float32 ``(history * d,)``, oldest first, then the state if asked.
+    """Observations become latents: float32 ``(history * d,)``, oldest first, then the state with ``append_state``.
 
-    For several environments use ``VectorLatentObservation`` or ``SB3LatentObservation``, which encode all of
-    them in one batch.
+    For several environments use ``VectorLatentObservation`` or ``SB3LatentObservation``, which encode them as one
+    batch.
 
     Args:
         env: environment with uint8 (channels, y, x) pixels, or a Dict with them under ``pixels``.
-        encoder: path of a saved world model (then ``env.spec`` can be written as JSON and made again), or
+        encoder: path of a saved world model (then ``env.spec`` can be written as JSON), or
             anything with ``encode`` and ``latent_dim``.
         history: latents in one observation; at reset the first one is repeated.
         append_state: append the Dict observation's ``state`` to the latents.
@@ -55,8 +55,8 @@ class LatentObservation(gym.Wrapper, gym.utils.RecordConstructorArgs):
         TypeError: if ``encoder`` is neither a path nor an encoder.
 
     Warns:
-        UserWarning: if the environment makes its pictures otherwise than those that the encoder learned from, as far
-            as both say how.
+        UserWarning: if both record how their pictures were made, and the environment makes them differently from those
+            that the encoder was trained on.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class LatentObservation(gym.Wrapper, gym.utils.RecordConstructorArgs):
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         observation, reward, terminated, truncated, info = self.env.step(action)
-        # A step after the end comes from an environment that resets itself: its history starts anew.
+        # A step after the end comes from an environment that resets itself: start a new history.
         latents, _ = self._tracker.step(_batch([observation]), np.array([self._ended]))
         self._ended = bool(terminated or truncated)
         return latents[0], scalar_reward(reward), terminated, truncated, info
@@ -103,7 +103,7 @@ class LatentTracker:
 
     Attributes:
         space: the latent observation space of one environment.
-        encoder: what encodes.
+        encoder: the encoder.
     """
 
     def __init__(
@@ -125,7 +125,7 @@ class LatentTracker:
             state = _state_space(source.observation)
             low, high = state.low, state.high
         self.encoder = load_encoder(encoder, device)
-        spec = getattr(self.encoder, "spec", None)  # an encoder of the user's need not know its world
+        spec = getattr(self.encoder, "spec", None)  # a user's encoder need not have a spec
         if isinstance(spec, WorldSpec):
             check_fits(spec, source)
         self._history = np.zeros((n, history, self.encoder.latent_dim), np.float32)
@@ -139,7 +139,7 @@ class LatentTracker:
             observations: pixels ``(n, c, y, x)``, or a dict with ``pixels`` and ``state (n, s)``.
 
         Returns:
-            Latent observations ``(n, history * d [+ s])``; those of other rows stay what they were.
+            Latent observations ``(n, history * d [+ s])``; those of other rows are unchanged.
         """
         latents = self._encode(self._pixels_of(observations))
         rows = np.ones(len(latents), bool) if rows is None else rows
@@ -153,9 +153,9 @@ class LatentTracker:
 
         Args:
             observations: as in ``start``.
-            started: boolean ``(n,)``, whose observation is the first of a new episode.
+            started: boolean ``(n,)``, True where the observation is the first of a new episode.
             final: the last observations of the episodes that ended in this very step, in the order of
-                ``np.flatnonzero(started)``; empty where the interface hands them out otherwise.
+                ``np.flatnonzero(started)``; empty where the interface has no separate last observations.
 
         Returns:
             Latent observations ``(n, ...)`` and those of ``final`` ``(m, ...)``.

@@ -1,4 +1,4 @@
-"""Which observations are pictures, and how pictures of every layout and scale become uint8 (y, x, channels)."""
+"""Detects picture observations, and converts pictures of any layout and scale to uint8 (y, x, channels)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from jepa_rl.envs.wrappers.warn import warn_caller
 from jepa_rl.spaces import channels_first
 
 ImageSpace = spaces.Box | spaces.MultiBinary
-SMALL = 16  # pixels: what is smaller is rarely a picture
+SMALL = 16  # pixels: smaller arrays are rarely pictures
 # Bounds of pictures that are not uint8: scaled to [0, 1] or [-1, 1], bytes in another dtype, 16-bit cameras.
 SCALES = {(0, 1), (-1, 1), (-0.5, 0.5), (0, 255), (0, 65535)}
 
@@ -43,7 +43,7 @@ class PictureReader:
     Args:
         space: an image space (``is_image``); None for ``render()``, whose pictures are (y, x, 3) in uint8, other
             whole numbers up to 255, booleans, or floats in [0, 1] or [0, 255].
-        name: what errors call the pictures.
+        name: of the pictures in error messages.
 
     Attributes:
         channels: of a picture, all frames of a stack together.
@@ -72,7 +72,7 @@ class PictureReader:
                 )
 
     def read(self, picture: Any) -> np.ndarray:
-        """A picture as uint8 (y, x, channels): a view where nothing has to change.
+        """A picture as uint8 (y, x, channels); a view if it needs no conversion.
 
         Raises:
             ValueError: if the shape differs from that of the space, or a value is NaN, infinite or out of bounds.
@@ -118,7 +118,7 @@ class PictureReader:
 
 
 def height_and_width(shape: tuple[int, ...]) -> tuple[int, int]:
-    """Of a picture or stack of pictures in any of the layouts."""
+    """Height and width of a picture or stack of pictures in any of the layouts."""
     if len(shape) == 2:
         return shape[0], shape[1]
     y_x = shape[-2:] if channels_first(shape[-3:]) else shape[-3:-1]
@@ -126,7 +126,7 @@ def height_and_width(shape: tuple[int, ...]) -> tuple[int, int]:
 
 
 def channels_last(image: np.ndarray, name: str = "observation") -> np.ndarray:
-    """An image of any accepted layout as (y, x, channels), without copying where a view will do.
+    """An image of any accepted layout as (y, x, channels), as a view where possible.
 
     Raises:
         ValueError: for four axes among which channels and pixels cannot be told apart.

@@ -1,4 +1,4 @@
-"""Any environment to stacked uint8 pictures."""
+"""The wrapper that makes stacked uint8 pictures the observations of any environment."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class PixelObservation(gym.Wrapper, gym.utils.RecordConstructorArgs):
     An *image* is a uint8 Box of shape (y, x), (y, x, c), (c, y, x) or, already stacked, (k, y, x, c) or
     (k, c, y, x); or one of another dtype with the same bounds everywhere, among them [0, 1], [-1, 1] and
     [0, 255] (``is_image`` has the details). Values are scaled from the space's bounds to 0..255.
-    ``metadata["frames"]`` tells wrappers and vector environments further out how many frames are stacked.
+    ``metadata["frames"]`` is the number of stacked frames, for outer wrappers and vector environments.
     ``render()`` keeps returning full-size pictures.
 
     The first picture after the end of an episode starts a new stack, also under Gymnasium's ``Autoreset``.
@@ -49,7 +49,7 @@ class PixelObservation(gym.Wrapper, gym.utils.RecordConstructorArgs):
         frames: pictures in one observation; at reset the first one is repeated.
         grayscale: turn RGB into one channel.
         key: which entry of a Dict observation is the picture.
-        keep_state: keep what is not the picture, flattened to float32: observations become
+        keep_state: keep the rest of the observation, flattened to float32: observations become
             ``{"pixels": ..., "state": ...}``.
 
     Raises:
@@ -57,11 +57,11 @@ class PixelObservation(gym.Wrapper, gym.utils.RecordConstructorArgs):
             observation holds NaN or infinite values or a picture changes its shape.
         gymnasium.error.ClosedEnvironmentError: on ``step`` or ``reset`` after ``close``.
         gymnasium.error.DependencyNotInstalled: on ``reset``, if Gymnasium's MuJoCo finds no OpenGL library.
-        RuntimeError: on ``reset``, if MuJoCo shall draw in a process forked from one that had already drawn.
+        RuntimeError: on ``reset``, if MuJoCo draws in a process that was forked from one that had already drawn.
 
     Warns:
         UserWarning: if pictures are less than 16 pixels wide or high; if observations look like pictures but are
-            not read as such, and ``render()`` is shown instead.
+            not recognised as such, so that ``render()`` is used instead.
     """
 
     def __init__(
@@ -107,7 +107,9 @@ class PixelObservation(gym.Wrapper, gym.utils.RecordConstructorArgs):
             self.observation_space = spaces.Dict({"pixels": pixels, "state": state})
         self.metadata = {**env.metadata, "frames": frames}
         if self._image is None:
-            self.metadata["render_modes"] = ["rgb_array"]  # the only one that leaves pictures to observe
+            self.metadata["render_modes"] = [
+                "rgb_array"
+            ]  # in other modes render() returns no pictures to observe
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None

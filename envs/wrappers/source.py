@@ -1,4 +1,4 @@
-"""Whether an environment makes its pictures as those were made that a model learned from."""
+"""Compares how an environment makes its pictures with how a model's training pictures were made."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from jepa_rl.envs.wrappers.warn import warn_caller
 from jepa_rl.spaces import source_of
 from jepa_rl.types import WorldSpec
 
-# What changes neither a picture nor which pictures follow each other.
+# Wrappers and arguments that change neither pictures nor their sequence.
 NO_PICTURES = {
     "Autoreset",
     "ClipAction",
@@ -43,17 +43,17 @@ NO_ARGUMENTS = {
 
 
 def warn_of_differences(encoder: Any, env: Any) -> None:
-    """Warn where an environment makes its pictures otherwise than those that an encoder learned from.
+    """Warns if an environment makes its pictures differently from those that an encoder was trained on.
 
     Args:
-        encoder: nothing is compared unless it has a ``spec`` that says where its pictures came from.
-        env: environment, Gymnasium vector environment or Stable-Baselines3 ``VecEnv``; nothing is compared where it
-            does not say how it was made.
+        encoder: nothing is compared unless its ``spec`` records the source of its pictures.
+        env: environment, Gymnasium vector environment or Stable-Baselines3 ``VecEnv``; nothing is compared if
+            it does not record how it was made.
 
     Warns:
         UserWarning: names every difference.
     """
-    spec = getattr(encoder, "spec", None)  # an encoder of the user's need not know its world
+    spec = getattr(encoder, "spec", None)  # a user's encoder need not have a spec
     found = differences(spec.source, source_of(env)) if isinstance(spec, WorldSpec) else []
     if found:
         warn_caller(
@@ -64,7 +64,7 @@ def warn_of_differences(encoder: Any, env: Any) -> None:
 
 
 def differences(learned: str, present: str) -> list[str]:
-    """What differs between two environments in the way in which they make pictures, in words.
+    """Differences between the ways in which two environments make pictures, in words.
 
     Args:
         learned, present: as ``jepa_rl.spaces.source_of`` gives them; empty if unknown.
@@ -76,7 +76,7 @@ def differences(learned: str, present: str) -> list[str]:
     found = [] if old_id == new_id else [f"environment {old_id!r} then, {new_id!r} now"]
     found += _differing(old_arguments, new_arguments, _defaults(old_id), _defaults(new_id))
     if "wrappers" in old_arguments or "wrappers" in new_arguments:
-        return found  # of gymnasium.make_vec: they are functions, which do not say what they do
+        return found  # of gymnasium.make_vec: functions, which cannot be compared
     return found + _differing_wrappers(old_wrappers, new_wrappers)
 
 
@@ -111,7 +111,7 @@ def _listed(wrappers: list[tuple[str, dict[str, Any]]]) -> str:
 
 
 def _defaults(env_id: str) -> dict[str, Any]:
-    """Arguments that an environment takes when they are not given, as JSON has them; empty where it does not say."""
+    """Default arguments of an environment, as JSON; empty if they are unknown."""
     spec = gym.registry.get(env_id)
     if spec is None or spec.entry_point is None:
         return {}

@@ -1,4 +1,4 @@
-"""PyTorch's process-wide state that encoding in environments depends on."""
+"""PyTorch's global settings that encoding in environments depends on."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ _done_in = os.getpid()
 
 
 def single_thread_after_fork() -> None:
-    """Let PyTorch work with one thread in a process that was forked from one where it may have had several.
+    """Sets PyTorch to one thread in a forked process.
 
-    A fork does not copy threads: with more than one, the first convolution would wait for the others for ever. Workers
-    that are many in any case have one core each. PyTorch's own data loader does the same.
+    A fork does not copy threads: with more than one, the first convolution would wait forever for the others. PyTorch's
+    data loader does the same in its workers.
     """
     global _done_in
     if os.getpid() != _done_in:
@@ -25,7 +25,7 @@ def single_thread_after_fork() -> None:
 
 @contextmanager
 def float32() -> Iterator[None]:
-    """Parts of models are built and run in float32, whatever ``torch.set_default_dtype`` was told."""
+    """Context manager: the default dtype is float32 inside, whatever ``torch.set_default_dtype`` was set to."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32)
     try:

@@ -19,7 +19,7 @@ from jepa_rl.types import Encoder
 class VectorLatentObservation(VectorWrapper):
     """Observations become latents: float32 ``(num_envs, history * d [+ s])``, one encoded batch per step.
 
-    Right in every autoreset mode: NEXT_STEP (the history starts anew with the observation after the end),
+    Correct in every autoreset mode: NEXT_STEP (a new history starts with the observation after the end),
     SAME_STEP (``infos["final_obs"]`` becomes a latent observation as well) and DISABLED
     (``reset(options={"reset_mask": ...})`` touches only those histories).
 
@@ -28,7 +28,7 @@ class VectorLatentObservation(VectorWrapper):
         encoder, history, append_state, device: see ``LatentObservation``.
 
     Raises:
-        As ``LatentObservation``; ValueError also if the environment does not say its autoreset mode; while running,
+        As ``LatentObservation``; ValueError also if the environment's metadata has no autoreset mode; while running,
             if SAME_STEP autoreset gives no last observation of an episode, or one that is overwritten already.
 
     Warns:

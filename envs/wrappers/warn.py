@@ -1,4 +1,4 @@
-"""Warnings that point at the user's line."""
+"""Warnings with the line of the user's code."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import warnings
 
 
 def warn_caller(message: str) -> None:
-    """``warnings.warn`` as a UserWarning of the line outside this package that led here."""
+    """Warns with a UserWarning at the innermost line outside this package."""
     frame, level = inspect.currentframe(), 1  # as warnings.warn counts
     while frame is not None and frame.f_globals.get("__name__", "").startswith("jepa_rl."):
         frame, level = frame.f_back, level + 1

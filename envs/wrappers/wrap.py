@@ -1,4 +1,4 @@
-"""The whole way from an environment's id to latents, in one call."""
+"""From an environment or its id to latents in one call."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def wrap(
 ) -> LatentObservation:
     """An environment that shows the latents of a world model.
 
-    Makes the environment (with ``render_mode="rgb_array"``) if given its id, gives it pictures of the size
-    and the number of frames that the model reads unless it shows them already, and encodes them.
+    Makes the environment (with ``render_mode="rgb_array"``) if given its id, wraps it in ``PixelObservation`` with the
+    size and number of frames that the model reads unless its observations have them, and encodes the pictures.
 
     Args:
         env_or_id: an environment, or its id for ``gymnasium.make``.
@@ -41,8 +41,8 @@ def wrap(
         As ``PixelObservation`` and ``LatentObservation``; TypeError for ``make_kwargs`` with an environment.
 
     Warns:
-        UserWarning: if the environment makes its pictures otherwise than those that the model learned from (another
-            id, argument, wrapper or action repeat), as far as both say how.
+        UserWarning: if both record how their pictures were made, and the environment makes them differently from those
+            that the model was trained on (another id, argument, wrapper or action repeat).
     """
     encoder: WorldModel | LoadedModel
     if isinstance(model, WorldModel):

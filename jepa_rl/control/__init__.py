@@ -1,4 +1,4 @@
-"""Control: what reward adds to a world model."""
+"""Control: a world model with heads for reward, termination, value and policy."""
 
 from jepa_rl.control.config import ControlConfig, world_config
 from jepa_rl.control.model import ControlModel, Losses, move_towards

@@ -1,4 +1,4 @@
-"""Settings of control: sizes and weights of what reward adds, and the world model that JEPAMPC learns by default."""
+"""Settings of control: sizes and loss weights of the heads, and the default world model of JEPAMPC."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ class ControlConfig:
         width, depth: hidden units and layers of the heads.
         values: heads in the ensemble of action values.
         bins: of reward and value distributions.
-        termination: whether a head predicts the end of the episode; without it plans and values ignore ends.
+        termination: whether a head predicts the end of the episode; without it plans and values ignore termination.
         frozen: encoder and dynamics stay as they are, and the objective is left out (an ablation).
-        reward, value, end: weights of the heads' losses.
-        shaping: weight of the world model's objective beside them.
+        reward, value, end: weights of the losses of the reward, value and termination heads.
+        shaping: weight of the world model's objective.
         decay: weight of each further step of the rollout, relative to the one before.
         entropy: weight of the policy's entropy.
-        target_rate: of the moving average that value targets come from, per update.
+        target_rate: of the exponential moving average of the value heads (the target network), per update.
 
     Raises:
         ValueError: for a size below 1 or a negative weight.
@@ -54,7 +54,7 @@ class ControlConfig:
 
 
 def world_config(spec: WorldSpec, options: Mapping[str, Any] | None = None) -> WorldModelConfig:
-    """The world model that an agent learns from reward: the preset ``laptop``'s, but for what ``options`` say.
+    """The configuration of the world model that JEPAMPC learns: the defaults of the preset ``laptop``, and ``options``.
 
     Args:
         spec: what the environment shows and takes.
@@ -65,7 +65,7 @@ def world_config(spec: WorldSpec, options: Mapping[str, Any] | None = None) -> W
     """
     defaults: dict[str, Any] = {
         "latent_dim": 64,
-        # Where things are is learned once, not anew for every place in the stack.
+        # The same weights read every frame of a stack: positions are learned once, not once per frame.
         "encoder": "frames" if spec.frames > 1 else "conv",
         "dynamics": "mlp",
         "objective": "consistency",

@@ -1,4 +1,4 @@
-"""A world model with what reward adds: reward, termination, value and a policy prior."""
+"""A world model with heads for reward, termination, value and a policy prior."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from jepa_rl.objectives.base import step_weights, weighted_mean
 from jepa_rl.types import ControlBatch, Observations
 from jepa_rl.world_model import WorldModel
 
-# Of the batch norms' running statistics. Acting reads them between updates at full rate: they must not lag behind (at
-# 0.1 the reward's error one step ahead was 0.48 on unseen episodes, at 0.5 it was 0.37).
+# Of the batch norms' running statistics. Acting uses them while the weights still change fast, so they must not lag:
+# on unseen episodes the reward's one-step error was 0.48 with 0.1 and 0.37 with 0.5.
 MOMENTUM = 0.5
 
 
@@ -25,7 +25,7 @@ class ControlModel(nn.Module):
     """A ``WorldModel`` and heads on its latents; a ``Dynamics`` for the planners, and an ``Imagination``.
 
     Args:
-        world: encodes, predicts, and has the objective that shapes its latents beside reward and value.
+        world: encoder, dynamics and the objective that is trained beside reward and value.
         config: sizes and weights of the heads.
         discount: of one step.
 
@@ -109,13 +109,21 @@ class ControlModel(nn.Module):
         return torch.sigmoid(-self.end_head(z)[..., 0])
 
     def value(self, z: Float[Tensor, "b d"], action: Float[Tensor, "b a"]) -> Float[Tensor, "e b"]:
-        """Discounted return of taking an action and following the policy, by each head."""
+        """Discounted return of an action and then the policy's, as each of the ``e`` heads predicts it."""
         return self.two_hot.decode(self.value_heads(torch.cat([z, action], dim=-1)))
 
     # -- learning -----------------------------------------------------------------------------------
 
     def loss(self, batch: ControlBatch, generator: torch.Generator | None = None) -> Losses:
-        """World model, reward, end and values on windows; the imagined path comes back for the policy's loss."""
+        """Loss of the world model and of the reward, termination and value heads.
+
+        Args:
+            batch: windows of h steps.
+            generator: of augmentation, sampled actions and the choice of value heads.
+
+        Returns:
+            Total and terms, and the imagined path, detached, for ``policy_loss``.
+        """
         c, h = self.config, batch.actions.shape[1]
         if c.frozen:
             self.world.encoder.eval()  # its batch norm, too
@@ -147,23 +155,31 @@ class ControlModel(nn.Module):
     ) -> Float[Tensor, "b h"]:
         """Rewards up to ``future``, then ``min(Q1, Q2)(z, policy(z))`` of two heads of the moving average.
 
-        Rewards that were paid travel faster than values that are learned from values: with one-step targets the
-        values were a third of the returns for thousands of updates.
+        Several rewards before the bootstrap learn values faster: with one-step targets the values stayed at a third of
+        the returns for thousands of updates.
         """
         action, _ = self.policy.sample(future, generator)
         logits = self.target_heads(torch.cat([future, action], dim=-1))
         pair = torch.randperm(self.config.values, generator=generator, device=future.device)[:2]
         least = self.two_hot.decode(logits[pair]).amin(0)
-        if self.end_head is not None:  # without it the agent does not know of ends
+        if self.end_head is not None:  # without it the agent ignores termination
             least = least * ~batch.ended
         return batch.returns + batch.discounts * least.unsqueeze(1)
 
     def policy_loss(self, losses: Losses, generator: torch.Generator | None = None) -> dict[str, Tensor]:
-        """The policy climbs the mean of the value heads, in units of their spread, and keeps some entropy."""
+        """Maximises the mean of the value heads, divided by a running 5-95% range of values, plus weighted entropy.
+
+        Args:
+            losses: of ``loss`` on the same batch.
+            generator: of the sampled actions.
+
+        Returns:
+            ``policy``, the loss, and for the log ``entropy`` and ``value_mean``; scalars.
+        """
         z, h = losses.path, losses.weight.shape[1]
         rows = z[:, :-1].flatten(0, 1)
         action, neg_entropy = self.policy.sample(rows, generator)
-        # The heads are not to move: detached weights, live inputs.
+        # The gradient reaches the actions and not the value heads.
         value = self.two_hot.decode(frozen(self.value_heads, torch.cat([rows, action], dim=-1))).mean(0)
         with torch.no_grad():
             low, high = torch.quantile(value[::h], torch.tensor([0.05, 0.95], device=z.device))
@@ -173,13 +189,13 @@ class ControlModel(nn.Module):
         return {"policy": loss, "entropy": -neg_entropy.mean().detach(), "value_mean": value.mean().detach()}
 
     def after_update(self) -> None:
-        """Moves the target heads towards the value heads, and what follows the world model's weights."""
+        """Updates the target network of the values, and the moving averages inside the world model."""
         self.world.after_update()
         move_towards(self.target_heads, self.value_heads, self.config.target_rate)
 
 
 def _unlike(old: nn.Module, new: nn.Module) -> list[str]:
-    """What differs in kind or in the shapes of weights, in words."""
+    """Differences in class or in the shapes of weights, in words."""
     if type(old) is not type(new):
         return [f"{type(old).__name__} instead of {type(new).__name__}"]
     there = {name: tuple(value.shape) for name, value in old.state_dict().items()}
@@ -205,7 +221,13 @@ def frozen(module: nn.Module, x: Tensor) -> Tensor:
 
 @torch.no_grad()
 def move_towards(average: nn.Module, module: nn.Module, rate: float) -> None:
-    """All floats of ``average``, statistics of batch norms included, go ``rate`` of the way to those of ``module``."""
+    """Updates a moving average of weights and batch-norm statistics: ``average += rate * (module - average)``.
+
+    Args:
+        average: the module that is changed.
+        module: of the same architecture.
+        rate: in [0, 1].
+    """
     pairs = zip(average.state_dict().values(), module.state_dict().values(), strict=True)
     moving = [(old, new) for old, new in pairs if old.is_floating_point()]
     torch._foreach_lerp_([old for old, _ in moving], [new for _, new in moving], rate)

@@ -1,4 +1,4 @@
-"""What a plan costs where there is reward."""
+"""The cost of a plan in a world with reward: minus its return."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ class ReturnCost:
     """Minus the return of a plan: rewards, survival and the value at its end. A ``Cost`` for the planners.
 
     Args:
-        model: whose heads say so.
-        terminal: whether the value of the last state counts.
+        model: its heads predict reward, survival and value.
+        terminal: whether the value of the last state is added.
     """
 
     def __init__(self, model: ControlModel, terminal: bool = True) -> None:

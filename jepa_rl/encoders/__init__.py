@@ -1,6 +1,6 @@
-"""Observations to latents: a small conv net, the same on every frame of a stack, keypoints, and a small ViT.
+"""Encoders: a small conv net, one that reads each frame of a stack separately, keypoints, and a small ViT.
 
-``@register_encoder("mine")`` adds one of yours.
+``@register_encoder("mine")`` adds your own.
 """
 
 from jepa_rl.encoders.base import ObservationEncoder, PictureEncoder, runs_of, windows_of

@@ -1,4 +1,4 @@
-"""Base of encoders of pictures, and the encoder of several observations at once."""
+"""Base class of picture encoders, and the encoder of several observations by name."""
 
 from __future__ import annotations
 
@@ -14,9 +14,12 @@ from jepa_rl.types import Observations, WorldSpec
 
 
 class PictureEncoder(nn.Module):
-    """Pictures to latents; a subclass gives ``forward`` and ``latent_dim``.
+    """Pictures to latents; a subclass defines ``forward`` and ``latent_dim``.
 
-    An encoder of yours need not be one: any ``nn.Module`` with ``latent_dim`` and ``forward`` will do.
+    Your own encoder need not subclass it: any ``nn.Module`` with ``latent_dim`` and ``forward`` works.
+
+    ``runs`` and ``windows`` encode whole windows. An encoder that reads the frames of a stack one by one overrides them
+    to encode a frame that several stacks of a window share only once.
     """
 
     latent_dim: int
@@ -26,26 +29,26 @@ class PictureEncoder(nn.Module):
         return self(pixels)
 
     def runs(self, windows: UInt8[Tensor, "b t c y x"]) -> UInt8[Tensor, "b f y x"]:
-        """All that ``windows`` needs of the pictures of each window, as channels of one."""
+        """The frames of each window that ``windows`` needs, as channels: here all stacks, ``f = t * c``."""
         return windows.flatten(1, 2)
 
     def windows(self, runs: UInt8[Tensor, "b f y x"], steps: int) -> Float[Tensor, "b t d"]:
-        """Latents of the ``t = steps`` pictures of every window that ``runs`` gave."""
+        """Latents of the ``t = steps`` pictures of each window, from what ``runs`` returned."""
         pictures = runs.unflatten(1, (steps, -1)).flatten(0, 1)
         return self(pictures).unflatten(0, (-1, steps))
 
 
 class ObservationEncoder(nn.Module):
-    """Pictures through an encoder each, vectors through one perceptron, added up.
+    """The sum of one latent per picture, each from its own encoder, and one latent of all vectors, from a perceptron.
 
-    Vectors come in any unit and go through symlog. Beside pictures both are batch-normalised, so that neither is
-    ignored: with a goal given as a vector beside a picture, returns were -5.7 without it and -3.7 with it, where
-    standing still earns -10 (means of seven short trainings).
+    Vectors go through symlog, since they come in any unit. Beside pictures the vectors' latent is batch-normalised to
+    the scale of picture features; otherwise goals given as vectors were ignored (return -5.7 against -3.7, where
+    standing still earns -10; means of seven short trainings).
 
     Args:
         spec: what is observed.
         latent_dim: width of the latent.
-        make_picture: an encoder of pictures of a shape (frames * channels, y, x).
+        make_picture: builds the encoder for pictures of a shape (frames * channels, y, x).
     """
 
     def __init__(
@@ -68,7 +71,7 @@ class ObservationEncoder(nn.Module):
         return self._joined(pictures, observations)
 
     def runs(self, windows: dict[str, Tensor]) -> dict[str, Tensor]:
-        """See ``PictureEncoder.runs``; vectors stay what they are."""
+        """See ``PictureEncoder.runs``; vectors are returned unchanged."""
         pictures = {name: cast(Tensor, runs_of(part, windows[name])) for name, part in self.pictures.items()}
         return windows | pictures
 
@@ -89,14 +92,20 @@ class ObservationEncoder(nn.Module):
 
 
 def runs_of(encoder: nn.Module, windows: Observations) -> Observations:
-    """``runs`` of one of our encoders; of any other ``nn.Module`` the pictures side by side."""
+    """``encoder.runs`` where it has one; for any other ``nn.Module`` the default of ``PictureEncoder``."""
     if isinstance(encoder, PictureEncoder | ObservationEncoder):
         return encoder.runs(windows)  # type: ignore[arg-type]
     return PictureEncoder.runs(encoder, windows)  # type: ignore[arg-type]
 
 
 def windows_of(encoder: nn.Module, runs: Observations, steps: int) -> Float[Tensor, "b t d"]:
-    """Latents of the windows that ``runs_of`` gave."""
+    """Latents "b t d" from what ``runs_of`` returned.
+
+    Args:
+        encoder: the same one.
+        runs: uint8 "b f y x", or tensors by name.
+        steps: t, the number of states in a window.
+    """
     if isinstance(encoder, PictureEncoder | ObservationEncoder):
         return encoder.windows(runs, steps)  # type: ignore[arg-type]
     return PictureEncoder.windows(encoder, runs, steps)  # type: ignore[arg-type]

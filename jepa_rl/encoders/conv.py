@@ -1,4 +1,4 @@
-"""A small convolutional encoder, made for processors as much as for GPUs."""
+"""A small convolutional encoder, fast on processors and GPUs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from jepa_rl.registry import register_encoder
 
 
 def bfloat16_is_fast(device: torch.device) -> bool:
-    """Whether convolutions in bfloat16 pay on this device (AVX512-BF16 or AMX on a processor, Ampere on a GPU)."""
+    """Whether convolutions are faster in bfloat16 on this device (CPU: AVX512-BF16 or AMX; GPU: Ampere or newer)."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported()
     supported = getattr(torch.cpu, "_is_avx512_bf16_supported", None)  # private: other versions may lack it
@@ -25,9 +25,9 @@ def bfloat16_is_fast(device: torch.device) -> bool:
 class PatchConv(nn.Conv2d):
     """A convolution over non-overlapping patches of bytes, as one matrix product.
 
-    Pixels are scaled from 0..255 to 0..1 here and nowhere else. The patches are cut out while they are bytes, several
-    of them to a machine word: on a processor the conversion to floats in another memory layout took longer than the
-    convolution. Rows and columns beyond the last whole patch are left out, as a convolution does.
+    Pixels are scaled from 0..255 to 0..1 here and nowhere else. The patches are gathered as bytes, several to a machine
+    word, and then converted to floats: converting first took longer than the convolution on a processor. Rows and
+    columns beyond the last whole patch are ignored, as in a convolution.
 
     Raises:
         ValueError: in ``forward``, for anything but uint8.
@@ -40,7 +40,7 @@ class PatchConv(nn.Conv2d):
         self.patch = patch
 
     def forward(self, pixels: UInt8[Tensor, "b c y x"]) -> Float[Tensor, "b w rows columns"]:
-        """The result lies in memory with its channels last, as the next convolution wants it."""
+        """The result has the memory format channels_last, which the next convolution needs."""
         if pixels.dtype != torch.uint8:
             raise ValueError(f"expected uint8 pixels, got {pixels.dtype}; 0..255 is scaled inside")
         p, (b, c) = self.patch, pixels.shape[:2]
@@ -61,8 +61,8 @@ class ConvEncoder(PictureEncoder):
 
     The first layer reads non-overlapping patches: on a processor the early, large feature maps cost most of a
     training step, and the patch stem trains about six times faster than four stride-2 layers.
-    The batch norm fixes the scale of every latent dimension. That keeps anti-collapse terms such as SIGReg
-    from standing still at the start, and lets planners compare latents of different models.
+    The batch norm fixes the scale of every latent dimension. With it anti-collapse terms such as SIGReg
+    learn from the first update on, and distances are comparable between models.
 
     Args:
         channels: input channels ``k * c``.
@@ -70,7 +70,7 @@ class ConvEncoder(PictureEncoder):
         latent_dim: width of the latent.
         widths: output channels of the patch layer and of the stride-2 layers, each of which halves the picture.
         patch: rows and columns of one patch.
-        norm: whether the batch norm is there; without it the caller bounds the latents.
+        norm: whether to end in the batch norm; without it the latents are not bounded.
     """
 
     def __init__(

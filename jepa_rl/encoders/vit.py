@@ -15,7 +15,7 @@ from jepa_rl.registry import register_encoder
 class ViTEncoder(PictureEncoder):
     """Patches, a few transformer blocks, the mean over patches, a linear layer and a batch norm.
 
-    The last layer before the batch norm is linear: a layer norm there would block SIGReg (LeWorldModel).
+    The last layer before the batch norm is linear: a layer norm there would prevent SIGReg from acting (LeWorldModel).
 
     Args:
         channels: input channels ``k * c``.

@@ -1,4 +1,4 @@
-"""What shapes the latent space. ``@register_objective("mine")`` adds an objective of yours."""
+"""Objectives: the losses that shape the latent space. ``@register_objective("mine")`` adds your own."""
 
 from jepa_rl.objectives.augment import random_shift, shifted
 from jepa_rl.objectives.base import Objective, Unrolled

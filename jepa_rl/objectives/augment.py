@@ -1,4 +1,4 @@
-"""Augmentation of pictures, on bytes."""
+"""Augmentation of uint8 pictures."""
 
 from __future__ import annotations
 
@@ -13,9 +13,14 @@ from jepa_rl.types import Observations
 def random_shift(
     pixels: UInt8[Tensor, "b c y x"], by: int, generator: torch.Generator | None = None
 ) -> UInt8[Tensor, "b c y x"]:
-    """Every picture moved by up to ``by`` pixels along both axes, its border repeated (Kostrikov et al. 2020, DrQ).
+    """Pictures shifted at random by up to ``by`` pixels along both axes, borders repeated (Kostrikov et al. 2020, DrQ).
 
-    Each row of the result is one run of bytes in the padded pictures, copied whole.
+    For speed each row of the result is copied as one run of bytes from the padded pictures.
+
+    Args:
+        pixels: each picture gets its own shift, its channels the same one.
+        by: largest shift in pixels.
+        generator: of the shifts.
     """
     b, channels, rows, columns = pixels.shape
     sides = (*pixels.shape[:3], by)
@@ -30,7 +35,13 @@ def random_shift(
 
 
 def shifted(observations: Observations, by: int, generator: torch.Generator | None = None) -> Observations:
-    """``random_shift`` of pictures "b c y x", or of all pictures "b t c y x" of a window alike; vectors stay."""
+    """``random_shift`` of all pictures; the pictures "b t c y x" of a window share one shift. Vectors stay as they are.
+
+    Args:
+        observations: pictures "b c y x" or "b t c y x", or pictures and vectors by name.
+        by: largest shift in pixels; 0 changes nothing.
+        generator: of the shifts.
+    """
 
     def change(x: Tensor) -> Tensor:
         return random_shift(x.flatten(1, -3), by, generator).view(x.shape) if by and x.ndim >= 4 else x

@@ -1,4 +1,4 @@
-"""The contract of objectives: what shapes the latent space of a world model."""
+"""The contract of objectives: the losses that shape the latent space of a world model."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from jepa_rl.types import Batch, ControlBatch, Observations, World
 
 
 class Unrolled(NamedTuple):
-    """A world model rolled out over a batch: what reward and values are learned on.
+    """A world model rolled out over a batch; reward and value heads are trained on it.
 
     Attributes:
-        path: imagined latents, the first encoded; with a gradient.
-        targets: encoded latents of the later states, without one.
+        path: latents predicted from the first, encoded one; with a gradient.
+        targets: encoded latents of the later states; without a gradient.
         future: latents of ``batch.future``, or of each window's last state; without a gradient.
         seen: the observations that were encoded, after augmentation.
     """
@@ -31,10 +31,10 @@ class Unrolled(NamedTuple):
 
 
 class Objective(nn.Module):
-    """Base of objectives; a subclass gives ``loss``. It owns what only training needs: heads, teachers, augmentation.
+    """Base class of objectives; a subclass defines ``loss``. It holds what only training needs: heads, target networks.
 
-    Its constructor may ask for ``latent_dim``, ``action_dim``, ``spec`` and ``encoder``, which the world model knows;
-    everything else comes from ``WorldModelConfig.objective_options``.
+    If its constructor has parameters named ``latent_dim``, ``action_dim``, ``spec`` or ``encoder``, the world model
+    fills them in; all others come from ``WorldModelConfig.objective_options``.
     """
 
     def loss(
@@ -43,21 +43,24 @@ class Objective(nn.Module):
         """Total, a scalar with a gradient, and the named terms in it, scalars.
 
         Args:
-            world: the world model, in training mode where it is trained.
+            world: the world model, in training mode during training.
             batch: windows.
-            generator: draws whatever is drawn.
+            generator: of all random numbers in the loss.
         """
         raise NotImplementedError
 
     def after_update(self, world: World) -> None:
-        """Called after every step of the optimiser."""
+        """Called after every step of the optimiser, for example to update a moving average."""
 
-    # -- for agents that learn from reward beside it --------------------------------------------------
+    # -- for agents that also learn from reward --------------------------------------------------
 
     def unroll(self, world: World, batch: Batch, generator: torch.Generator | None = None) -> Unrolled:
-        """The path that the world model imagines from the first state of every window.
+        """Encodes the windows and rolls the world model out from their first states, for ``shape`` and for the heads.
 
-        An objective that encodes the windows in a way of its own does it here once for itself and for the heads.
+        Override it if the objective augments or encodes windows differently.
+
+        Args:
+            world, batch, generator: as for ``loss``.
         """
         shared = SharedStatistics(world.encoder)
         with shared.measured(len(batch.actions)):
@@ -76,18 +79,18 @@ class Objective(nn.Module):
         decay: float,
         generator: torch.Generator | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """``loss`` beside reward and value.
+        """The objective's loss where reward and value are trained, too; returns what ``loss`` returns.
 
         Args:
             world, batch, generator: as for ``loss``.
-            unrolled: what ``unroll`` gave for this batch.
+            unrolled: result of ``unroll`` for this batch.
             decay: weight of each further step of the rollout, relative to the one before.
         """
         return self.loss(world, batch, generator)
 
 
 def each(observations: Observations, change: Callable[[Tensor], Tensor]) -> Observations:
-    """``change`` of a tensor, or of each by its name."""
+    """``change`` applied to a tensor, or to each tensor of a dict."""
     if isinstance(observations, dict):
         return {name: change(x) for name, x in observations.items()}
     return change(observations)
@@ -100,7 +103,7 @@ def norms_of(encoder: nn.Module) -> list[nn.BatchNorm1d]:
 
 @contextmanager
 def inputs_of_norm(encoder: nn.Module) -> Iterator[list[Float[Tensor, "b d"]]]:
-    """Gathers, while inside, what enters the last batch norm of an encoder; nothing where there is none."""
+    """Context manager: a list that collects the inputs of the encoder's last batch norm; empty if it has none."""
     found: list[Tensor] = []
     norms = norms_of(encoder)[-1:]
     hooks = [norm.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0])) for norm in norms]
@@ -112,15 +115,15 @@ def inputs_of_norm(encoder: nn.Module) -> Iterator[list[Float[Tensor, "b d"]]]:
 
 
 class SharedStatistics:
-    """Batch norms that normalise one batch by another's statistics: those of the states that agents act on.
+    """Batch norms that normalise later states by the batch statistics of the windows' first states.
 
-    Acting reads averages of the statistics of windows' first states. Later states lie more often at episodes' ends, and
-    normalised by statistics of their own one picture had two latents, a third of its norm apart before training: one
-    that is acted upon, and one that values are learned from. So the first states are encoded inside ``measured``, which
-    the norms remember as ever, and what is compared with them inside ``used``.
+    In evaluation mode the norms use running statistics of first states. Later states are more often near the end of an
+    episode: normalised by their own statistics, one picture had two latents, for acting and for value targets, whose
+    distance was a third of their norm before training. So encode the first states inside ``measured``, which updates
+    the running statistics as usual, and the later states inside ``used``.
 
     Args:
-        module: whose ``BatchNorm1d`` are meant; without any, nothing changes.
+        module: its ``BatchNorm1d`` layers are treated so; if there are none, nothing changes.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -133,7 +136,7 @@ class SharedStatistics:
 
     @contextmanager
     def measured(self, rows: int) -> Iterator[None]:
-        """Inside, one batch of ``rows`` states is encoded; its statistics are kept for ``used``."""
+        """Context manager: encode one batch of ``rows`` states inside; its statistics are kept for ``used``."""
         live = self._live()
         before = [(*_copied_statistics(norm), norm.momentum) for norm in live]
         for norm in live:
@@ -155,7 +158,7 @@ class SharedStatistics:
 
     @contextmanager
     def used(self) -> Iterator[None]:
-        """Inside, everything is normalised by the statistics of the batch that was measured."""
+        """Context manager: states encoded inside are normalised by the statistics of the measured batch."""
         live = self._live()
         before = [(norm.running_mean, norm.running_var) for norm in live]
         for norm, (mean, var) in zip(live, self._measured, strict=True):
@@ -174,10 +177,14 @@ def _copied_statistics(norm: nn.BatchNorm1d) -> tuple[Float[Tensor, " d"], Float
 
 
 def future_of(world: World, batch: Batch, targets: Float[Tensor, "b h d"]) -> Float[Tensor, "b d"]:
-    """Latents of what values are counted up to: ``batch.future``, or of each window the last state inside its episode.
+    """Latents of the state from which value targets bootstrap: ``batch.future``, or each window's last valid state.
 
-    That state is taken as it was seen on the way: behind the end frames are repeated, so that stacks there show a
-    standstill that never was.
+    States beyond the end of an episode are not used: their stacks hold repeated frames, which look like standing still.
+
+    Args:
+        world: encodes ``batch.future``.
+        batch: windows of h steps.
+        targets: encoded latents of the states 1 to h.
     """
     if isinstance(batch, ControlBatch) and batch.future is not None:
         return world.encode(batch.future)
@@ -187,12 +194,12 @@ def future_of(world: World, batch: Batch, targets: Float[Tensor, "b h d"]) -> Fl
 
 
 def step_weights(batch: Batch, decay: float, first: bool = False) -> Float[Tensor, "b h"]:
-    """Weight of every step in a mean over windows: each ``decay`` times the one before, none behind an episode's end.
+    """Weight of every step in a mean over windows: ``decay ** i`` for step i, 0 beyond the end of an episode.
 
     Args:
         batch: windows of h steps.
-        decay: of each further step.
-        first: whether the first state counts as well, which is always there; the weights are then "b h+1".
+        decay: weight of each further step, relative to the one before.
+        first: whether to include the first state; the weights are then "b h+1".
     """
     b, h = batch.actions.shape[:2]
     share = decay ** torch.arange(h + first, device=batch.actions.device)

@@ -30,18 +30,18 @@ AntiCollapse = Literal["vicreg", "sigreg"]
 
 @register_objective("consistency")
 class Consistency(Objective):
-    r"""What shapes JEPAMPC's latents beside reward and value (after TD-MPC2, Hansen et al. 2024, arXiv:2310.16828).
+    r"""JEPAMPC's objective beside reward and value (after TD-MPC2, Hansen et al. 2024, arXiv:2310.16828).
 
     .. math:: L = \lambda_p \sum_i w_i \|\hat z_i - sg(z_i)\|^2 + \lambda_a A(z_0)
 
     with :math:`\hat z` rolled out from the first state of a window, :math:`sg` without gradient, and A VICReg's
-    covariance (and variance, where no batch norm fixes it), or SIGReg. TD-MPC2 keeps its latents apart by a simplex,
-    which collapsed from pixels at the rates that a few thousand updates need (docs/lab-notes.md). Dynamics with a loss
-    of their own learn by that.
+    covariance (and variance, where no batch norm fixes it), or SIGReg. TD-MPC2 prevents collapse by
+    a simplex (SimNorm), which collapsed from pixels at the learning rates that a few thousand updates need
+    (docs/lab-notes.md). Dynamics that define their own ``loss`` are trained by that instead.
 
     Args:
         consistency, anti_collapse: weights of the two terms.
-        kind: of the anti-collapse term. Of what cartpole's pictures show SIGReg's latents knew less than VICReg's.
+        kind: of the anti-collapse term. On cartpole, probes read less from latents of SIGReg than from those of VICReg.
         shift: pixels that pictures are shifted by at random (DrQ's augmentation).
 
     Raises:
@@ -65,11 +65,11 @@ class Consistency(Objective):
     def loss(
         self, world: World, batch: Batch, generator: torch.Generator | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """See ``Objective.loss``; without reward, every step weighs the same."""
+        """See ``Objective.loss``; all steps have the same weight."""
         return self.shape(world, batch, self.unroll(world, batch, generator), 1.0, generator)
 
     def unroll(self, world: World, batch: Batch, generator: torch.Generator | None = None) -> Unrolled:
-        """See ``Objective.unroll``. The first states are shifted one way, the later ones another."""
+        """See ``Objective.unroll``. First and later states are shifted by different random amounts."""
         h, encoder = batch.actions.shape[1], world.encoder
         seen = world.spec.named(batch.observations)
         first = shifted(each(seen, lambda x: x[:, 0]), self.shift, generator)
@@ -109,7 +109,7 @@ class Consistency(Objective):
             apart = terms.sigreg(z.transpose(0, 1), generator)
         else:
             apart = terms.VICREG_COVARIANCE * terms.covariance(z)
-            if not norms_of(world.encoder):  # behind a batch norm every spread is 1 already
+            if not norms_of(world.encoder):  # a batch norm already makes every standard deviation 1
                 apart = apart + terms.variance(z)
         found = {"consistency": error, "anti_collapse": apart}
         return torch.stack([self.weights[name] * value for name, value in found.items()]).sum(), found
@@ -122,6 +122,6 @@ def check_not_negative(**numbers: float) -> None:
 
 
 def _as_given(world: World, observations: Observations) -> Observations:
-    """A single picture as a tensor, several observations by name: what the encoder reads."""
+    """Observations as the encoder expects them: the only picture as a tensor, otherwise tensors by name."""
     by_name = world.spec.named(observations)
     return by_name if world.spec.parts else next(iter(by_name.values()))

@@ -91,11 +91,13 @@ class JEPA(Objective):
         if self.training:
             world.dynamics.follow(path.detach(), batch.actions)
         found = {"prediction": world.dynamics.loss(path, batch.actions, generator)[0]}
-        guess = self.inverse(torch.cat([z[:, :-1], z[:, 1:]], dim=-1)) if w["inverse_dynamics"] else None
+        predicted_actions = (
+            self.inverse(torch.cat([z[:, :-1], z[:, 1:]], dim=-1)) if w["inverse_dynamics"] else None
+        )
         if w["sigreg"]:
             found["sigreg"] = terms.sigreg(z.transpose(0, 1), generator, self.projections)
         if w["variance"]:
-            # Behind a batch norm every spread is 1 and the term says nothing: it acts on what enters the norm.
+            # After a batch norm every standard deviation is 1: the term acts on the norm's input.
             found["variance"] = terms.variance(features[-1] if features else z)
         if w["covariance"]:
             found["covariance"] = terms.covariance(z)
@@ -103,12 +105,12 @@ class JEPA(Objective):
             found["time_similarity"] = terms.time_similarity(z)
         if w["straightness"]:
             found["straightness"] = terms.straightness(z)
-        if guess is not None:
-            found["inverse_dynamics"] = self._inverse_dynamics(guess, batch.actions)
+        if predicted_actions is not None:
+            found["inverse_dynamics"] = self._inverse_dynamics(predicted_actions, batch.actions)
         return torch.stack([w[name] * value for name, value in found.items()]).sum(), found
 
     def _targets(self, z: Float[Tensor, "b t d"], batch: Batch) -> Float[Tensor, "b h d"]:
-        """What the predictions of states 1 to h are compared with."""
+        """Targets of the predictions of states 1 to h."""
         if self.target == "online":
             return z[:, 1:]
         if self.target == "stop_gradient":
@@ -117,12 +119,14 @@ class JEPA(Objective):
         with torch.no_grad():
             return self.target_encoder(later).view_as(z[:, 1:])
 
-    def _inverse_dynamics(self, guess: Float[Tensor, "b h a"], actions: Float[Tensor, "b h a"]) -> Tensor:
+    def _inverse_dynamics(
+        self, predicted_actions: Float[Tensor, "b h a"], actions: Float[Tensor, "b h a"]
+    ) -> Tensor:
         groups = self.spec.action.groups * self.spec.block
         if not groups:
-            return terms.inverse_dynamics(guess, actions)
+            return terms.inverse_dynamics(predicted_actions, actions)
         # One softmax for each choice of each action in the block.
-        parts = zip(guess.split(groups, -1), actions.split(groups, -1), strict=True)
+        parts = zip(predicted_actions.split(groups, -1), actions.split(groups, -1), strict=True)
         if len(set(groups)) == 1:
             logits, one_hot = (torch.stack(part, dim=-2) for part in zip(*parts, strict=True))
             return terms.inverse_dynamics(logits, one_hot, discrete=True)
@@ -130,7 +134,7 @@ class JEPA(Objective):
 
     @torch.no_grad()
     def after_update(self, world: World) -> None:
-        """Moves the target encoder."""
+        """Updates the target encoder, an exponential moving average of the encoder."""
         if self.target != "ema":
             return
         online, target = world.encoder, self.target_encoder

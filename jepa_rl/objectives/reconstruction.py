@@ -1,4 +1,4 @@
-"""Reconstruction of what is observed through latent dynamics: an ablation, and a rival."""
+"""Reconstruction of observations from predicted latents: an ablation of the joint-embedding objectives."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from jepa_rl.types import Batch, ControlBatch, World, WorldSpec
 
 @register_objective("reconstruction")
 class Reconstruction(Objective):
-    """The observations of a window, decoded from the path that is imagined from its first state.
+    """Mean squared error of a window's observations, decoded from the latents predicted from its first state.
 
     Args:
         latent_dim, spec: the world model's.
-        reconstruction: weight.
-        shift: pixels that all pictures of a window are shifted by at random, alike.
+        reconstruction: weight of the error.
+        shift: largest random shift, in pixels; the same for all pictures of a window.
         width: hidden units of the decoders of vectors.
 
     Raises:
-        ValueError: for a weight or shift below 0, or pictures that ``PictureDecoder`` cannot make.
+        ValueError: for a weight or shift below 0, or pictures of a size that ``PictureDecoder`` does not support.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class Reconstruction(Objective):
         return self.shape(world, batch, self.unroll(world, batch, generator), 1.0, generator)
 
     def unroll(self, world: World, batch: Batch, generator: torch.Generator | None = None) -> Unrolled:
-        """See ``Objective.unroll``: the pictures that are decoded are those that were encoded."""
+        """See ``Objective.unroll``. The reconstruction targets are the augmented pictures that were encoded."""
         moved = replace(batch, observations=shifted(batch.observations, self.shift, generator))
         if isinstance(moved, ControlBatch) and moved.future is not None:
             moved = replace(moved, future=shifted(moved.future, self.shift, generator))

@@ -31,6 +31,13 @@ def sigreg(
     characteristic function :math:`\hat\varphi`; the integral is a trapezoid over ``knots`` points of
     ``[0, limit]`` (the integrand is even). Averaged over projections and time steps, and divided by ``b`` so that
     its weight does not depend on the batch size. Zero only for a standard normal.
+
+    Args:
+        z: latents, t time steps of b rows.
+        generator: of the directions.
+        projections: number of random directions.
+        knots: points of the trapezoid rule.
+        limit: upper end of the integral.
     """
     directions = torch.randn(z.shape[-1], projections, generator=generator, device=z.device)
     directions = directions / directions.norm(dim=0)
@@ -44,7 +51,13 @@ def sigreg(
 
 
 def variance(z: Float[Tensor, "... d"], target_std: float = 1.0, epsilon: float = 1e-4) -> Float[Tensor, ""]:
-    """Hinge on the standard deviation of every dimension (VICReg, Bardes et al. 2022, arXiv:2105.04906, eq. 1)."""
+    """Hinge on the standard deviation of every dimension (VICReg, Bardes et al. 2022, arXiv:2105.04906, eq. 1).
+
+    Args:
+        z: latents; all leading axes are the sample.
+        target_std: standard deviations below it are penalised.
+        epsilon: added to the variance under the root.
+    """
     std = (z.flatten(0, -2).var(0) + epsilon).sqrt()
     return F.relu(target_std - std).mean()
 
@@ -58,7 +71,7 @@ def covariance(z: Float[Tensor, "... d"]) -> Float[Tensor, ""]:
 
 
 def time_similarity(z: Float[Tensor, "b t d"]) -> Float[Tensor, ""]:
-    """Squared distance of neighbours in time (PLDM, Sobal et al. 2025, arXiv:2502.14819)."""
+    """Mean squared difference of successive latents (PLDM, Sobal et al. 2025, arXiv:2502.14819)."""
     return (z[:, 1:] - z[:, :-1]).square().mean()
 
 
@@ -69,7 +82,7 @@ def straightness(z: Float[Tensor, "b t d"], epsilon: float = 1e-6) -> Float[Tens
 
 
 def inverse_dynamics(predicted_actions: Tensor, actions: Tensor, discrete: bool = False) -> Tensor:
-    """How badly neighbouring latents tell the action between them (PLDM, arXiv:2502.14819).
+    """Error of the action that is predicted from the latents before and after it (PLDM, arXiv:2502.14819).
 
     Args:
         predicted_actions: ``b h a``, or logits ``b h m c`` for ``m`` one-hot choices in a block.

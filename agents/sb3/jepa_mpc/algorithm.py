@@ -30,48 +30,64 @@ from jepa_rl.world_model import WorldModel
 class JEPAMPC(OffPolicyAlgorithm):
     """Learns a JEPA world model, reward, value and termination online, and plans with them.
 
-    ``JEPAMPC("CnnPolicy", env).learn(100_000)``: the defaults are those of the preset ``laptop``, which was measured
+    ``JEPAMPC("CnnPolicy", env).learn(100_000)``: the defaults are the preset ``laptop``, which is the measured one
     (benchmarks/dmc_pixels.py, with a discount and a number of updates for each task); ``jepa_mpc_preset`` names larger
-    ones. What Stable-Baselines3 does with an off-policy algorithm works, but for two things: ``VecNormalize`` is of no
-    use, since vectors and rewards go through symlog, and the replay is saved in a format of its own, under a path.
-    Returns are told apart up to 22,000 in size: scale larger ones down (``gymnasium.wrappers.TransformReward``).
-    Observations are pixels, vectors or a Dict of both; actions a flat Box, Discrete or MultiDiscrete. Frames that
-    ``PixelObservation(frames=k)`` stacked are stored once each, and read one by one; stacks of another's making
-    (``VecFrameStack``) are stored whole, k times the memory. With ``ResumableRun`` as a callback a run that was killed
-    goes on where it was.
+    ones.
 
-    The reference is TD-MPC2 (Hansen, Su and Wang 2024, arXiv:2310.16828). Departures: a patch-convolution encoder;
-    latents kept apart by VICReg and not by a simplex, and weights of the losses to go with it; gated dynamics; fewer
-    value heads, all of whose mean prices the policy's mode at the end of a plan; targets of several rewards, whose
-    steps share one state behind them; a termination head; a moving average of the model that acts, and follows the
-    mean of many elite plans, weighted by costs in units of their spread; exploration by following one of the best
-    plans; rates that fall, the encoder's with the rest; no dropout; symlog of vectors that are observed; a policy whose
-    spread is bounded more narrowly; a smaller search; windows that run over an episode's end (masked), so that short
-    episodes count in full; one common discount, none guessed from the episode's length.
+    - Observations: pixels, vectors or a Dict of both. Frames that ``PixelObservation(frames=k)`` stacked are stored
+      once each; stacks made by others (``VecFrameStack``) are stored whole and take k times the memory.
+    - Actions: a flat Box, Discrete or MultiDiscrete.
+    - Returns beyond +-22,000 are clipped: scale them down (``gymnasium.wrappers.TransformReward``).
+    - ``VecNormalize`` is not needed: observed vectors and rewards go through symlog.
+    - The replay is saved in its own format, under a path; everything else that Stable-Baselines3 does with an
+      off-policy algorithm works.
+    - ``ResumableRun`` as a callback resumes a killed run.
+
+    The reference is TD-MPC2 (Hansen, Su and Wang 2024, arXiv:2310.16828). Changes, and their reasons:
+
+    - Encoder: the first convolution reads patches: faster on a processor.
+    - Anti-collapse: VICReg instead of a simplex (SimNorm), and loss weights to match: the simplex collapsed from pixels
+      at the learning rates that a few thousand updates need.
+    - Dynamics: gated blocks (SwiGLU): lower prediction error.
+    - Value heads: fewer, for speed; the mean of all heads, at the policy's mode, is the value at the end of a plan.
+    - Value targets: sums of several rewards, since values learn faster than from one-step targets; all steps of a
+      window bootstrap from the same later state, which saves encoding one for each.
+    - Termination: a head predicts the end of the episode, so that plans and values account for it.
+    - Acting weights: a moving average of the model, since single weights are noisy at high learning rates.
+    - Planned action: the mean of many elites (higher returns than the best plan; docs/lab-notes.md), weighted by costs
+      in units of their standard deviation, so that the temperature does not depend on the scale of rewards.
+    - Exploration: the agent follows one of the best plans, as the mean of the elites has no noise.
+    - Learning rates: high, because updates are few, and falling; the encoder's is not lower than the rest.
+    - Observed vectors: symlog, since they come in any unit.
+    - Search: fewer samples and iterations, for speed.
+    - Windows: they may run beyond an episode's end (masked), so that short episodes count in full.
+    - Discount: an argument, since episodes need not have a known length.
+    - Without a measurement of their own: no dropout; a narrower range of standard deviations of the policy prior.
 
     ``save`` writes Stable-Baselines3's zip file, which holds pickled settings: load only files that you trust.
 
     Args:
         policy: ``"CnnPolicy"``, ``"MlpPolicy"`` or ``"MultiInputPolicy"``; all three plan.
         env: environment, vectorised environment or id.
-        learning_rate: of everything but the encoder. A high one, since few updates have to do, that falls to a tenth
-            by the end of a call of ``learn``; give a constant one to a training that is made of many calls.
+        learning_rate: of everything but the encoder. High, because updates are few; it falls to a tenth by the end of
+            each call of ``learn``. Pass a constant if training consists of many calls.
         buffer_size: rows of the replay, one for each state of an episode.
-        learning_starts: random steps before the first update, which then makes up for them.
+        learning_starts: random environment steps before the first update; that first call of ``train`` then also does
+            the updates that these steps would have had.
         batch_size: windows in a batch.
         gamma: discount of one step.
         train_freq, gradient_steps: as in Stable-Baselines3.
-        steps: of the windows that the model is unrolled over.
+        steps: length of the windows that the model is rolled out over.
         n_step: rewards in a value target, counted from the start of the window; at least ``steps``. A pair ``(first,
-            last)`` falls from the one to the other, geometrically, over the first half of the training, as in BBF
-            (Schwarzer et al. 2023, arXiv:2305.19452): many carry values far while there are none yet, but they are
-            what earlier, worse agents were paid.
+            last)`` falls geometrically from first to last over the first half of the training, as in BBF (Schwarzer
+            et al. 2023, arXiv:2305.19452): many rewards learn values faster at the start, but they are off-policy,
+            from earlier and worse policies.
         encoder_rate: the encoder's learning rate, relative to the rest.
         max_grad_norm: largest gradient norm.
         policy_kwargs: of ``JEPAMPCPolicy``: the search, ``world=dict(...)`` (encoder, dynamics and objective) and
             ``control=ControlConfig(...)``.
-        seed: without one the first weights and the environments (``ResumableRun``'s excepted) differ from run to run;
-            what draws batches, searches and exploration starts from 0 all the same, so that a run can be resumed.
+        seed: None: initial weights and environments differ from run to run (with ``ResumableRun`` only the weights);
+            the generators of batches, searches and exploration start from 0 even then, so that runs can be resumed.
         stats_window_size, tensorboard_log, verbose, device: as in Stable-Baselines3.
 
     Raises:
@@ -140,10 +156,10 @@ class JEPAMPC(OffPolicyAlgorithm):
         self.steps, self.n_step, self.frames, self.source = steps, n_step, 1, ""
         self.encoder_rate, self.max_grad_norm = encoder_rate, max_grad_norm
         self._n_updates = 0
-        self._unstored = False  # whether a step was begun that is not in the replay
+        self._unstored = False  # whether a step was begun and is not in the replay yet
         if _init_setup_model:
             self._setup_model()
-            if self.env is not None:  # what does not fit into memory is said before anything begins
+            if self.env is not None:  # raises before training if it does not fit into memory
                 self._make_replay()
 
     def _setup_model(self) -> None:
@@ -172,25 +188,25 @@ class JEPAMPC(OffPolicyAlgorithm):
             [{"params": encoder, "lr": rate * self.encoder_rate}, {"params": rest, "lr": rate}], fused=True
         )
         self.policy_optimizer = torch.optim.Adam(model.policy.parameters(), lr=rate, eps=1e-5, fused=True)
-        self.replay_buffer: Any = None  # one that was loaded only to act needs none
+        self.replay_buffer: Any = None  # an agent that is loaded only to act needs none
         self._seed_generators(seed)
         self._plans: tuple[np.ndarray, ...] | None = None
         self._convert_train_freq()
 
     def _seed_generators(self, seed: int) -> None:
-        """Of batches, learning, searches and exploration."""
+        """Seeds the generators of batches, losses, searches and exploration."""
         self.rng = np.random.default_rng(seed)
         self.noise = torch.Generator(self.device).manual_seed(seed)
         self.policy.generator = torch.Generator(self.device).manual_seed(seed)
 
     def set_random_seed(self, seed: int | None = None) -> None:
-        """Stable-Baselines3's, for the agent's own generators, too. Deterministic searches stay what they are."""
+        """As in Stable-Baselines3; seeds the agent's own generators, too. Deterministic searches keep their seed."""
         super().set_random_seed(seed)
-        if seed is not None and hasattr(self, "rng"):  # not while it is made
+        if seed is not None and hasattr(self, "rng"):  # False while the constructor runs
             self._seed_generators(seed)
 
     def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
-        """Stable-Baselines3's; running episodes end where they are."""
+        """As in Stable-Baselines3; running episodes are cut off at their present state."""
         seen = self._last_obs
         super().set_env(env, force_reset)
         if seen is not None and self._last_obs is None and self.replay_buffer is not None:
@@ -252,8 +268,8 @@ class JEPAMPC(OffPolicyAlgorithm):
         if self.replay_buffer is None:
             self._make_replay()
         if reset_num_timesteps or self._last_obs is None or self._unstored:
-            # The environments start anew: no episode goes on from here. Of one that was stepped without its step being
-            # stored (a callback ended the training, or an exception) nobody knows where it is.
+            # All environments are reset, so running episodes end here. That includes the case of a step that was begun
+            # and not stored (a callback or an exception ended the training): the environment's state is unknown.
             if self._last_obs is not None:
                 self.replay_buffer.cut(by_name(self._last_obs))
             self.replay_buffer.forget_running()
@@ -297,7 +313,7 @@ class JEPAMPC(OffPolicyAlgorithm):
         check_terminal_observations(dones, infos)
         reward = scalar_rewards(reward, len(dones))
         following = by_name(new_obs)
-        if dones.any():  # what Stable-Baselines3 keeps as the next observation stays as it is
+        if dones.any():  # Stable-Baselines3 keeps new_obs as the next observation: do not write into it
             following = {name: value.copy() for name, value in following.items()}
         for i in np.flatnonzero(dones):
             for name, value in by_name(infos[i]["terminal_observation"]).items():
@@ -313,7 +329,7 @@ class JEPAMPC(OffPolicyAlgorithm):
     # -- learning -----------------------------------------------------------------------------------
 
     def train(self, gradient_steps: int, batch_size: int) -> None:
-        """Updates of the world model and of the policy prior."""
+        """Updates the world model with its heads, then the policy prior, ``gradient_steps`` times."""
         if not len(self.replay_buffer.episodes):
             return
         began = time.perf_counter()
@@ -364,7 +380,7 @@ class JEPAMPC(OffPolicyAlgorithm):
         return round(first * (last / first) ** fallen)
 
     def _updates_owed(self) -> int:
-        """As many as there would have been, had the random steps been followed by updates, too."""
+        """The number of updates that there would be if the random steps had been followed by updates, too."""
         if self.gradient_steps < 0:
             return self.num_timesteps
         freq = self.train_freq
@@ -378,9 +394,9 @@ class JEPAMPC(OffPolicyAlgorithm):
         return self.gradient_steps * rollouts
 
     def dump_logs(self) -> None:
-        """Stable-Baselines3's, with ``jepa/*`` measured on windows from the replay."""
+        """As in Stable-Baselines3, with ``jepa/*`` measured on windows from the replay."""
         if self._n_updates and len(self.replay_buffer):
-            # A generator of its own: what is logged must not change what is learned.
+            # A generator of its own, so that logging does not change what is learned.
             batch = self.replay_buffer.sample(256, self.steps, np.random.default_rng(self.num_timesteps))
             for name, value in model_metrics(self.policy.average, batch.to(self.device)).items():
                 self.logger.record(name, value)
@@ -401,7 +417,7 @@ class JEPAMPC(OffPolicyAlgorithm):
     def load_replay_buffer(
         self, path: str | Path | io.BufferedIOBase, truncate_last_traj: bool = True
     ) -> None:
-        """Holds the episodes of a file of ``save_replay_buffer`` in place of its own; nothing in it is executed.
+        """Replaces the replay's episodes by those of a file of ``save_replay_buffer``; no code in it is executed.
 
         Raises:
             ValueError, FileNotFoundError: as ``EpisodeReplay.load``.

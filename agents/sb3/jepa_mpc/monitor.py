@@ -18,7 +18,7 @@ from jepa_rl.types import ControlBatch, Metrics, Plan
 
 
 class EnvClock(BaseCallback):
-    """``time/env_ms``: milliseconds of an environment step. Must be the first callback, or it times the others, too."""
+    """``time/env_ms``: milliseconds of an environment step. Must be the first callback: it times those before it."""
 
     began: float | None = None
 

@@ -37,14 +37,14 @@ class JEPAMPCPolicy(BasePolicy):
         world: fields of the ``WorldModelConfig`` that differ from those of ``jepa_rl.control.world_config``, such as
             ``{"latent_dim": 32, "encoder": "keypoints"}``: encoder, dynamics and objective by name and options.
         control: sizes and weights of reward, value, termination and policy prior.
-        horizon: steps that are looked ahead.
+        horizon: latent steps of a plan.
         samples, elites, iterations: of the search (``MPPI`` that returns its mean, or ``CategoricalCEM`` for choices).
         init_std, temperature: of ``MPPI``.
-        proposals: plans of the policy prior that compete in every search; 0 leaves it out of the search. The value of
-            a plan's last state, and targets of the values, are those of the prior's action all the same.
-        terminal_value: whether the value of the last state counts.
+        proposals: number of plans of the policy prior that compete in every search. With 0 the prior still gives the
+            action for the value of a plan's last state and for value targets.
+        terminal_value: whether the value of the last state is part of a plan's cost.
         average_rate: how far the average moves towards the model after an update; 1 acts with the model itself.
-        compile: whether rollouts and prices of plans go through ``torch.compile``, as CUDA graphs on a GPU. The first
+        compile: whether rollouts and costs of plans go through ``torch.compile``, as CUDA graphs on a GPU. The first
             decisions then take a minute; on a processor it needs a C++ compiler and gains little.
         discount: of one step; JEPAMPC gives its own ``gamma``.
         frames: stacked in every picture; JEPAMPC asks its environment.
@@ -107,9 +107,11 @@ class JEPAMPCPolicy(BasePolicy):
         self.searched: tuple[Dynamics, Cost] = (self.average, cost)
         if compile:
             self.searched = (CompiledDynamics(self.average), captured(cost))
-        self.generator = torch.Generator().manual_seed(seed)  # of exploration: it goes on from call to call
+        self.generator = torch.Generator().manual_seed(
+            seed
+        )  # of exploration; its state carries over from call to call
         self.last_plan: Plan | None = None
-        self.seconds: dict[str, float] = {}  # of the last call's parts
+        self.seconds: dict[str, float] = {}  # wall time of the parts of the last call of act
 
     @property
     def world(self) -> WorldModel:
@@ -128,7 +130,8 @@ class JEPAMPCPolicy(BasePolicy):
     def after_update(self) -> None:
         """Moves the average towards the model."""
         self.updates += 1
-        rate = max(self.average_rate, 10 / (9 + self.updates.item()))  # early weights are soon forgotten
+        # Larger at first, so that the average soon forgets the initial weights.
+        rate = max(self.average_rate, 10 / (9 + self.updates.item()))
         move_towards(self.average, self.model, rate)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
@@ -143,9 +146,18 @@ class JEPAMPCPolicy(BasePolicy):
         episode_start: np.ndarray | None = None,
         deterministic: bool = False,
     ) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
-        """Stable-Baselines3's ``predict``. ``deterministic`` takes the search's answer, and equal calls give equal
-        actions; otherwise one of the best eighth of its candidates is followed (of the distinct ones among choices), by
-        the generator of exploration."""
+        """As in Stable-Baselines3.
+
+        Args:
+            observation: of one environment, or of n.
+            state: the plans that the last call returned; None at the start.
+            episode_start: bool (n,); where True, the old plan is discarded.
+            deterministic: True: the action of the search's answer, equal for equal calls. False: the first action of
+                a plan drawn from the best eighth of the candidates (of the distinct ones for discrete actions).
+
+        Returns:
+            Actions in the environment's units, and the shifted plans, the next call's ``state``.
+        """
         tensors, vectorised = self.obs_to_tensor(observation)
         actions, state = self.act(tensors, state, episode_start, deterministic)
         decoded = self.action.decode(actions)
@@ -165,11 +177,24 @@ class JEPAMPCPolicy(BasePolicy):
         episode_start: np.ndarray | None,
         deterministic: bool,
     ) -> tuple[Float[np.ndarray, "n a"], tuple[np.ndarray, ...]]:
-        """Model actions, and the shifted plans."""
+        """Plans, and returns first actions.
+
+        Args:
+            observations: tensors, as ``obs_to_tensor`` gives them.
+            state: plans "n h a" of the last call in a tuple; None at the start.
+            episode_start: bool (n,); where True, the old plan is discarded.
+            deterministic: see ``predict``.
+
+        Returns:
+            Model actions (see ``ActionSpec.encode``), and the plans shifted by one step, the next call's ``state``.
+
+        Raises:
+            ValueError: if the plans in ``state`` have another shape.
+        """
         self.set_training_mode(False)
         began = time.perf_counter()
         z = self.average.encode(observations)
-        if z.is_cuda:  # else this would be the time it takes to ask for it
+        if z.is_cuda:  # otherwise the time would be that of launching the kernels
             torch.cuda.synchronize(z.device)
         encoded = time.perf_counter()
         shape = (len(z), self.planner.horizon, self.model.action_dim)
@@ -192,7 +217,7 @@ class JEPAMPCPolicy(BasePolicy):
         return answer
 
     def _generator_on(self, device: torch.device, deterministic: bool) -> torch.Generator:
-        """A fresh one for deterministic searches; that of exploration otherwise, moved where the model went."""
+        """A freshly seeded generator for deterministic searches, the exploration generator otherwise; on ``device``."""
         if deterministic:
             return torch.Generator(device).manual_seed(self.seed)
         if self.generator.device.type != device.type:
@@ -200,9 +225,10 @@ class JEPAMPCPolicy(BasePolicy):
         return self.generator
 
     def _proposed(self, z: Tensor, generator: torch.Generator) -> Float[Tensor, "b p h a"] | None:
-        """Plans of the policy prior, rolled out in the model; the first follows its mode.
+        """Plans of the policy prior, rolled out in the model; the first one takes the mode of every action.
 
-        All environments share one draw of noise, as in the search: no plan depends on who is planned for beside it.
+        All environments share one draw of noise, as in the search, so that a plan does not depend on the other rows of
+        the batch.
         """
         if not self.proposals:
             return None

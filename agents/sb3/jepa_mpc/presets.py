@@ -1,4 +1,4 @@
-"""Named sizes of ``JEPAMPC``, and what they cost."""
+"""Named sizes of ``JEPAMPC``, and their measured times."""
 
 from __future__ import annotations
 
@@ -14,11 +14,15 @@ from jepa_rl.control import ControlConfig
 def laptop() -> dict[str, Any]:
     """Two processor cores and no GPU: the defaults.
 
-    100,000 frames of cartpole-swingup from pixels (action repeat 8, so 12,500 decisions, with two updates each), and
-    evaluations of ten episodes, take two cores 39 minutes. On one core (AVX512-BF16), another run on the other: 62 to
-    83; 121 for 25,000 decisions with one update each and 16 keypoints (reacher-easy, repeat 4; both cores need 33 for
-    the first 10,000), 32 to 57 for 50,000 with one for every fourth (CartPole-v1). An update from 9 x 64 x 64 pixels
-    takes 98 to 128 ms there, a decision 19 to 28 ms.
+    Minutes of a run, evaluations of ten episodes included:
+
+    - cartpole-swingup from pixels, 100,000 frames (action repeat 8, 12,500 decisions, two updates each): 39 on two
+      cores; 62 to 83 on one core with AVX512-BF16 while another run uses the other.
+    - reacher-easy from pixels, action repeat 4, 16 keypoints, 25,000 decisions, one update each: 121 on one core; the
+      first 10,000 decisions take 33 on two.
+    - CartPole-v1, 50,000 decisions, one update for every fourth: 32 to 57 on one core.
+
+    On one core an update from 9 x 64 x 64 pixels takes 98 to 128 ms, a decision 19 to 28 ms.
     """
     return {"policy_kwargs": {"control": ControlConfig()}}
 

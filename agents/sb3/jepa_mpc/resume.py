@@ -200,7 +200,9 @@ def begin_episodes(model: JEPAMPC) -> None:
     where = [model.seed or 0, model._episode_num, model.num_timesteps]
     seed = np.random.SeedSequence(where).generate_state(1)[0]
     model.env.seed(int(seed >> 1))  # 31 bits: SB3 adds the number of the environment
-    model._last_obs = cast(Any, model.env.reset())  # never the tuple that SB3's type allows, too
+    model._last_obs = cast(
+        Any, model.env.reset()
+    )  # SB3's type allows a tuple, which JEPAMPC's spaces exclude
     model._last_episode_starts = np.ones(model.n_envs, bool)
 
 
@@ -232,7 +234,12 @@ def restore_policy(model: JEPAMPC, tensors: dict[str, torch.Tensor]) -> None:
 
 
 def restore_run(model: JEPAMPC, tensors: dict[str, torch.Tensor], header: dict[str, Any]) -> None:
-    """Restores what ``run_state`` returned."""
+    """Restores what ``run_state`` returned.
+
+    Args:
+        model: an agent with the settings of the saved run.
+        tensors, header: of the checkpoint.
+    """
     restore_policy(model, tensors)
     for name in ("model_optimizer", "policy_optimizer"):
         restore_optimizer(name, getattr(model, name), tensors)
@@ -291,8 +298,8 @@ def _plain_numbers(value: Any) -> Any:
 
 
 def environment_of(env: VecEnv | None) -> str | None:
-    """Id, arguments, time limit and wrappers of the first environment; of one in another process, no arguments."""
+    """Id, arguments, time limit and wrappers of the first environment; no arguments if it is in another process."""
     if env is None:
         return None
-    # Gymnasium prints an environment by the names of its classes, and its id if it has one.
+    # The text of a Gymnasium environment consists of its class names and its id.
     return source_of(env) or str(env.unwrapped.env_method("__str__", indices=[0])[0])
