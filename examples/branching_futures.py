@@ -1,4 +1,4 @@
-"""Several futures from one picture: learn a world that branches, draw what may happen, and plan with care.
+"""Several futures from one picture: learn a stochastic world, sample its futures, and plan by their risk.
 
     python examples/branching_futures.py
 
@@ -6,7 +6,7 @@ On TableEdge a push near the edge may throw the object off. A world model is lea
 latents, a flow that draws futures; twenty minutes on one core. Writes to runs/branching_futures/, and to
 TensorBoard: futures.png (one real picture and decoded futures that fan out from it), fan.png (decoded positions
 beside true outcomes), probability.png (sampled against true probability of falling) and plans.gif (a plan by the mean
-beside a careful one). A run that was stopped goes on where it was; --no-resume starts anew.
+beside a careful one). An interrupted run resumes where it stopped; --no-resume starts again.
 """
 
 import json
@@ -45,42 +45,42 @@ import matplotlib.pyplot as plt
 @dataclass(frozen=True)
 class Args:
     episodes: int = 20_000
-    """Of random play to learn from, 4 steps each, from anywhere on the table."""
+    """Training episodes of random play, 4 steps each, from anywhere on the table."""
     updates: int = 1500
-    """Of encoder and point dynamics together."""
+    """Joint updates of encoder and point dynamics."""
     flow_updates: int = 6000
-    """Of the flow, on frozen latents."""
+    """Updates of the flow, on frozen latents."""
     futures: int = 16
-    """That a plan is judged by."""
+    """Samples for each plan."""
     alpha: float = 0.25
-    """Share of the worst futures that the careful plan looks at."""
+    """Share of the worst futures that the risk-averse plan averages (CVaR)."""
     seed: int = 0
     resume: bool = True
-    """Go on with what is in the folder; --no-resume deletes it first."""
+    """Resume the run in the folder; --no-resume deletes it and starts again."""
     quick: bool = False
-    """A little of everything, for a try in seconds; its pictures mean nothing."""
+    """A little of everything, for a test run of seconds; its pictures mean nothing."""
     out: Path = Path("runs/branching_futures")
 
 
 QUICK = dict(episodes=80, updates=10, flow_updates=10, futures=4)
-# Steps of a training episode. What falls is lost for the rest of it: many short ones show more falls, and the chance of
-# a fall is learned no better than it is counted.
+# Steps of a training episode. A fallen object stays down until its end, so many short episodes show more falls, from
+# which their probability is learned.
 LENGTH = 4
-# Steps of the windows that dynamics learn on, and how many of them: what draws a state given the one before learns
-# most from many single steps, a point predictor from its own errors along a path.
+# Steps of a window, and windows in a batch. Dynamics that sample one state after the other learn most from many single
+# steps, a point predictor from its own errors along a rollout.
 WINDOWS = {"flow": (1, 1024), "mixture": (1, 512)}
 STEPS, BATCH = 4, 256
 LATENTS = 16
-# The target of the prediction gets no gradient: where it does, the encoder learns to hide what cannot be predicted, and
-# what a branching world turns on is just that. A light SIGReg: five numbers spread over all directions of a space lie
-# crumpled in it and are hard to predict.
+# The prediction target gets no gradient; otherwise the encoder learns to hide what cannot be predicted, which in this
+# world is what matters. SIGReg is weak: with more, the five numbers of the state are spread over all latent
+# dimensions in curved ways that are hard to predict.
 OBJECTIVE = {"sigreg": 0.1, "inverse_dynamics": 4.0, "target": "stop_gradient"}
 EVALUATION_SEED = 1_000_000  # of the first episode that is played; training draws its seeds below
 
 
 def main(args: Args) -> None:
     args = replace(args, **QUICK) if args.quick else args
-    free = ("resume", "out", "futures", "alpha")  # what is learned does not depend on them
+    free = ("resume", "out", "futures", "alpha")  # training does not depend on them
     open_run(args.out, asdict(args), resume=args.resume, free=free)
     torch.manual_seed(args.seed)
     store = random_play(args.out, args.episodes, args.seed)

@@ -3,9 +3,9 @@
     python examples/compare_with_sb3.py
     python examples/compare_with_sb3.py --env-id dmc/reacher-easy-v0 --rival sac --action-repeat 4
 
-All see the same environment, play as many steps and are evaluated on the same episodes. Writes
-runs/compare_with_sb3/: results.json, curves.png and TensorBoard events. A run that was stopped goes on with the agent
-that was learning; JEPAMPC goes on where it was, the others from their last evaluation.
+All use the same environment and number of steps, and are evaluated on the same episodes. Writes
+runs/compare_with_sb3/: results.json, curves.png and TensorBoard events. An interrupted run resumes with the
+agent that was learning: JEPAMPC where it stopped, the others at their last evaluation.
 ``benchmarks/dmc_pixels.py`` is the large version of this.
 """
 
@@ -37,7 +37,9 @@ from jepa_rl.files import open_run, write_atomic
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # CartPole and its kin draw with SDL; no window is needed
+os.environ.setdefault(
+    "SDL_VIDEODRIVER", "dummy"
+)  # classic-control environments draw with SDL; no window is needed
 
 EVALUATION_SEED = 1_000_000  # of the first episode
 RIVALS: dict[str, tuple[type[BaseAlgorithm], dict[str, Any]]] = {
@@ -52,21 +54,21 @@ class Args:
     env_id: str = "CartPole-v1"
     """Gymnasium id of an environment that can render."""
     rival: Literal["sac", "ppo", "dqn"] = "dqn"
-    """Needs to fit the actions: sac wants continuous ones, dqn choices."""
+    """Must fit the action space: sac needs continuous actions, dqn discrete ones."""
     action_repeat: int = 2
     """Environment steps for each decision."""
     decisions: int = 6_000
-    """Of each agent."""
+    """Decisions of each agent during training."""
     gamma: float = 0.97
     """Discount of one decision."""
     evaluations: int = 6
     episodes: int = 5
-    """In each evaluation."""
+    """Episodes in each evaluation."""
     seed: int = 0
     resume: bool = True
-    """Go on with what is in the folder; --no-resume deletes it first."""
+    """Resume the run in the folder; --no-resume deletes it and starts again."""
     quick: bool = False
-    """A few steps of everything, for a try in seconds."""
+    """A few steps of everything, for a test run of seconds."""
     out: Path = Path("runs/compare_with_sb3")
 
 
@@ -78,7 +80,7 @@ def make_env(args: Args, pixels: bool) -> gym.Env:
 
 
 def make_agent(args: Args, name: str, decisions: int) -> BaseAlgorithm:
-    """``jepa_mpc``, or the rival on ``pixels`` or ``state``, as it was saved if it was."""
+    """``jepa_mpc``, or the rival on ``pixels`` or ``state``; loaded if it was saved."""
     env = Monitor(make_env(args, pixels=not name.endswith("state")))
     common: dict[str, Any] = {"gamma": args.gamma, "seed": args.seed, "tensorboard_log": str(args.out / name)}
     if name == "jepa_mpc":
@@ -104,7 +106,7 @@ def main(args: Args) -> None:
         done = args.out / f"{name}.json"
         if not done.exists():
             write_atomic(done, json.dumps(train(args, name, decisions)).encode())
-            shutil.rmtree(args.out / name / "saved", ignore_errors=True)  # large, and needed only to go on
+            shutil.rmtree(args.out / name / "saved", ignore_errors=True)  # large, and needed only to resume
         found[name] = json.loads(done.read_text())
 
     random = [random_return(args, EVALUATION_SEED + i) for i in range(args.episodes)]
@@ -136,7 +138,7 @@ def train(args: Args, name: str, decisions: int) -> dict[str, Any]:
         callbacks.insert(1, SaveAtEvaluation(evaluate, folder / "saved"))
     left = max(0, decisions - model.num_timesteps)
     model.learn(left, callback=callbacks, reset_num_timesteps=model.num_timesteps == 0)
-    # Not of this process alone: a run may have been stopped.
+    # Summed over processes, since a run may have been interrupted.
     return {"evaluations": evaluate.results, "seconds": evaluate.results[-1]["seconds"]}
 
 

@@ -3,8 +3,8 @@
     python examples/plan_to_goal.py
     python examples/plan_to_goal.py --checkpoint runs/cartpole/model.safetensors --env-id CartPole-v1
 
-The goal is what random play saw some steps after the start of an episode that the model has never met; the
-agent begins from the same start. Without --checkpoint it takes that of examples/train_world_model.py or
+The goal is an observation of random play some steps after the start of a held-out episode; the agent begins at
+the same start. Without --checkpoint it takes that of examples/train_world_model.py or
 quickstart.py, or trains a small one. Writes runs/plan_to_goal/: results.json, plan.gif (what the agent
 sees, its goal) and TensorBoard events (plan/cost, plan/spread, plan/ms).
 """
@@ -28,38 +28,40 @@ from jepa_rl import WorldModel
 from jepa_rl.agents import CEM, CategoricalCEM, MPCAgent
 from jepa_rl.envs import PixelObservation, SmoothRandomPolicy, world_spec
 
-os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # CartPole and its kin draw with SDL; no window is needed
+os.environ.setdefault(
+    "SDL_VIDEODRIVER", "dummy"
+)  # classic-control environments draw with SDL; no window is needed
 
 
 @dataclass(frozen=True)
 class Args:
     env_id: str = "jepa_rl/TwoRooms-v0"
     checkpoint: Path | None = None
-    """Of a world model of that environment."""
+    """Path of a world model of that environment."""
     frames: int = 1
     block: int = 5
-    """Frames and block of the model that is trained where there is none."""
+    """Frames and block of the model that is trained if there is none."""
     episodes: int = 10
     goal_steps: int = 25
-    """How many steps of random play lead from the start to the goal."""
+    """Steps of random play from the start to the goal."""
     budget: int = 50
-    """Environment steps that the agent has."""
+    """Environment steps that the agent may take."""
     horizon: int = 6
-    """Latent steps that it looks ahead."""
+    """Latent steps of a plan."""
     seed: int = 1_000_000
-    """Of the first episode; far from those of the training."""
+    """Seed of the first episode; far from those of training."""
     quick: bool = False
-    """A small search and two episodes, for a try in seconds."""
+    """A small search and two episodes, for a test run of seconds."""
     out: Path = Path("runs/plan_to_goal")
 
 
 def find_model(args: Args) -> tuple[WorldModel, str]:
-    """The model asked for, one that an example has trained on this environment, or a new one; and its path."""
+    """The model of --checkpoint, else one that an example has trained on this environment, else a new one; its path."""
     if args.checkpoint is not None:
         return WorldModel.load(args.checkpoint), str(args.checkpoint)
     folders = (Path("runs/train_world_model"), Path("runs/quickstart"), args.out / "world_model")
     for path in (path for folder in folders for path in sorted(folder.rglob("model.safetensors"))):
-        settings = path.with_name("args.json")  # passes by what another example's --quick left
+        settings = path.with_name("args.json")  # do not use a model from another example's --quick
         if not args.quick and settings.exists() and json.loads(settings.read_text()).get("quick"):
             continue
         model = WorldModel.load(path)
@@ -75,7 +77,7 @@ def find_model(args: Args) -> tuple[WorldModel, str]:
 
 
 def make_env(env_id: str, model: WorldModel) -> gym.Env:
-    """Pictures as the model reads them."""
+    """The environment with pictures of the model's size and frames."""
     spec = model.spec
     gray = spec.pixels[0] == spec.frames
     return PixelObservation(gym.make(env_id, render_mode="rgb_array"), spec.pixels[1], spec.frames, gray)
@@ -108,7 +110,7 @@ def main(args: Args) -> None:
             random = Random(SmoothRandomPolicy(action, 1), seed)
             start, goal, _ = play(env, seed, random, args.goal_steps)
             if (start == goal).all():
-                continue  # random play ended where it began: nothing to reach
+                continue  # random play ended where it began: no goal to reach
             _, wandered, _ = play(env, seed, Random(SmoothRandomPolicy(action, 1), seed + 10**6), args.budget)
             agent.set_goal(goal)
             driver = Driver(agent, board, step)
@@ -151,7 +153,7 @@ class Random:
 
 
 class Driver:
-    """The agent as a function of one observation: carries its state, writes what its searches saw."""
+    """The agent as a function of one observation: carries its state and writes metrics of its searches."""
 
     def __init__(self, agent: MPCAgent, board: SummaryWriter, step: int) -> None:
         self.agent, self.board, self.step = agent, board, step

@@ -1,10 +1,10 @@
-"""Train Stable-Baselines3's PPO on the latents of a world model that saw nothing but random play.
+"""Train Stable-Baselines3's PPO on the latents of a world model that was trained on random play.
 
     python examples/ppo_on_latents.py
     python examples/ppo_on_latents.py --env-id dmc/cartpole-balance-v0 --observations latents pixels state
 
 Writes runs/ppo_on_latents/: results.json, curves.png, world_model/model.safetensors and TensorBoard events.
-A run starts afresh and replaces what an earlier one left there.
+Every run starts from the beginning and overwrites an earlier one.
 """
 
 import json
@@ -39,7 +39,7 @@ class Args:
     env_id: str = "CartPole-v1"
     """Gymnasium id of an environment that can render."""
     observations: tuple[str, ...] = ("latents", "state")
-    """What PPO sees, one training each: latents, pixels or state."""
+    """Observations of PPO, one training for each: latents, pixels or state."""
     random_steps: int = 10_000
     """Environment steps of random play for the world model."""
     updates: int = 1_500
@@ -48,7 +48,7 @@ class Args:
     """Environment steps of each PPO."""
     seed: int = 0
     quick: bool = False
-    """A few steps of everything, for a try in seconds."""
+    """A few steps of everything, for a test run of seconds."""
     out: Path = Path("runs/ppo_on_latents")
 
 
@@ -78,7 +78,7 @@ def main(args: Args) -> None:
     )
     checkpoint = args.out / "world_model" / "model.safetensors"
 
-    # PPO on its latents, and on whatever it shall be compared with.
+    # PPO on its latents, and on the observations to compare with.
     def pixels(n: int) -> VecEnv:
         return make_vec_env(lambda: make_pixels(args.env_id), n)
 

@@ -4,7 +4,7 @@
 
 collect -> train -> diagnose -> plan, about ten minutes on two cores. Writes runs/quickstart/: results.json,
 plan.gif (what the agent sees, its goal, its imagined path), latent_map.png, model.safetensors, the episodes and
-TensorBoard events. A run that was stopped goes on where it was; --no-resume starts anew.
+TensorBoard events. An interrupted run resumes where it stopped; --no-resume starts again.
 """
 
 import json
@@ -43,23 +43,23 @@ FIRST_LAYOUT = 1_000_000  # seeds of the evaluation's episodes start here, far f
 @dataclass(frozen=True)
 class Args:
     episodes: int = 50
-    """Evaluation episodes, each with a wall, a door, a start and a goal of its own."""
+    """Evaluation episodes, each with its own wall, door, start and goal."""
     train_episodes: int = 4000
     train_steps: int = 40
     """Environment steps of a training episode of random play."""
     updates: int = 4500
-    """Of encoder and dynamics together."""
+    """Joint updates of encoder and dynamics."""
     refine_updates: int = 5000
-    """Of the dynamics alone, on latents of the frozen encoder."""
+    """Updates of the dynamics alone, on latents of the frozen encoder."""
     block: int = 5
     """Environment steps in one latent step."""
     horizon: int = 12
-    """Latent steps that the agent looks ahead."""
+    """Latent steps of a plan."""
     seed: int = 0
     resume: bool = True
-    """Go on with what is in the folder; --no-resume deletes it first."""
+    """Resume the run in the folder; --no-resume deletes it and starts again."""
     quick: bool = False
-    """A little of everything, for a try in seconds; its scores mean nothing."""
+    """A little of everything, for a test run of seconds; its scores mean nothing."""
     out: Path = Path("runs/quickstart")
 
 
@@ -93,7 +93,7 @@ def main(args: Args) -> None:
 
 
 def evaluate(args: Args, model: WorldModel, train: Any) -> dict[str, list[Outcome]]:
-    """The agent and its rivals on the same episodes."""
+    """Evaluates the agent and the baselines on the same episodes."""
     agent = planning_agent(args, model)
     inverse = fit_inverse_model(model, train, updates=100 if args.quick else 3000, seed=args.seed)
     board = SummaryWriter(str(args.out / "plan"))
@@ -127,7 +127,7 @@ def random_play(args: Args) -> EpisodeStore:
 
 
 def train_world_model(args: Args, train: Any, held_out: Any) -> WorldModel:
-    """Encoder and dynamics by prediction in latent space; then the dynamics alone, which learn the walls."""
+    """Trains encoder and dynamics together, then the dynamics alone, which learn the walls."""
     config, training, window = preset("laptop", train.spec.with_block(args.block))
     training = replace(training, steps=args.updates, seed=args.seed, evaluate_every=max(1, args.updates // 9))
     refining = replace(REFINE, steps=args.refine_updates, seed=args.seed)
@@ -150,7 +150,7 @@ def train_world_model(args: Args, train: Any, held_out: Any) -> WorldModel:
 
 
 def diagnose(args: Args, model: WorldModel, train: Any, held_out: Any) -> tuple[dict[str, Any], Probe]:
-    """What the latents know of the position and the door; the labels serve these probes only."""
+    """Probes of position and door on the latents; labels are used for these probes only."""
     rng, count = np.random.default_rng(args.seed), 300 if args.quick else 12_000
     latents, targets = labelled(model, WindowSampler(train, 1), count, rng)
     unseen, truth = labelled(model, WindowSampler(held_out, 1), count // 3, rng)
@@ -193,7 +193,7 @@ def named(r2: torch.Tensor) -> dict[str, float]:
 
 
 def planning_agent(args: Args, model: WorldModel) -> MPCAgent:
-    """Looks ahead over `horizon` held actions, executes one block of them, and looks again."""
+    """Plans `horizon` held actions, executes one block of them, and plans again."""
     planner = TreeSearch(args.horizon)
     return MPCAgent(model, planner, cost=partial(GoalCost, reduce="last"), hold=True, seed=args.seed)
 
@@ -221,7 +221,7 @@ def play(args: Args, make_policy: Callable[[gym.Env, int], Act]) -> list[Outcome
 
 
 class Driver:
-    """The planning agent as a policy; writes what its searches saw to TensorBoard."""
+    """The planning agent as a policy; writes metrics of its searches to TensorBoard."""
 
     def __init__(self, agent: MPCAgent, board: SummaryWriter, step: int) -> None:
         self.agent, self.board, self.step, self.state = agent, board, step, None
@@ -239,7 +239,7 @@ class Driver:
 
 
 def oracle(args: Args, planner: Planner, cost: Callable[[Any], Cost], env: gym.Env, episode: int) -> Act:
-    """The same search on the true simulator and the true distance: what search alone can reach."""
+    """The same search with the true simulator and distance: the limit of the search itself."""
     dynamics = HeldActions(TwoRoomsDynamics(args.block), args.block)
     generator = torch.Generator().manual_seed(episode)
     plan: list[np.ndarray] = []
@@ -265,7 +265,7 @@ def oracle(args: Args, planner: Planner, cost: Callable[[Any], Cost], env: gym.E
 
 
 def draw_plan(args: Args, agent: MPCAgent, probe: Probe, episodes: int = 4, scale: int = 4) -> None:
-    """plan.gif: the picture with its goal (green), the dot (red) and the path that the agent imagines (blue)."""
+    """plan.gif: the picture with its goal (green), the dot (red) and the predicted path (blue)."""
     env = GoalObservation(
         gym.make("jepa_rl/TwoRooms-v0", max_episode_steps=MAX_STEPS, render_mode="rgb_array")
     )
@@ -290,7 +290,7 @@ def with_path(picture: np.ndarray, agent: MPCAgent, probe: Probe, scale: int) ->
 
 
 class Clock:
-    """Seconds of each stage, kept in a file so that a resumed run still knows them."""
+    """Seconds of each stage, kept in a file for resumed runs."""
 
     def __init__(self, file: Path) -> None:
         self.file = file

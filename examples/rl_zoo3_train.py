@@ -4,9 +4,9 @@
     python examples/rl_zoo3_train.py
     python examples/rl_zoo3_train.py --env Pendulum-v1 --n-timesteps 5000 --seed 1
 
-Takes the options of the zoo's train script, but for other algorithms and the search for hyperparameters. Writes
+Takes the options of the zoo's train script, except those for other algorithms and hyperparameter search. Writes
 runs/rl_zoo3_train/: results.json, the zoo's folders (model, settings, evaluations) and TensorBoard events. This file is
-its own settings file, too: the zoo reads ``hyperparams``.
+also the settings file: the zoo reads ``hyperparams``.
 """
 
 import argparse
@@ -15,9 +15,11 @@ import os
 import sys
 from pathlib import Path
 
-os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # CartPole and its kin draw with SDL; no window is needed
+os.environ.setdefault(
+    "SDL_VIDEODRIVER", "dummy"
+)  # classic-control environments draw with SDL; no window is needed
 
-# By environment; anything else takes "default". The zoo passes on what it does not know to JEPAMPC.
+# By environment, otherwise "default". The zoo passes keys that it does not know to JEPAMPC.
 hyperparams = {
     "Pendulum-v1": {
         "policy": "MlpPolicy",
@@ -60,7 +62,7 @@ def main() -> None:
     if own.quick:
         options += ["--n-timesteps", "60", "--hyperparams", "learning_starts:30", "--eval-freq", "50"]
         options += ["--eval-episodes", "1"]
-    ALGOS["jepa_mpc"] = JEPAMPC  # the registration; the zoo offers it like its own
+    ALGOS["jepa_mpc"] = JEPAMPC  # registers it with the zoo
     sys.argv = [sys.argv[0], *options, *given]
     train()
     runs = sorted((out / "jepa_mpc").glob("*_*"), key=lambda path: path.stat().st_mtime)

@@ -5,7 +5,7 @@
     python examples/train_mpc.py --env-id Pendulum-v1 --observations state --decisions 5000
 
 Writes runs/train_mpc/: results.json, curve.png, agent.zip, run/ (checkpoint and episodes) and TensorBoard events with
-a video of every evaluation. A run that was stopped goes on where it was.
+a video of every evaluation. An interrupted run resumes where it stopped.
 """
 
 import json
@@ -31,7 +31,9 @@ from jepa_rl.files import open_run
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # CartPole and its kin draw with SDL; no window is needed
+os.environ.setdefault(
+    "SDL_VIDEODRIVER", "dummy"
+)  # classic-control environments draw with SDL; no window is needed
 
 
 @dataclass(frozen=True)
@@ -39,25 +41,25 @@ class Args:
     env_id: str = "CartPole-v1"
     """Gymnasium id of an environment."""
     observations: Literal["pixels", "state"] = "pixels"
-    """What the agent sees: three stacked 64 x 64 pictures, or what the environment shows by itself."""
+    """Three stacked 64 x 64 pictures, or the environment's own observations."""
     action_repeat: int = 2
     """Environment steps for each decision."""
     decisions: int = 6_000
     gamma: float = 0.97
     """Discount of one decision."""
     updates: int = 1
-    """Of the model, for each decision."""
+    """Updates of the model for each decision."""
     preset: str = "laptop"
-    """laptop, small or base."""
+    """Name of a preset: laptop, small or base."""
     evaluations: int = 6
     episodes: int = 5
-    """In each evaluation."""
+    """Episodes in each evaluation."""
     device: str = "auto"
     seed: int = 0
     resume: bool = True
-    """Go on with what is in the folder; --no-resume deletes it first."""
+    """Resume the run in the folder; --no-resume deletes it and starts again."""
     quick: bool = False
-    """A few steps of everything, for a try in seconds."""
+    """A few steps of everything, for a test run of seconds."""
     out: Path = Path("runs/train_mpc")
 
 
@@ -70,7 +72,7 @@ def make_env(args: Args) -> gym.Env:
 
 def main(args: Args) -> None:
     started = time.perf_counter()
-    # With another number of decisions the learning rate, which falls to its end, would jump: that is another run.
+    # The learning rate falls until the last decision, so another number of decisions is a different run.
     free = ("evaluations", "episodes", "resume", "out")
     open_run(args.out, asdict(args), resume=args.resume, free=free)
     decisions = 150 if args.quick else args.decisions

@@ -7,7 +7,7 @@ The defaults suit what feeds an agent: three pictures, since one shows no speeds
 decisions. The second line suits planning far ahead where nothing has a speed.
 
 Writes runs/train_world_model/: episodes/, model.safetensors, checkpoint.safetensors, results.json,
-latent_map.png and TensorBoard events. A run that was stopped goes on where it was.
+latent_map.png and TensorBoard events. An interrupted run resumes where it stopped.
 """
 
 import json
@@ -24,7 +24,9 @@ from jepa_rl import EpisodeStore, WindowSampler, WorldModel, fit, preset, world_
 from jepa_rl.envs import PixelObservation, SmoothRandomPolicy, collect, world_spec
 from jepa_rl.files import open_run
 
-os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # CartPole and its kin draw with SDL; no window is needed
+os.environ.setdefault(
+    "SDL_VIDEODRIVER", "dummy"
+)  # classic-control environments draw with SDL; no window is needed
 
 
 @dataclass(frozen=True)
@@ -45,9 +47,9 @@ class Args:
     device: str = "cpu"
     seed: int = 0
     resume: bool = True
-    """Go on with what is in the folder; --no-resume deletes it first."""
+    """Resume the run in the folder; --no-resume deletes it and starts again."""
     quick: bool = False
-    """A few steps of everything, for a try in seconds."""
+    """A few steps of everything, for a test run of seconds."""
     out: Path = Path("runs/train_world_model")
 
 

@@ -37,7 +37,7 @@ class Args:
     latent_dim: int = 32
     seed: int = 0
     quick: bool = False
-    """Fewer steps, for a try in seconds."""
+    """Fewer steps, for a test run of seconds."""
     out: Path = Path("runs/wrap_any_env")
 
 
