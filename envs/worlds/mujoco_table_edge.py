@@ -50,7 +50,8 @@ class MujocoTableEdgeEnv(gym.Env[np.ndarray, np.ndarray], gym.utils.EzPickle):
     most 1. The puck slides until friction stops it; its coefficient is drawn anew for every flick (log-normal around
     0.3), so that hard flicks move it by about 0.12 +- 0.05 m, and gentle ones by little and with certainty. Past the
     edge it tips over and falls, and all further rewards are 0. Reward and ``info`` are those of
-    ``jepa_rl/TableEdge-v0``; one environment step lasts until the puck lies still. Episodes are cut off after 40 steps, never terminated.
+    ``jepa_rl/TableEdge-v0``; one environment step lasts until the puck lies still. Episodes are cut off after 40 steps,
+    never terminated.
 
     Args:
         goal: (x, y) on the table, or None for random near the edge.
