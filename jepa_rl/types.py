@@ -1,4 +1,4 @@
-"""The map of the house: shapes, time alignment, specifications and contracts.
+"""Shape letters, time alignment and the contracts of all parts; specs and batches are imported from their files.
 
 Shape letters, used in every annotation and docstring::
 
@@ -19,7 +19,7 @@ One *latent step* may span several environment steps (an action block): then ``a
 concatenation of ``block`` environment actions and ``p1`` is the picture ``block`` steps after ``p0``.
 
 Actions inside the modelling room are always float vectors: continuous actions scaled to [-1, 1],
-discrete actions one-hot. ``ActionSpec.encode`` and ``ActionSpec.decode`` are the only doors.
+discrete actions one-hot. ``ActionSpec.encode`` and ``ActionSpec.decode`` convert, and nothing else does.
 """
 
 from __future__ import annotations

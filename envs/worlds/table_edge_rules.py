@@ -169,7 +169,7 @@ class TableEdgeDynamics:
         fallen = np.repeat(state[:, None, 2] > 0.5, futures, axis=1)
         path = [np.concatenate([position, fallen[..., None]], axis=-1)]
         for push in taken.swapaxes(0, 1):
-            # One draw for all rows: candidates are compared under the same luck.
+            # One draw for all rows (common random numbers): cost differences come from the plans.
             luck, shake = rng.random(futures), rng.standard_normal((futures, 2))
             position, fallen = outcome(position, fallen, push[:, None], luck, shake)
             path.append(np.concatenate([position, fallen[..., None]], axis=-1))

@@ -96,7 +96,7 @@ class KeypointEncoder(PictureEncoder):
     def forward(self, pixels: UInt8[Tensor, "b c y x"]) -> Float[Tensor, "b d"]:
         """Latents float32."""
         where, height = self.read(pixels)
-        # Bounded and flattened: a map that found its thing says so, and no more the more of it there is.
+        # tanh saturates: it reports presence, not size.
         there = torch.tanh(0.3 * height)
         return self.norm(self.project(torch.cat([where.flatten(1), there], dim=1)))
 

@@ -34,20 +34,27 @@ class JEPAMPC(OffPolicyAlgorithm):
     (benchmarks/dmc_pixels.py, with a discount and a number of updates for each task); ``jepa_mpc_preset`` names larger
     ones. What Stable-Baselines3 does with an off-policy algorithm works, but for two things: ``VecNormalize`` is of no
     use, since vectors and rewards go through symlog, and the replay is saved in a format of its own, under a path.
-    Returns are told apart up to 22,000 in size: scale larger ones down (``gymnasium.wrappers.TransformReward``).
+    Returns beyond +-22,000 are clipped: scale larger ones down (``gymnasium.wrappers.TransformReward``).
     Observations are pixels, vectors or a Dict of both; actions a flat Box, Discrete or MultiDiscrete. Frames that
     ``PixelObservation(frames=k)`` stacked are stored once each, and read one by one; stacks of another's making
     (``VecFrameStack``) are stored whole, k times the memory. With ``ResumableRun`` as a callback a run that was killed
     goes on where it was.
 
-    The reference is TD-MPC2 (Hansen, Su and Wang 2024, arXiv:2310.16828). Departures: a patch-convolution encoder;
-    latents kept apart by VICReg and not by a simplex, and weights of the losses to go with it; gated dynamics; fewer
-    value heads, all of whose mean prices the policy's mode at the end of a plan; targets of several rewards, whose
-    steps share one state behind them; a termination head; a moving average of the model that acts, and follows the
-    mean of many elite plans, weighted by costs in units of their spread; exploration by following one of the best
-    plans; rates that fall, the encoder's with the rest; no dropout; symlog of vectors that are observed; a policy whose
-    spread is bounded more narrowly; a smaller search; windows that run over an episode's end (masked), so that short
-    episodes count in full; one common discount, none guessed from the episode's length.
+    The reference is TD-MPC2 (Hansen, Su and Wang 2024, arXiv:2310.16828). What differs:
+
+    - Encoder: patch convolutions. Vectors that are observed go through symlog.
+    - Latents: kept apart by VICReg, not by a simplex, which collapsed from pixels; the losses are weighed accordingly.
+    - Dynamics: gated, without dropout.
+    - Values: fewer heads. The mean of all prices the policy's mode at the end of a plan. Targets hold several rewards,
+      and all steps of a window share the state behind them.
+    - Termination: a head predicts it.
+    - Discount: given, not guessed from the episode's length.
+    - Acting: by a moving average of the model. The mean of many elite plans is followed, weighted by costs in units of
+      their spread; the search is smaller.
+    - Exploration: one of the best plans is followed.
+    - Policy: its spread has narrower bounds.
+    - Learning rates: fall, the encoder's with the rest.
+    - Windows: may run over an episode's end (masked), so that short episodes count in full.
 
     ``save`` writes Stable-Baselines3's zip file, which holds pickled settings: load only files that you trust.
 
@@ -324,7 +331,7 @@ class JEPAMPC(OffPolicyAlgorithm):
         self.model_optimizer.param_groups[0]["lr"] *= self.encoder_rate
         self.policy.set_training_mode(True)
         learning = [p for group in self.model_optimizer.param_groups for p in group["params"]]
-        for _ in range(gradient_steps):
+        for done in range(1, gradient_steps + 1):
             batch = self.replay_buffer.sample(batch_size, self.steps, self.rng, self.n_step_now, self.gamma)
             batch = batch.to(self.device)
             losses = model.loss(batch, self.noise)
@@ -333,17 +340,13 @@ class JEPAMPC(OffPolicyAlgorithm):
             descend(acting["policy"], [self.policy_optimizer], model.policy.parameters(), self.max_grad_norm)
             model.after_update()
             self.policy.after_update()
+            if self._n_updates + done == 1:  # later ones follow so closely that they are looked at together
+                _finite(losses.terms | acting | {"gradient_norm": norm}, done)
         self._n_updates += gradient_steps
         self.logger.record_mean("time/train_ms", 1e3 * (time.perf_counter() - began))
         self.logger.record("train/n_step", self.n_step_now)
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
-        found = {name: v.item() for name, v in (losses.terms | acting | {"gradient_norm": norm}).items()}
-        unsound = {name: value for name, value in found.items() if not np.isfinite(value)}
-        if unsound:  # before a callback can save such weights
-            raise ValueError(
-                f"losses or their gradients became NaN or infinite within the last {gradient_steps} updates: "
-                f"{unsound}; lower learning_rate. A ResumableRun's checkpoint is from before"
-            )
+        found = _finite(losses.terms | acting | {"gradient_norm": norm}, gradient_steps)
         for name, value in found.items():
             self.logger.record(f"train/{name}", value)
 
@@ -430,3 +433,14 @@ def _path(path: str | Path | io.BufferedIOBase) -> Path:
     if isinstance(path, io.BufferedIOBase):
         raise TypeError("a replay is saved under a path, not in an open file")
     return Path(path)
+
+
+def _finite(terms: dict[str, torch.Tensor], updates: int) -> dict[str, float]:
+    """Terms of the losses as numbers; raises ValueError if one is NaN or infinite, before a callback saves weights."""
+    found = {name: value.item() for name, value in terms.items()}
+    if unsound := {name: value for name, value in found.items() if not np.isfinite(value)}:
+        raise ValueError(
+            f"losses or their gradients became NaN or infinite within the last {updates} updates: {unsound}; lower "
+            "learning_rate, and check an objective of your own. A ResumableRun's checkpoint is from before"
+        )
+    return found
