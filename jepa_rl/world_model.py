@@ -170,7 +170,16 @@ class WorldModel(nn.Module):
         return self.objective.loss(self, batch, generator)
 
     def after_update(self) -> None:
-        """Moves what follows the weights (averages, teachers); call after every optimiser step."""
+        """Moves what follows the weights (averages, teachers); call after every optimiser step.
+
+        Raises:
+            ValueError: if the objective keeps the world model, whose weights would then never end.
+        """
+        if kept := [name for name, part in self.objective.named_modules() if part is self]:
+            raise ValueError(
+                f"{type(self.objective).__name__}.{kept[0]} is the world model, which holds this objective; use the "
+                "world that loss, unroll, shape and after_update are given"
+            )
         self.dynamics.after_update()
         self.objective.after_update(self)
 

@@ -37,15 +37,6 @@ class Objective(nn.Module):
     everything else comes from ``WorldModelConfig.objective_options``.
     """
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        """As ``nn.Module``. Raises ValueError for a module that holds this objective: its weights would never end."""
-        if isinstance(value, nn.Module) and any(part is self for part in value.modules()):
-            raise ValueError(
-                f"{type(self).__name__}.{name} cannot be the world model, which holds this objective; use the world "
-                "that loss, unroll, shape and after_update are given"
-            )
-        super().__setattr__(name, value)
-
     def loss(
         self, world: World, batch: Batch, generator: torch.Generator | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
