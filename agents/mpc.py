@@ -211,6 +211,7 @@ class MPCAgent(LatentAgent):
         cost, drawn = self._cost_of(goal), None
         with evaluating(self.model), half:
             plan = self.planner.plan(self.dynamics, cost, z, warm_start.to(z), generator)
+            self._check_plan(plan, tuple(warm_start.shape))
             if self.keep is not None:
                 if plan.branches.shape[1] < 2:
                     raise ValueError(
@@ -223,9 +224,23 @@ class MPCAgent(LatentAgent):
         actions = plan.actions.repeat(1, 1, self.spec.block) if self.hold else plan.actions
         return actions.reshape(len(pixels), -1, self.spec.action.size).float().cpu().numpy(), drawn
 
+    def _check_plan(self, plan: Any, shape: tuple[int, ...]) -> None:
+        found = tuple(plan.actions.shape) if isinstance(plan, Plan) else type(plan).__name__
+        if found != shape:
+            raise ValueError(
+                f"{type(self.planner).__name__}.plan must return a jepa_rl.types.Plan (problem.finish makes one) with "
+                f"actions (environments, horizon, width) = {shape}, got {found}"
+            )
+
     def _cost_of(self, goal: Float[Tensor, "b d"] | None) -> Cost:
         if goal is not None:
-            return self.cost(goal)
+            try:
+                return self.cost(goal)
+            except TypeError as error:
+                raise TypeError(
+                    "cost is called with the latents of the goal (b, d) and gives the cost of plans: pass a class such "
+                    f"as GoalCost, not an instance of it, or lambda goal: cost; got {self.cost!r} ({error})"
+                ) from error
         try:
             return self.cost(None)
         except (TypeError, ValueError) as error:
@@ -263,10 +278,13 @@ class MPCAgent(LatentAgent):
         return state
 
     def _check_settings(self) -> None:
-        if not isinstance(self.planner, Planner):
+        if isinstance(self.planner, type) or not isinstance(self.planner, Planner):
+            names = ("horizon", "actions", "futures", "risk", "check", "plan")
+            missing = ", ".join(name for name in names if not hasattr(self.planner, name))
             raise TypeError(
-                "planner must have horizon, actions, futures, risk, check and plan (a jepa_rl.agents.BasePlanner has "
-                f"all but horizon and plan), got {self.planner!r}"
+                "planner must be an object with horizon, actions, futures, risk, check and plan (a "
+                f"jepa_rl.agents.BasePlanner has all but horizon and plan), got {self.planner!r}"
+                + (f", which lacks {missing}" if missing else "")
             )
         steps = self.planner.horizon * self.spec.block
         if not 1 <= self.replan_every <= steps:

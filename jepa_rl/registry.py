@@ -25,7 +25,7 @@ class Registry:
     """Classes of one kind of part, by name.
 
     Args:
-        kind: with its article, for error messages, such as "an encoder".
+        kind: what they are: "encoder", "dynamics" or "objective".
     """
 
     def __init__(self, kind: str) -> None:
@@ -36,16 +36,22 @@ class Registry:
         """A decorator that registers a class as ``name``.
 
         Raises:
-            ValueError: if another class has this name already. The same class from the same module may be
-                registered again, as when a notebook cell is run twice.
+            TypeError: if ``name`` is not a text, or what is decorated is not a subclass of ``nn.Module``.
+            ValueError: if another class has this name already. The same class from the same module may come again, as
+                when a notebook cell is run twice.
         """
+        if not isinstance(name, str):
+            raise TypeError(
+                f'a name is missing: write @register_{self.kind}("mine") above the class, got {name!r}'
+            )
 
         def add(part: Part) -> Part:
+            if not (isinstance(part, type) and issubclass(part, nn.Module)):
+                raise TypeError(f"{self.kind} {name!r} must be a subclass of torch.nn.Module, got {part!r}")
             known = self._parts.get(name)
             if known is not None and _place(known) != _place(part):
                 raise ValueError(
-                    f"there is already {self.kind} {name!r}, {_place(known)}; register {_place(part)} under "
-                    "another name"
+                    f"the {self.kind} {name!r} is {_place(known)} already; register {_place(part)} under another name"
                 )
             self._parts[name] = part
             return part
@@ -59,20 +65,29 @@ class Registry:
         return name in self._parts
 
     def check(self, name: str, home: str | None = None) -> None:
-        """Raises ValueError unless ``name`` is registered.
+        """Whether ``name`` is registered.
 
         Args:
             name: of a part.
             home: the module that registered it when a file was written.
+
+        Raises:
+            TypeError: if it is not a text.
+            ValueError: if it is not registered, with the import or the decorator that is missing.
         """
+        if not isinstance(name, str):
+            raise TypeError(
+                f"{self.kind} must be a registered name, one of {sorted(self._parts)}, got {_kind_of(name)}; "
+                f"@register_{self.kind} gives a class a name, {self.kind}_options are its arguments"
+            )
         if name in self._parts:
             return
         fix = (
             f"import {home}, which registers it, first (nothing in a file is executed)"
             if home
-            else f"register yours with @register_{self.kind.split()[-1]}({name!r})"
+            else f"import the module that registers it, with @register_{self.kind}({name!r}), first"
         )
-        raise ValueError(f"there is no {self.kind.split()[-1]} {name!r}, only {sorted(self._parts)}; {fix}")
+        raise ValueError(f"there is no {self.kind} {name!r}, only {sorted(self._parts)}; {fix}")
 
     def home(self, name: str) -> str:
         """The module that registers ``name``."""
@@ -88,9 +103,15 @@ class Registry:
                 constructor is passed those that it has parameters for.
 
         Raises:
-            ValueError: for an unknown name, options that the constructor does not take, or that contradict ``known``.
+            TypeError: for options that are no dict by name.
+            ValueError: for an unknown name, options that the constructor does not take or misses, or one that
+                contradicts what is known.
         """
         self.check(name)
+        if not isinstance(options, Mapping):
+            raise TypeError(
+                f"{self.kind}_options must be a dict of constructor arguments, got {_kind_of(options)}"
+            )
         part = self._parts[name]
         parameters = inspect.signature(part.__init__).parameters
         takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
@@ -99,15 +120,20 @@ class Registry:
         for option, value in options.items():
             if option in given and given[option] != value:
                 raise ValueError(
-                    f"{self.kind} {name!r} gets {option}={given[option]!r} from the spec, the options say {value!r}; "
-                    "leave it out"
+                    f"{self.kind} {name!r} gets {option}={given[option]!r} from the spec or from the configuration, "
+                    f"the options say {value!r}; leave it out"
                 )
             if option not in accepted and not takes_any:
                 raise ValueError(
                     f"{self.kind} {name!r} takes no option {option!r}, only "
                     f"{sorted(set(accepted) - given.keys())}"
                 )
-        return part(**given, **{n: value for n, value in options.items() if n not in given})
+        try:
+            return part(**given, **{n: value for n, value in options.items() if n not in given})
+        except TypeError as error:
+            raise ValueError(
+                f"{self.kind} {name!r} cannot be built with {self.kind}_options={dict(options)}: {error}"
+            ) from error
 
 
 _VARIADIC = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
@@ -117,9 +143,13 @@ def _place(part: type) -> str:
     return f"{part.__module__}.{part.__qualname__}"
 
 
-ENCODERS = Registry("an encoder")
+def _kind_of(value: object) -> str:
+    return f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
+
+
+ENCODERS = Registry("encoder")
 DYNAMICS = Registry("dynamics")
-OBJECTIVES = Registry("an objective")
+OBJECTIVES = Registry("objective")
 
 register_encoder = ENCODERS.register
 register_dynamics = DYNAMICS.register

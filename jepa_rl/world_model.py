@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -84,8 +85,9 @@ class WorldModel(nn.Module):
         config: ``WorldModelConfig(spec)`` is the default, a small model.
 
     Raises:
-        ValueError: if an option is unknown, or a part violates its contract: another ``latent_dim``, or a result of
-            another shape.
+        ValueError: if an option is unknown, or a part does not keep its contract: another ``latent_dim``, latents or
+            paths of other shapes or dtypes, weights that another part holds, too.
+        TypeError: if a part is no registered name, or its options are no dict.
     """
 
     def __init__(self, config: WorldModelConfig) -> None:
@@ -95,17 +97,12 @@ class WorldModel(nn.Module):
         self.encoder = build_encoder(config)
         known = {"latent_dim": self.latent_dim, "action_dim": self.action_dim, "spec": self.spec}
         self.dynamics: Any = DYNAMICS.build(config.dynamics, config.dynamics_options, known)
+        check_base("dynamics", config.dynamics, self.dynamics, TrainableDynamics)
         check_parts(self)
         known["encoder"] = self.encoder
         self.objective: Any = OBJECTIVES.build(config.objective, config.objective_options, known)
-        for name, part, base in (
-            ("dynamics", self.dynamics, TrainableDynamics),
-            ("objective", self.objective, Objective),
-        ):
-            if not isinstance(part, base):
-                raise ValueError(
-                    f"{name} {getattr(config, name)!r} must be a subclass of {base.__name__}, got {type(part).__name__}"
-                )
+        check_base("objective", config.objective, self.objective, Objective)
+        check_held_once(self)
         self.register_load_state_dict_pre_hook(rename_old)
 
     def encode(self, observations: Observations) -> Float[Tensor, "b d"]:
@@ -174,7 +171,16 @@ class WorldModel(nn.Module):
         return self.objective.loss(self, batch, generator)
 
     def after_update(self) -> None:
-        """Updates moving averages and target networks; call it after every optimiser step."""
+        """Moves what follows the weights (averages, teachers); call after every optimiser step.
+
+        Raises:
+            ValueError: if the objective keeps the world model, whose weights would then never end.
+        """
+        if kept := [name for name, part in self.objective.named_modules() if part is self]:
+            raise ValueError(
+                f"{type(self.objective).__name__}.{kept[0]} is the world model, which holds this objective; use the "
+                "world that loss, unroll, shape and after_update are given"
+            )
         self.dynamics.after_update()
         self.objective.after_update(self)
 
@@ -283,9 +289,22 @@ def build_encoder(config: WorldModelConfig) -> nn.Module:
     return make_picture(config.spec.shapes[OBSERVATION])
 
 
+def check_base(kind: str, name: str, part: nn.Module, base: type) -> None:
+    """Raises ValueError unless ``part`` is a ``base``."""
+    if not isinstance(part, base):
+        raise ValueError(
+            f"{kind} {name!r} must be a subclass of {base.__module__}.{base.__name__}, got {type(part).__name__}"
+        )
+
+
 @torch.no_grad()
 def check_parts(world: WorldModel) -> None:
-    """Raises ValueError unless encoder and dynamics, tried on zeros, return the shapes that their contracts demand."""
+    """Tries encoder and dynamics on zeros.
+
+    Raises:
+        ValueError: unless they answer in the widths, shapes and dtypes of their contracts. What they raise themselves
+            passes through, with a note of what was tried.
+    """
     d, a, config = world.latent_dim, world.action_dim, world.config
     for name, part in (("encoder", world.encoder), ("dynamics", world.dynamics)):
         if getattr(part, "latent_dim", None) != d:
@@ -293,25 +312,67 @@ def check_parts(world: WorldModel) -> None:
                 f"{name} {getattr(config, name)!r} must have latent_dim={d}, as the configuration says, got "
                 f"{getattr(part, 'latent_dim', None)}"
             )
+    if world.dynamics.action_dim != a:
+        raise ValueError(
+            f"dynamics {config.dynamics!r} must have action_dim={a}, as the spec says, got {world.dynamics.action_dim}"
+        )
     seen = {
         name: torch.zeros(2, *shape, dtype=torch.uint8 if len(shape) == 3 else torch.float32)
         for name, shape in world.spec.shapes.items()
     }
     with evaluating(world):
-        z = world.encoder(seen if world.spec.parts else seen[OBSERVATION])
-        if tuple(z.shape) != (2, d) or z.dtype != torch.float32:
+        with noting(
+            f"encoder {config.encoder!r} was tried on zeros: {world.spec.shapes}, pictures uint8, b = 2"
+        ):
+            z = world.encoder(seen if world.spec.parts else seen[OBSERVATION])
+        if not isinstance(z, Tensor) or tuple(z.shape) != (2, d) or z.dtype != torch.float32:
             raise ValueError(
-                f"encoder {config.encoder!r} must answer float32 latents (b, {d}), here (2, {d}), got {z.dtype} "
-                f"{tuple(z.shape)}"
+                f"encoder {config.encoder!r} must answer float32 latents (b, {d}), here (2, {d}), got {described(z)}"
             )
-        path = world.dynamics.rollout(
-            torch.zeros(2, d), torch.zeros(2, 3, a), futures=2, generator=torch.Generator().manual_seed(0)
-        )
-    if path.ndim != 4 or path.shape[1] not in (1, 2) or (path.shape[0], *path.shape[2:]) != (2, 4, d):
-        raise ValueError(
-            f"dynamics {config.dynamics!r} must answer latents (b, futures, h + 1, {d}), here (2, 1 or 2, 4, {d}) for "
-            f"h = 3 actions, got {tuple(path.shape)}"
-        )
+        z, actions = torch.zeros(2, d), torch.zeros(2, 3, a)
+        for futures in (1, 2):
+            call, generator = f"rollout(z, actions, futures={futures})", torch.Generator().manual_seed(0)
+            with noting(f"dynamics {config.dynamics!r} were tried: {call} on zeros"):
+                path = world.dynamics.rollout(z, actions, futures=futures, generator=generator)
+            shapes = [(2, n, 4, d) for n in range(1, futures + 1)]  # point dynamics answer one future
+            if not isinstance(path, Tensor) or path.shape not in shapes or path.dtype != torch.float32:
+                raise ValueError(
+                    f"dynamics {config.dynamics!r} must answer float32 latents (b, futures, h + 1, {d}), here "
+                    f"{' or '.join(map(str, shapes))} for h = 3 actions and futures={futures}, got {described(path)}"
+                )
+            if not torch.equal(path[:, :, 0], z[:, None].expand(-1, path.shape[1], -1)):
+                raise ValueError(
+                    f"dynamics {config.dynamics!r} must answer the present state z, unchanged, as state 0 of a path"
+                )
+
+
+@contextmanager
+def noting(what: str) -> Iterator[None]:
+    """Adds a note to what is raised inside."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(what)
+        raise
+
+
+def described(value: Any) -> str:
+    """dtype and shape of a tensor; of anything else its type."""
+    return f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+
+
+def check_held_once(world: WorldModel) -> None:
+    """Raises ValueError for weights under two names: files could not hold them, and averages would move them twice."""
+    names: dict[int, str] = {}
+    for name, tensor in (
+        *world.named_parameters(remove_duplicate=False),
+        *world.named_buffers(remove_duplicate=False),
+    ):
+        if names.setdefault(id(tensor), name) != name:
+            raise ValueError(
+                f"{names[id(tensor)]!r} and {name!r} are one tensor, and a world model holds each once; an objective "
+                "reads world.encoder in its loss, and makes a teacher with copy.deepcopy(encoder)"
+            )
 
 
 def config_header(config: WorldModelConfig) -> JSON:

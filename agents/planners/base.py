@@ -90,13 +90,9 @@ class Problem:
         z = self.z.repeat_interleave(s, dim=0)
         latents = self.dynamics.rollout(z, rows, futures=self.futures, generator=self.future_generator)
         futures = self.cost(latents, rows)
-        if futures.shape != latents.shape[:2]:
-            raise ValueError(
-                f"a cost must answer (rows, futures) = {tuple(latents.shape[:2])}, got {tuple(futures.shape)}"
-            )
+        check_answer("cost", futures, "(rows, futures)", tuple(latents.shape[:2]))
         costs = self.risk(futures)
-        if costs.shape != (b * s,):
-            raise ValueError(f"a risk must answer (rows,) = {(b * s,)}, got {tuple(costs.shape)}")
+        check_answer("risk", costs, "(rows,)", (b * s,))
         return latents, costs.view(b, s)
 
     def costs(self, candidates: Float[Tensor, "b s h a"]) -> Float[Tensor, "b s"]:
@@ -194,6 +190,13 @@ def make_problem(
 
 
 # -- costs and candidates -----------------------------------------------------------------------------
+
+
+def check_answer(kind: str, answer: object, axes: str, shape: tuple[int, ...]) -> None:
+    """Raises ValueError unless a cost or a risk answered a tensor of this shape."""
+    found = tuple(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
+    if found != shape:
+        raise ValueError(f"a {kind} must answer a tensor {axes} = {shape}, got {found}")
 
 
 def comparable(costs: Float[Tensor, "b s"]) -> Float[Tensor, "b s"]:

@@ -61,6 +61,7 @@ def world_config(spec: WorldSpec, options: Mapping[str, Any] | None = None) -> W
         options: fields of ``WorldModelConfig``, such as ``latent_dim``, ``encoder`` and ``encoder_options``.
 
     Raises:
+        TypeError: for options that are no dict.
         ValueError: for another field, or the spec among them; and as ``WorldModelConfig``.
     """
     defaults: dict[str, Any] = {
@@ -70,6 +71,11 @@ def world_config(spec: WorldSpec, options: Mapping[str, Any] | None = None) -> W
         "dynamics": "mlp",
         "objective": "consistency",
     }
+    if options is not None and not isinstance(options, Mapping):
+        raise TypeError(
+            f"world must be a dict of fields of WorldModelConfig, got {type(options).__name__}; a trained world model "
+            "is taken up by JEPAMPC(...).policy.warm_start(model_or_path)"
+        )
     given = dict(options or {})
     if given.get("dynamics", "mlp") == "mlp":
         defaults["dynamics_options"] = {"width": 128, "depth": 2}

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from jepa_rl.control.config import ControlConfig
 from jepa_rl.heads import CategoricalPolicy, GaussianPolicy, Perceptron, TwoHot
-from jepa_rl.objectives.base import step_weights, weighted_mean
+from jepa_rl.objectives.base import checked_loss, step_weights, weighted_mean
 from jepa_rl.types import ControlBatch, Observations
 from jepa_rl.world_model import WorldModel
 
@@ -145,8 +145,9 @@ class ControlModel(nn.Module):
         found = {name: weighted_mean(error, weight) for name, error in errors.items()}
         parts = [getattr(c, name) * value for name, value in found.items()]
         if not c.frozen:
-            shaping, terms = self.world.objective.shape(self.world, batch, unrolled, c.decay, generator)
-            parts, found = [*parts, c.shaping * shaping], found | terms
+            answer = self.world.objective.shape(self.world, batch, unrolled, c.decay, generator)
+            shaping, terms = checked_loss(answer, "objective's loss")
+            parts, found = [*parts, c.shaping * shaping], found | dict(terms)
         return Losses(torch.stack(parts).sum(), found, path.detach(), weight)
 
     @torch.no_grad()

@@ -48,7 +48,7 @@ class TrainableDynamics(nn.Module):
         generator: torch.Generator | None = None,
     ) -> Tensor:
         """Latents "b n h+1 d" with ``z`` first; see ``jepa_rl.types.Dynamics``."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must have a method rollout")
 
     def step(
         self, z: Float[Tensor, "b d"], action: Float[Tensor, "b a"], generator: torch.Generator | None = None

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -47,7 +47,7 @@ class Objective(nn.Module):
             batch: windows.
             generator: of all random numbers in the loss.
         """
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must have a method loss(world, batch, generator)")
 
     def after_update(self, world: World) -> None:
         """Called after every step of the optimiser, for example to update a moving average."""
@@ -87,6 +87,39 @@ class Objective(nn.Module):
             decay: weight of each further step of the rollout, relative to the one before.
         """
         return self.loss(world, batch, generator)
+
+
+def checked_loss(answer: Any, whose: str) -> tuple[Tensor, Mapping[str, Tensor]]:
+    """What a ``loss`` of objectives, dynamics or models answered, if it is a scalar and named scalars.
+
+    Args:
+        answer: should be a tensor and a mapping of tensors.
+        whose: loss it is, for messages.
+
+    Raises:
+        TypeError: it is no such pair, or something in it is no tensor.
+        ValueError: something in it is no scalar of floats.
+    """
+    if not (isinstance(answer, tuple) and len(answer) == 2 and isinstance(answer[1], Mapping)):
+        parts = ", ".join(type(part).__name__ for part in answer) if isinstance(answer, tuple) else ""
+        raise TypeError(
+            f"the {whose} must be a pair, a scalar tensor and a dict of named scalars, got "
+            f"{f'({parts})' if parts else type(answer).__name__}; return total, {{'name': term}}"
+        )
+    loss, terms = answer
+    named = {f"term {name!r} of the {whose}": value for name, value in terms.items()}
+    for name, value in {whose: loss, **named}.items():
+        if not isinstance(value, Tensor):
+            raise TypeError(
+                f"the {name} must be a scalar tensor, got {type(value).__name__}; leave out float() and .item(), and "
+                "make a tensor of a constant with torch.tensor(value)"
+            )
+        if value.ndim or not value.is_floating_point():
+            raise ValueError(
+                f"the {name} must be a scalar of floats, got shape {tuple(value.shape)} and {value.dtype}; average it "
+                "over the batch with .mean()"
+            )
+    return loss, terms
 
 
 def each(observations: Observations, change: Callable[[Tensor], Tensor]) -> Observations:

@@ -16,6 +16,7 @@ from jepa_rl.objectives.base import (
     Objective,
     SharedStatistics,
     Unrolled,
+    checked_loss,
     each,
     future_of,
     norms_of,
@@ -104,7 +105,8 @@ class Consistency(Objective):
             if self.training:
                 dynamics.follow(seen.detach(), batch.actions)
             rows = slice(None) if batch.valid is None or not batch.valid.all(1).any() else batch.valid.all(1)
-            error = dynamics.loss(seen[rows], batch.actions[rows], generator)[0]
+            answer = dynamics.loss(seen[rows], batch.actions[rows], generator)
+            error, _ = checked_loss(answer, "loss of the dynamics")
         if self.kind == "sigreg":
             apart = terms.sigreg(z.transpose(0, 1), generator)
         else:

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from jepa_rl.objectives import terms
-from jepa_rl.objectives.base import Objective, each, inputs_of_norm
+from jepa_rl.objectives.base import Objective, checked_loss, each, inputs_of_norm
 from jepa_rl.registry import register_objective
 from jepa_rl.types import Batch, World, WorldSpec
 
@@ -90,7 +90,8 @@ class JEPA(Objective):
         path = torch.cat([z[:, :1], self._targets(z, batch)], dim=1)
         if self.training:
             world.dynamics.follow(path.detach(), batch.actions)
-        found = {"prediction": world.dynamics.loss(path, batch.actions, generator)[0]}
+        error, _ = checked_loss(world.dynamics.loss(path, batch.actions, generator), "loss of the dynamics")
+        found = {"prediction": error}
         predicted_actions = (
             self.inverse(torch.cat([z[:, :-1], z[:, 1:]], dim=-1)) if w["inverse_dynamics"] else None
         )

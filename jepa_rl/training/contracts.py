@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from jepa_rl.objectives.base import checked_loss
 from jepa_rl.types import JSON
 
 
@@ -126,31 +127,21 @@ def fingerprint_of(sampler: Sampler) -> JSON:
     return sampler.fingerprint() if isinstance(sampler, Fingerprinted) else {"kind": type(sampler).__name__}
 
 
-def check_loss(loss: Tensor, terms: Mapping[str, Tensor], numbers: bool) -> None:
+def check_loss(answer: Any, numbers: bool) -> tuple[Tensor, Mapping[str, Tensor]]:
     """Checks what ``Trainable.loss`` gave.
 
     Args:
-        loss: should be a scalar with a gradient.
-        terms: should be scalars.
+        answer: should be a scalar with a gradient, and named scalars.
         numbers: whether to look at their values, which waits for the device: they should be finite.
 
+    Returns:
+        The loss and its terms.
+
     Raises:
-        TypeError: something is no tensor.
-        ValueError: it has another shape, the loss has no gradient, or a number is NaN or infinite.
+        TypeError, ValueError: as ``jepa_rl.objectives.base.checked_loss``; ValueError, too, for a term that ``fit``
+            logs itself, a loss without a gradient, or a number that is NaN or infinite.
     """
-    for name, value in {
-        "loss": loss,
-        **{f"term {name!r} of the loss": value for name, value in terms.items()},
-    }.items():
-        if not isinstance(value, Tensor):
-            raise TypeError(
-                f"the {name} must be a scalar tensor, got {type(value).__name__}; use torch.tensor(value)"
-            )
-        if value.ndim or not value.is_floating_point():
-            raise ValueError(
-                f"the {name} must be a scalar of floats, got shape {tuple(value.shape)} and {value.dtype}; average it "
-                "over the batch with .mean()"
-            )
+    loss, terms = checked_loss(answer, "loss")
     if taken := terms.keys() & {"loss", "gradient_norm"}:
         raise ValueError(
             f"terms of the loss cannot be called {sorted(taken)}, which fit logs itself; rename them"
@@ -160,9 +151,11 @@ def check_loss(loss: Tensor, terms: Mapping[str, Tensor], numbers: bool) -> None
             "the loss has no gradient; leave out .detach() and torch.no_grad(), and let it depend on parameters that "
             "learn"
         )
-    if numbers and not math.isfinite(loss.detach()):
-        values = {name: float(value) for name, value in terms.items()}
-        raise ValueError(
-            f"the loss of the first update is {float(loss)}, its terms are {values}; check the data for values out of "
-            "range, and the weights of the terms"
-        )
+    if numbers:
+        total, values = float(loss.detach()), {name: float(value.detach()) for name, value in terms.items()}
+        if not all(map(math.isfinite, (total, *values.values()))):
+            raise ValueError(
+                f"the loss of the first update is {total}, its terms are {values}; check the data for values out of "
+                "range, and the weights of the terms"
+            )
+    return loss, terms

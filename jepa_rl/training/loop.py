@@ -170,13 +170,12 @@ def _update(
     for group in [group for optimizer in optimizers for group in optimizer.param_groups]:
         group["lr"] = config.learning_rate_at(state.step)
     batch = sampler.sample(config.batch_size, state.rng).to(state.device)
-    loss, terms = model.loss(batch, state.generator)
-    check_loss(loss, terms, numbers=first)
+    loss, terms = check_loss(model.loss(batch, state.generator), numbers=first)
     norm = descend(loss, optimizers, model.parameters(), config.clip)
     if first and not math.isfinite(norm):
         raise ValueError(
-            f"the gradient of the first update is {float(norm)} though its loss is {float(loss):.4g}, so the model is "
-            "spoilt: build it anew, and look for a root or logarithm of 0 or a division by 0 in the loss"
+            f"the gradient of the first update is {float(norm)} though its loss is {float(loss.detach()):.4g}, so the "
+            "model is spoilt: build it anew, and look for a root or logarithm of 0 or a division by 0 in the loss"
         )
     model.after_update()
     state.step += 1
@@ -225,7 +224,7 @@ class _Meter:
         means = {name: float(total) / self.count for name, total in self.sums.items()}
         if not all(map(math.isfinite, means.values())):
             raise ValueError(
-                f"the loss or its gradient became NaN or infinite within updates {self.step + 1} to "
+                f"the loss, a term of it or its gradient became NaN or infinite within updates {self.step + 1} to "
                 f"{self.step + self.count} (means: {means}); lower the learning rate, and check the data"
             )
 

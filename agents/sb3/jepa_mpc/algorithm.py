@@ -340,7 +340,7 @@ class JEPAMPC(OffPolicyAlgorithm):
         self.model_optimizer.param_groups[0]["lr"] *= self.encoder_rate
         self.policy.set_training_mode(True)
         learning = [p for group in self.model_optimizer.param_groups for p in group["params"]]
-        for _ in range(gradient_steps):
+        for done in range(1, gradient_steps + 1):
             batch = self.replay_buffer.sample(batch_size, self.steps, self.rng, self.n_step_now, self.gamma)
             batch = batch.to(self.device)
             losses = model.loss(batch, self.noise)
@@ -349,17 +349,13 @@ class JEPAMPC(OffPolicyAlgorithm):
             descend(acting["policy"], [self.policy_optimizer], model.policy.parameters(), self.max_grad_norm)
             model.after_update()
             self.policy.after_update()
+            if self._n_updates + done == 1:  # later ones follow so closely that they are looked at together
+                _finite(losses.terms | acting | {"gradient_norm": norm}, done)
         self._n_updates += gradient_steps
         self.logger.record_mean("time/train_ms", 1e3 * (time.perf_counter() - began))
         self.logger.record("train/n_step", self.n_step_now)
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
-        found = {name: v.item() for name, v in (losses.terms | acting | {"gradient_norm": norm}).items()}
-        unsound = {name: value for name, value in found.items() if not np.isfinite(value)}
-        if unsound:  # before a callback can save such weights
-            raise ValueError(
-                f"losses or their gradients became NaN or infinite within the last {gradient_steps} updates: "
-                f"{unsound}; lower learning_rate. A ResumableRun's checkpoint is from before"
-            )
+        found = _finite(losses.terms | acting | {"gradient_norm": norm}, gradient_steps)
         for name, value in found.items():
             self.logger.record(f"train/{name}", value)
 
@@ -446,3 +442,14 @@ def _path(path: str | Path | io.BufferedIOBase) -> Path:
     if isinstance(path, io.BufferedIOBase):
         raise TypeError("a replay is saved under a path, not in an open file")
     return Path(path)
+
+
+def _finite(terms: dict[str, torch.Tensor], updates: int) -> dict[str, float]:
+    """Terms of the losses as numbers; raises ValueError if one is NaN or infinite, before a callback saves weights."""
+    found = {name: value.item() for name, value in terms.items()}
+    if unsound := {name: value for name, value in found.items() if not np.isfinite(value)}:
+        raise ValueError(
+            f"losses or their gradients became NaN or infinite within the last {updates} updates: {unsound}; lower "
+            "learning_rate, and check an objective of your own. A ResumableRun's checkpoint is from before"
+        )
+    return found

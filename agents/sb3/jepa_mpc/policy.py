@@ -52,7 +52,8 @@ class JEPAMPCPolicy(BasePolicy):
         seed: of the searches; JEPAMPC gives its own.
 
     Raises:
-        ValueError: for an ``average_rate`` outside (0, 1].
+        ValueError: for an ``average_rate`` outside (0, 1]; and as ``world_config``, ``WorldModel`` and the planners.
+        TypeError: for a ``world`` that is no dict, or a ``control`` that is no ``ControlConfig``.
     """
 
     def __init__(
@@ -82,6 +83,10 @@ class JEPAMPCPolicy(BasePolicy):
             raise ValueError(f"average_rate must lie in (0, 1], got {average_rate}")
         super().__init__(observation_space, action_space)
         control = control or ControlConfig()
+        if not isinstance(control, ControlConfig):
+            raise TypeError(f"control must be a jepa_rl.control.ControlConfig, got {control!r}")
+        spec = observed_spec(observation_space, action_space, frames, source)
+        config = world_config(spec, world)
         self.settings: dict[str, Any] = dict(
             world=dict(world or {}), control=control, horizon=horizon, samples=samples, elites=elites,
             iterations=iterations,
@@ -89,9 +94,8 @@ class JEPAMPCPolicy(BasePolicy):
             average_rate=average_rate, compile=compile, discount=discount, frames=frames,
             source=source, seed=seed,
         )  # fmt: skip
-        spec = observed_spec(observation_space, action_space, frames, source)
         self.action = spec.action
-        self.model = ControlModel(WorldModel(world_config(spec, world)), control, discount)
+        self.model = ControlModel(WorldModel(config), control, discount)
         self.average = copy.deepcopy(self.model).requires_grad_(False)
         self.average_rate = average_rate
         self.updates: Tensor
