@@ -66,6 +66,13 @@ def unchecked() -> Iterator[None]:
         jaxtyping.config.update("jaxtyping_disable", before)
 
 
+@pytest.fixture
+def without_annotation_checks() -> Iterator[None]:
+    """For what torch.compile traces: it cannot look into the checks."""
+    with unchecked():
+        yield
+
+
 def _raises(raises: Callable[..., Any] = pytest.raises) -> Callable[..., Any]:
     @contextmanager
     def unchecked_raises(*args: Any, **options: Any) -> Iterator[Any]:

@@ -68,7 +68,7 @@ class Objective(nn.Module):
         with torch.no_grad(), shared.used():
             targets = world.encode_windows(each(batch.observations, lambda x: x[:, 1:]))
             future = future_of(world, batch, targets)
-        path = world.rollout(z, batch.actions, generator=generator)[:, 0]
+        path = world.dynamics.rollout(z, batch.actions, generator=generator)[:, 0]
         return Unrolled(path, targets, future, batch.observations)
 
     def shape(

@@ -84,7 +84,7 @@ class Consistency(Objective):
             if isinstance(batch, ControlBatch) and batch.future is not None:
                 batch = replace(batch, future=shifted(batch.future, self.shift, generator))
             future = future_of(world, batch, targets)
-        path = world.rollout(z, batch.actions, generator=generator)[:, 0]
+        path = world.dynamics.rollout(z, batch.actions, generator=generator)[:, 0]
         return Unrolled(path, targets, future, batch.observations)
 
     def shape(
