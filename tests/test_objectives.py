@@ -153,3 +153,37 @@ def test_batch_norms_without_running_statistics_normalise_by_their_own_batch():
     norm = torch.nn.BatchNorm1d(1, eps=1e-12, affine=False, track_running_stats=False)
     later = encoded_with_shared_statistics(norm, torch.tensor([[1.0], [5.0]]), torch.tensor([[3.0], [7.0]]))
     torch.testing.assert_close(later, torch.tensor([[-1.0], [1.0]]))
+
+
+def world_of(objective, latent_dim=4, **options):
+    torch.manual_seed(0)
+    small = {"widths": (4,)}
+    return WorldModel(
+        WorldModelConfig(
+            SPEC, latent_dim, encoder_options=small, objective=objective, objective_options=options
+        )
+    )
+
+
+def test_the_papers_weights_on_the_scale_of_our_terms():
+    """LeWorldModel multiplies the statistic by its batch of 128; EB-JEPA averages over off-diagonal entries."""
+    assert world_of("lewm").objective.weights["sigreg"] == pytest.approx(0.09 * 128, rel=0.01)
+    z = torch.randn(50, 3, 9, generator=seeded())
+    flat = z.flatten(0, 1) - z.flatten(0, 1).mean(0)
+    c = flat.T @ flat / (len(flat) - 1)
+    published = 8.0 * c[~torch.eye(9, dtype=torch.bool)].square().mean()
+    ours = world_of("eb_jepa", latent_dim=9).objective.weights["covariance"] * covariance(z)
+    torch.testing.assert_close(ours, published)
+
+
+def test_the_variance_term_acts_before_the_batch_norm():
+    """Behind it every standard deviation is 1, so that the hinge is 0 whatever the encoder does."""
+    world = world_of("jepa", prediction=0.0, sigreg=0.0, variance=1.0)
+    pixels = torch.randint(0, 256, (16, 2, 1, 16, 16), generator=seeded(), dtype=torch.uint8)
+    batch = Batch(pixels, torch.zeros(16, 1, 2), torch.zeros(16, 1), torch.zeros(16, 1, dtype=torch.bool))
+    entering = world.encoder.project(world.encoder.convolutions(pixels.flatten(0, 1)).float().flatten(1))
+    total, _ = world.train().loss(batch, seeded())
+    torch.testing.assert_close(total, variance(entering), rtol=0.02, atol=0.02)
+    assert total > 0.1 and variance(world.encode_windows(pixels)) < 1e-3
+    (gradient,) = torch.autograd.grad(total, world.encoder.project.weight)
+    assert gradient.abs().sum() > 0

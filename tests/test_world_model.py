@@ -333,3 +333,16 @@ def test_wrong_inputs():
 def test_the_transformer_is_a_choice_for_the_world_model():
     model = build(dynamics="transformer", dynamics_options={"width": 32, "depth": 1})
     assert isinstance(model.dynamics, CausalTransformerDynamics)
+
+
+def test_stacked_frames_are_known_from_the_spec():
+    model = build(DISCRETE, encoder="frames", encoder_options={"widths": (8, 8)})
+    assert model.encoder.frames == DISCRETE.frames
+
+
+def test_a_subclass_that_overrides_forward_encodes_by_it():
+    class Dark(ConvEncoder):
+        def forward(self, pixels):
+            return torch.zeros(len(pixels), self.latent_dim)
+
+    assert not Dark(2, 32, 8).encode(torch.full((3, 2, 32, 32), 255, dtype=torch.uint8)).any()
