@@ -125,7 +125,11 @@ def test_gymnasium_mujoco(opengl, env_id):
 @pytest.mark.gl
 def test_gymnasium_mujoco_renders_without_a_display_or_settings(opengl):
     """In a fresh process: the first import of a rendering library decides for all."""
-    unset = {name: value for name, value in os.environ.items() if name not in ("MUJOCO_GL", "DISPLAY")}
+    unset = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("MUJOCO_GL", "PYOPENGL_PLATFORM", "DISPLAY")
+    }
     code = (
         "import gymnasium as gym, os; from jepa_rl.envs import PixelObservation\n"
         "env = PixelObservation(gym.make('Reacher-v5', render_mode='rgb_array'))\n"

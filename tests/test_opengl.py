@@ -254,7 +254,7 @@ def test_unclosed_environments_leave_quietly(backend):
     code = "kept = [make(n) for n in ('Reacher-v5', 'dmc/reacher-easy-v0')]\nfor e in kept: e.reset(seed=0)"
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", HELPERS + code],
-        env={**os.environ, "MUJOCO_GL": backend},
+        env={k: v for k, v in os.environ.items() if k != "PYOPENGL_PLATFORM"} | {"MUJOCO_GL": backend},
         capture_output=True,
         text=True,
         timeout=120,

@@ -372,7 +372,7 @@ class JEPAMPC(OffPolicyAlgorithm):
     def n_step_at(self, remaining: float) -> int:
         """``n_step`` when the share ``remaining`` of the training is still to come."""
         # Stable-Baselines3's zip files make lists of tuples.
-        first, last = (self.n_step, self.n_step) if isinstance(self.n_step, int) else self.n_step
+        first, last = self.n_step if isinstance(self.n_step, tuple | list) else (self.n_step,) * 2
         fallen = min(1.0, 2 * (1 - remaining))
         return round(first * (last / first) ** fallen)
 
