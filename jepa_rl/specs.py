@@ -225,6 +225,11 @@ class WorldSpec:
         """Observations by name."""
         return observations if isinstance(observations, dict) else {next(iter(self.shapes)): observations}
 
+    def unnamed(self, observations: Observations) -> Observations:
+        """What encoders expect, the inverse of ``named``: the only picture as a tensor, otherwise tensors by name."""
+        by_name = self.named(observations)
+        return by_name if self.parts else next(iter(by_name.values()))
+
     @classmethod
     def from_json(cls, data: JSON) -> WorldSpec:
         """The inverse of ``dataclasses.asdict``, from values in which tuples may have become lists."""

@@ -126,7 +126,7 @@ class WorldModel(nn.Module):
                     f"expected {'uint8 pixels' if picture else name} of shape (b, {', '.join(map(str, shape))}), got "
                     f"{found}; {fix}"
                 )
-        return self.encoder(seen if self.spec.parts else next(iter(seen.values())))
+        return self.encoder(self.spec.unnamed(seen))
 
     def step(self, z: Float[Tensor, "b d"], action: Float[Tensor, "b a"]) -> Float[Tensor, "b d"]:
         """The next latent."""
@@ -324,7 +324,7 @@ def check_parts(world: WorldModel) -> None:
         with noting(
             f"encoder {config.encoder!r} was tried on zeros: {world.spec.shapes}, pictures uint8, b = 2"
         ):
-            z = world.encoder(seen if world.spec.parts else seen[OBSERVATION])
+            z = world.encoder(world.spec.unnamed(seen))
         if not isinstance(z, Tensor) or tuple(z.shape) != (2, d) or z.dtype != torch.float32:
             raise ValueError(
                 f"encoder {config.encoder!r} must answer float32 latents (b, {d}), here (2, {d}), got {described(z)}"

@@ -24,7 +24,7 @@ from jepa_rl.objectives.base import (
     weighted_mean,
 )
 from jepa_rl.registry import register_objective
-from jepa_rl.types import Batch, ControlBatch, Observations, World
+from jepa_rl.types import Batch, ControlBatch, World
 
 AntiCollapse = Literal["vicreg", "sigreg"]
 
@@ -74,11 +74,11 @@ class Consistency(Objective):
         h, encoder = batch.actions.shape[1], world.encoder
         seen = world.spec.named(batch.observations)
         first = shifted(each(seen, lambda x: x[:, 0]), self.shift, generator)
-        later = runs_of(encoder, _as_given(world, each(seen, lambda x: x[:, 1:])))
+        later = runs_of(encoder, world.spec.unnamed(each(seen, lambda x: x[:, 1:])))
         later = shifted(later, self.shift, generator)
         shared = SharedStatistics(encoder)
         with shared.measured(len(batch.actions)):
-            z = world.encode(_as_given(world, first))
+            z = world.encode(world.spec.unnamed(first))
         with torch.no_grad(), shared.used():
             targets = windows_of(encoder, later, h)
             if isinstance(batch, ControlBatch) and batch.future is not None:
@@ -121,9 +121,3 @@ def check_not_negative(**numbers: float) -> None:
     """Raises ValueError for a number below 0, or NaN."""
     if wrong := {name: number for name, number in numbers.items() if not number >= 0}:
         raise ValueError(f"these must be at least 0, got {wrong}")
-
-
-def _as_given(world: World, observations: Observations) -> Observations:
-    """Observations as the encoder expects them: the only picture as a tensor, otherwise tensors by name."""
-    by_name = world.spec.named(observations)
-    return by_name if world.spec.parts else next(iter(by_name.values()))

@@ -38,7 +38,7 @@ class ObjectiveContract:
                 else torch.randn(*lead, *shape, generator=rng)
                 for name, shape in spec.shapes.items()
             }
-            return found if spec.parts else next(iter(found.values()))
+            return spec.unnamed(found)
 
         actions = 2 * torch.rand(batch, steps, spec.action_dim, generator=rng) - 1
         if groups := spec.action.groups * spec.block:
