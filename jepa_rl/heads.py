@@ -193,6 +193,19 @@ class GaussianPolicy(nn.Module):
         squash = 2 * (math.log(2) - raw - F.softplus(-2 * raw))
         return raw.tanh(), (density - squash).sum(-1)
 
+    def proposals(
+        self, z: Float[Tensor, "b d"], generator: torch.Generator | None, draws: int
+    ) -> Float[Tensor, "b a"]:
+        """Actions for a search to start from: every ``draws``-th is the mode, the others are drawn as by ``sample``.
+
+        Args:
+            z, generator, draws: see ``sample``.
+        """
+        mean, std = self._mean_std(z)
+        noise = torch.randn((draws, mean.shape[1]), generator=generator, device=z.device, dtype=z.dtype)
+        noise[0] = 0.0
+        return (mean + std * noise.repeat(len(z) // draws, 1)).tanh()
+
 
 class CategoricalPolicy(nn.Module):
     """Independent categorical distributions; an action is the concatenation of their one-hot vectors.
@@ -233,6 +246,17 @@ class CategoricalPolicy(nn.Module):
             actions.append(hard + soft - soft.detach())
             neg_entropy.append((soft * part).sum(-1))
         return torch.cat(actions, dim=-1), torch.stack(neg_entropy).sum(0)
+
+    def proposals(
+        self, z: Float[Tensor, "b d"], generator: torch.Generator | None, draws: int
+    ) -> Float[Tensor, "b a"]:
+        """See ``GaussianPolicy.proposals``."""
+        actions = []
+        for part in self.logits(z):
+            noise = gumbel((draws, part.shape[1]), part, generator)
+            noise[0] = 0.0
+            actions.append(one_hot(part + noise.repeat(len(z) // draws, 1)))
+        return torch.cat(actions, dim=-1)
 
 
 def gumbel(shape: tuple[int, ...], like: Tensor, generator: torch.Generator | None) -> Tensor:

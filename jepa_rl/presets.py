@@ -20,17 +20,16 @@ class Preset(NamedTuple):
 
 
 def laptop(spec: WorldSpec) -> Preset:
-    """Two processor cores and no GPU: a patch conv net of 64 latents and a residual perceptron.
+    """Two processor cores and no GPU: a folded conv net of 64 latents and a residual perceptron.
 
-    Measured on Two Rooms (2 channels of 64 x 64): 14 updates, 7,500 frames a second on one core with
-    AVX512-BF16; the 4,500 updates take five to six minutes.
+    Times on processors with and without AVX512: docs/performance.md.
     """
     model = WorldModelConfig(
         spec,
         latent_dim=64,
-        encoder="conv",
+        encoder="folded",
         dynamics="mlp",
-        dynamics_options={"width": 192, "depth": 2},
+        dynamics_options={"width": 128, "depth": 2},
         objective="jepa",
         objective_options={"sigreg": 1.0, "inverse_dynamics": 2.0},
     )

@@ -16,6 +16,7 @@ from jepa_rl.objectives import (
     variance,
 )
 from jepa_rl.objectives.base import SharedStatistics
+from jepa_rl.objectives.terms import CharacteristicFunction
 
 
 def seeded(seed=0):
@@ -51,6 +52,24 @@ def test_sigreg_of_a_standard_normal_is_its_sampling_error():
     expected = float(torch.trapezoid((1 - normal**2) / b * normal, w))
     z = torch.randn(400, b, 8, generator=seeded(2))
     assert sigreg(z, seeded()).item() == pytest.approx(expected, rel=0.05)
+
+
+def test_sigreg_is_the_epps_pulley_statistic():
+    """Against its definition with sines and cosines, value and gradient."""
+    z = (2.0 * torch.randn(3, 40, 5, generator=seeded()) + 0.3).requires_grad_()
+    directions = torch.randn(5, 7, generator=seeded())
+    angles = (z @ (directions / directions.norm(dim=0))).unsqueeze(-1) * torch.linspace(0, 5, 17)
+    window = torch.exp(-0.5 * torch.linspace(0, 5, 17) ** 2)
+    error = (angles.cos().mean(1) - window).square() + angles.sin().mean(1).square()
+    expected = 2 * torch.trapezoid(error * window, dx=5 / 16).mean()
+    found = sigreg(z, seeded(), projections=7)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(*(torch.autograd.grad(value, z)[0] for value in (found, expected)))
+
+
+def test_characteristic_function_in_float64():
+    x = torch.randn(2, 5, 3, dtype=torch.float64, generator=seeded()).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: CharacteristicFunction.apply(x, 0.3, 6), (x,))
 
 
 def test_sigreg_pushes_towards_unit_scale():

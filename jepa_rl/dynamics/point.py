@@ -73,7 +73,24 @@ class MLPDynamics(PointDynamics):
     def step(
         self, z: Float[Tensor, "b d"], action: Float[Tensor, "b a"], generator: torch.Generator | None = None
     ) -> Float[Tensor, "b d"]:
-        return z + self.out(self.hidden(self.embed_latent(z) + self.embed_action(action)))
+        return self._step(z, self.embed_action(action))
+
+    def _step(self, z: Float[Tensor, "b d"], action: Float[Tensor, "b w"]) -> Float[Tensor, "b d"]:
+        return z + self.out(self.hidden(self.embed_latent(z) + action))
+
+    def rollout(
+        self,
+        z: Float[Tensor, "b d"],
+        actions: Float[Tensor, "b h a"],
+        *,
+        futures: int = 1,
+        generator: torch.Generator | None = None,
+    ) -> Float[Tensor, "b 1 h+1 d"]:
+        """As ``PointDynamics.rollout``; all actions are embedded at once."""
+        path = [z]
+        for action in self.embed_action(actions).unbind(1):
+            path.append(self._step(path[-1], action))
+        return torch.stack(path, dim=1).unsqueeze(1)
 
 
 @register_dynamics("gru")

@@ -24,7 +24,7 @@ def optimizers_of(model: Trainable, config: TrainConfig) -> dict[str, torch.opti
     ]
     optimizers: dict[str, torch.optim.Optimizer] = {}
     if groups := [group for group in groups if group["params"]]:
-        optimizers["optimizer"] = torch.optim.AdamW(groups, lr=rate)
+        optimizers["optimizer"] = torch.optim.AdamW(groups, lr=rate, fused=True)
     if by_muon:
         optimizers["muon"] = torch.optim.Muon(
             by_muon, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw"
