@@ -20,7 +20,7 @@ ROWS = (
     ("version", "files", "memory", "modes", "noise", "acting", "opengl", "_moved"),
     ("specs", "batches", "types", "spaces", "registry"),
     ("encoders", "dynamics", "objectives", "heads", "costs", "risk", "inverse", "data"),
-    ("world_model",),
+    ("parts", "world_model"),
     ("control",),
     ("training",),
     ("diagnostics",),
@@ -189,7 +189,7 @@ def test_agents_have_no_networks_that_are_trained():
 
 def test_parts_are_known_by_registers_and_not_by_lists():
     """A list of names in an annotation would refuse a part of the user's own."""
-    tree = ast.parse(MODULES["jepa_rl.world_model"].read_text())
+    tree = ast.parse(MODULES["jepa_rl.parts"].read_text())
     classes = {node.name: node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)}
     fields = {
         node.target.id: ast.unparse(node.annotation)

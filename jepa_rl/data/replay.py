@@ -11,9 +11,8 @@ import torch
 from jaxtyping import Bool, Float, Int64, Real
 from torch import Tensor
 
+from jepa_rl.data.ring import EpisodeRing
 from jepa_rl.data.stacking import stack_frames
-from jepa_rl.files import load_tensors, save_tensors
-from jepa_rl.memory import available_memory
 from jepa_rl.types import OBSERVATION, ControlBatch
 
 Observations = dict[str, np.ndarray]
@@ -29,7 +28,7 @@ class Described(Protocol):
     def dtype(self) -> Any: ...
 
 
-class EpisodeReplay:
+class EpisodeReplay(EpisodeRing):
     """A ring of transitions in which episodes lie one after the other.
 
     An episode of T steps takes T + 1 rows: its states, and in each row but the last the step that was taken
@@ -69,7 +68,7 @@ class EpisodeReplay:
             )
         if capacity < 2 * num_envs:
             raise ValueError(f"capacity must be at least {2 * num_envs}, got {capacity}")
-        self.space, self.frames, self.capacity = dict(space), frames, capacity
+        self.space, self.frames = dict(space), frames
         self.longest = min(longest, capacity - 1)
         columns: dict[str, tuple[tuple[int, ...], Any]] = {
             f"observation.{name}": (self._stored(box), box.dtype) for name, box in space.items()
@@ -79,19 +78,8 @@ class EpisodeReplay:
             "reward": ((), np.float32),
             "terminated": ((), bool),
         }
-        _check_memory(
-            capacity, sum(int(np.prod(shape)) * np.dtype(dtype).itemsize for shape, dtype in columns.values())
-        )
-        self.columns = {name: np.zeros((capacity, *shape), dtype) for name, (shape, dtype) in columns.items()}
-        self.episodes = np.zeros((0, 2), np.int64)  # first row and steps of each, oldest first
-        self.head = 0  # the row that is written next
-        self.stored = 0  # episodes since the beginning, those that made room included
-        self.folder: Path | None = None
+        super().__init__(columns, capacity)
         self._running: list[list[tuple]] = [[] for _ in range(num_envs)]
-
-    def __len__(self) -> int:
-        """Steps of finished episodes."""
-        return int(self.episodes[:, 1].sum())
 
     def add(
         self,
@@ -209,92 +197,14 @@ class EpisodeReplay:
                 )
                 self._running[i] = []
 
-    # -- files --------------------------------------------------------------------------------------
-
-    def save(self, path: str | Path, episodes: slice = slice(None)) -> None:
-        """Writes (some of) the episodes to one safetensors file; atomic."""
-        table = self.episodes[episodes]
-        rows = [self._row(first, np.arange(steps + 1)) for first, steps in table]
-        chosen = np.concatenate([*rows, np.zeros(0, np.int64)])
-        tensors = {name: torch.from_numpy(part[chosen]) for name, part in self.columns.items()}
-        tensors["steps"] = torch.from_numpy(table[:, 1].copy())
-        save_tensors(path, "replay", tensors, {"rows": self._layout()})
-
-    def load(self, path: str | Path, replace: bool = False) -> None:
-        """Adds the episodes of a file that ``save`` wrote, or holds them in place of its own; nothing is executed.
-
-        Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: it is damaged, or its observations or actions are of other shapes. Nothing has changed then.
-        """
-        found = self._read(path)
-        if replace:
-            self._clear()
-        for columns in found:
-            self._append(columns)
-
-    def _read(self, path: str | Path) -> list[dict[str, np.ndarray]]:
-        """The columns of each episode in a file."""
-        tensors, header = load_tensors(path, ("replay",))
-        if header["rows"] != self._layout():
-            raise ValueError(
-                f"{path} holds {header['rows']}, this replay {self._layout()}: use the environment it is from"
-            )
-        columns = {name: value.numpy() for name, value in tensors.items()}
-        lengths = columns.pop("steps") + 1
-        if len(lengths) and lengths.max() > self.capacity:
-            raise ValueError(
-                f"{path} holds an episode of {lengths.max()} rows, this replay {self.capacity}: raise buffer_size"
-            )
-        parts = {name: np.split(values, np.cumsum(lengths)[:-1]) for name, values in columns.items()}
-        return [{name: values[i] for name, values in parts.items()} for i in range(len(lengths))]
-
-    def keep_in(self, folder: str | Path) -> None:
-        """Writes every episode, those held now and all later ones, to a file of its own in this folder."""
-        self.folder = Path(folder)
-        for i in range(len(self.episodes)):
-            self.save(self._file(self.stored - len(self.episodes) + i), slice(i, i + 1))
-
-    def numbers(self) -> list[int]:
-        """Numbers of the episodes that are held, counted from the first ever stored; their files are named by them."""
-        return list(range(self.stored - len(self.episodes), self.stored))
-
-    def restore(self, folder: str | Path, numbers: Iterable[int]) -> None:
-        """Holds exactly these episodes of a folder that ``keep_in`` filled, and keeps later ones there, too.
-
-        Raises:
-            ValueError, FileNotFoundError: as ``load``; nothing has changed then.
-        """
-        numbers, before = list(numbers), self.folder
-        self.folder = Path(folder)
-        try:
-            for number in numbers:  # read twice: all of it is whole, or nothing changes
-                self._read(self._file(number))
-        except (ValueError, OSError):
-            self.folder = before
-            raise
-        self._clear()
-        self.forget_running()
-        for number in numbers:
-            self.load(self._file(number))
-        self.stored = numbers[-1] + 1 if numbers else 0
-
-    def _clear(self) -> None:
-        self.episodes, self.head = self.episodes[:0], 0
-
     def forget_running(self) -> None:
         """Drops the steps of episodes that are not over."""
         self._running = [[] for _ in self._running]
 
-    def drop_files(self, before: int) -> None:
-        """Deletes the files of episodes with numbers below ``before``."""
-        assert self.folder is not None
-        for path in self.folder.glob("*.safetensors"):
-            if path.stem.isdecimal() and int(path.stem) < before:
-                path.unlink()
-
-    def _layout(self) -> dict[str, Any]:
-        return {name: [list(part.shape[1:]), part.dtype.str] for name, part in self.columns.items()}
+    def restore(self, folder: str | Path, numbers: Iterable[int]) -> None:
+        """As ``EpisodeRing.restore``; running episodes are forgotten."""
+        super().restore(folder, numbers)
+        self.forget_running()
 
     # -- rows ---------------------------------------------------------------------------------------
 
@@ -305,11 +215,6 @@ class EpisodeReplay:
     def _newest(self, name: str, value: np.ndarray) -> np.ndarray:
         shape = self.space[name].shape
         return np.array(value[-(shape[0] // self.frames) :] if len(shape) == 3 else value)
-
-    def _row(
-        self, first: Int64[np.ndarray, " ..."] | np.int64, offset: Int64[np.ndarray, " ..."]
-    ) -> np.ndarray:
-        return (first + offset) % self.capacity
 
     def _store(self, steps: list[tuple], last: Observations) -> None:
         """The steps of one environment, and the observation that they ended in, become an episode."""
@@ -323,28 +228,6 @@ class EpisodeReplay:
         if self.folder is not None:
             self.save(self._file(self.stored - 1), slice(-1, None))
 
-    def _append(self, columns: dict[str, np.ndarray]) -> None:
-        count = len(columns["reward"])
-        self._make_room(count)
-        rows = (self.head + np.arange(count)) % self.capacity
-        for name, values in columns.items():
-            self.columns[name][rows] = values
-        self.episodes = np.concatenate([self.episodes, [[self.head, count - 1]]])
-        self.head = int((self.head + count) % self.capacity)
-        self.stored += 1
-
-    def _file(self, number: int) -> Path:
-        assert self.folder is not None
-        return self.folder / f"{number:08d}.safetensors"
-
-    def _make_room(self, rows: int) -> None:
-        """Forget the oldest episodes that lie where the next ``rows`` rows will be written."""
-        while len(self.episodes):
-            used = int((self.episodes[:, 1] + 1).sum())
-            if used + rows <= self.capacity:
-                return
-            self.episodes = self.episodes[1:]
-
 
 def discounted(rewards: Float[np.ndarray, "*b t"], discount: float) -> Float[np.ndarray, "*b t"]:
     """Discounted sum of the rewards from each step on; float64."""
@@ -353,12 +236,3 @@ def discounted(rewards: Float[np.ndarray, "*b t"], discount: float) -> Float[np.
         total = rewards[..., t] + discount * total
         returns[..., t] = total
     return returns
-
-
-def _check_memory(capacity: int, row: int) -> None:
-    free = available_memory()
-    if capacity * row > free:
-        raise ValueError(
-            f"a replay of {capacity:,} rows of {row:,} bytes takes {capacity * row / 1e9:.1f} GB, but only "
-            f"{free / 1e9:.1f} GB of memory are free: set buffer_size to at most {int(0.8 * free / row):,}"
-        )

@@ -1,0 +1,189 @@
+"""How JEPAMPC meets its environments: plans as actions, whole episodes in the replay, runs that are cut short."""
+
+from __future__ import annotations
+
+import io
+import time
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from stable_baselines3.common.callbacks import BaseCallback, ConvertCallback
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
+
+from jepa_rl.acting import scalar_rewards
+from jepa_rl.agents.sb3.checks import check_terminal_observations
+from jepa_rl.agents.sb3.jepa_mpc.monitor import EnvClock, PlanRecord, search_metrics
+from jepa_rl.agents.sb3.jepa_mpc.policy import JEPAMPCPolicy
+from jepa_rl.data.replay import EpisodeReplay
+from jepa_rl.spaces import by_name, observation_boxes
+
+
+class EpisodicAlgorithm(OffPolicyAlgorithm):
+    """Stable-Baselines3's off-policy algorithm with a planning policy and a replay of whole episodes.
+
+    A subclass sets the attributes in its constructor and in ``_setup_model``, and adds ``train``.
+
+    Attributes:
+        policy: plans.
+        replay_buffer: an ``EpisodeReplay``; None for an agent that was loaded and has not learned since.
+        frames: stacked in every picture.
+    """
+
+    policy: JEPAMPCPolicy
+    replay_buffer: Any
+    frames: int
+    _unstored: bool  # whether a step was begun and is not in the replay yet
+    _plans: tuple[np.ndarray, ...] | None  # the search's last plans, one for each environment
+
+    def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
+        """As in Stable-Baselines3; running episodes are cut off at their present state."""
+        seen = self._last_obs
+        super().set_env(env, force_reset)
+        if seen is not None and self._last_obs is None and self.replay_buffer is not None:
+            self.replay_buffer.cut(by_name(seen))
+
+    def _make_replay(self) -> None:
+        self.replay_buffer = EpisodeReplay(
+            observation_boxes(self.observation_space),
+            self.policy.action.size,
+            self.buffer_size,
+            frames=self.frames,
+            num_envs=self.n_envs,
+        )
+
+    def _stacked_frames(self) -> int:
+        """How many frames are stacked in the pictures; 1 unless the environment's ``metadata["frames"]`` says so."""
+        if self.env is None or not self.env.has_attr("metadata"):
+            return 1
+        return self.env.get_attr("metadata", indices=0)[0].get("frames", 1)
+
+    def learn(self, total_timesteps: int, *args: Any, **kwargs: Any) -> Self:
+        """As in Stable-Baselines3.
+
+        Raises:
+            RuntimeError: if the process of an environment died; whatever an environment raises passes through.
+        """
+        try:
+            return super().learn(total_timesteps, *args, **kwargs)
+        except (EOFError, BrokenPipeError, ConnectionResetError) as error:
+            processes = getattr(self.env.unwrapped, "processes", ()) if self.env is not None else ()
+            for process in processes:
+                process.join(timeout=1)  # its pipe breaks a moment before it is gone
+            if all(process.is_alive() for process in processes):
+                raise
+            raise RuntimeError(
+                f"the process of an environment died after {self.num_timesteps} steps ({error!r}); its own message "
+                "stands above. Make the environments anew; with ResumableRun learning goes on from the last checkpoint"
+            ) from error
+
+    def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
+        self._clock = EnvClock()
+        self._record = PlanRecord(self.n_envs, self.gamma)
+        if callback is None:
+            given: list[BaseCallback] = []
+        elif isinstance(callback, list):
+            given = callback
+        else:
+            given = [callback if isinstance(callback, BaseCallback) else ConvertCallback(callback)]
+        return super()._init_callback([self._clock, *given], progress_bar)
+
+    def _setup_learn(
+        self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        reset_num_timesteps: bool = True,
+        *args: Any,
+        **kw: Any,
+    ) -> tuple[int, BaseCallback]:
+        if self.replay_buffer is None:
+            self._make_replay()
+        if reset_num_timesteps or self._last_obs is None or self._unstored:
+            # All environments are reset, so running episodes end here. That includes the case of a step that was begun
+            # and not stored (a callback or an exception ended the training): the environment's state is unknown.
+            if self._last_obs is not None:
+                self.replay_buffer.cut(by_name(self._last_obs))
+            self.replay_buffer.forget_running()
+            self._last_obs, self._unstored, self._plans = None, False, None
+        return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, *args, **kw)
+
+    # -- acting -------------------------------------------------------------------------------------
+
+    def select_state(self, state: Any, rows: np.ndarray) -> Any:
+        """``JEPAMPCPolicy.select_state``."""
+        return self.policy.select_state(state, rows)
+
+    def _sample_action(
+        self, learning_starts: int, action_noise: Any = None, n_envs: int = 1
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Actions for the environments and for the replay."""
+        self._unstored = True
+        if self.num_timesteps < learning_starts:
+            actions = np.array([self.action_space.sample() for _ in range(n_envs)])
+            self._clock.began = time.perf_counter()
+            return actions, self.policy.action.encode(actions)
+        assert self._last_obs is not None, "SB3 resets the environments before it asks for actions"
+        tensors, _ = self.policy.obs_to_tensor(self._last_obs)
+        model_actions, self._plans = self.policy.act(
+            tensors, self._plans, self._last_episode_starts, deterministic=False
+        )
+        plan, policy = self.policy.last_plan, self.policy
+        assert plan is not None
+        self._record.promised(-plan.cost.cpu().numpy())
+        metrics = search_metrics(plan, policy.planner.samples, policy.planner.elites)
+        metrics |= {f"time/{name}_ms": 1e3 * seconds for name, seconds in policy.seconds.items()}
+        for name, value in metrics.items():
+            self.logger.record_mean(name, value)
+        self._clock.began = time.perf_counter()
+        return policy.action.decode(model_actions), model_actions
+
+    def _store_transition(
+        self, replay_buffer: Any, buffer_action: np.ndarray, new_obs: Any, reward: np.ndarray,
+        dones: np.ndarray, infos: list[dict[str, Any]],
+    ) -> None:  # fmt: skip
+        check_terminal_observations(dones, infos)
+        reward = scalar_rewards(reward, len(dones))
+        following = by_name(new_obs)
+        if dones.any():  # Stable-Baselines3 keeps new_obs as the next observation: do not write into it
+            following = {name: value.copy() for name, value in following.items()}
+        for i in np.flatnonzero(dones):
+            for name, value in by_name(infos[i]["terminal_observation"]).items():
+                following[name][i] = value
+        cut = np.array([info.get("TimeLimit.truncated", False) for info in infos])
+        ended = dones & ~cut
+        replay_buffer.add(by_name(self._last_obs), buffer_action, reward, following, ended, dones)
+        for name, number in self._record.paid(reward, ended, dones).items():
+            self.logger.record_mean(name, number)
+        self._last_obs, self._last_episode_starts = new_obs, dones
+        self._unstored = False
+
+    # -- files --------------------------------------------------------------------------------------
+
+    def save_replay_buffer(self, path: str | Path | io.BufferedIOBase) -> None:
+        """Writes the finished episodes to one safetensors file, whatever the suffix.
+
+        Raises:
+            ValueError: if there is no replay yet.
+        """
+        if self.replay_buffer is None:
+            raise ValueError("there is no replay to save: this agent was loaded, and has not learned since")
+        self.replay_buffer.save(_path(path))
+
+    def load_replay_buffer(
+        self, path: str | Path | io.BufferedIOBase, truncate_last_traj: bool = True
+    ) -> None:
+        """Replaces the replay's episodes by those of a file of ``save_replay_buffer``; no code in it is executed.
+
+        Raises:
+            ValueError, FileNotFoundError: as ``EpisodeReplay.load``.
+        """
+        if self.replay_buffer is None:
+            self._make_replay()
+        self.replay_buffer.load(_path(path), replace=True)
+
+
+def _path(path: str | Path | io.BufferedIOBase) -> Path:
+    if isinstance(path, io.BufferedIOBase):
+        raise TypeError("a replay is saved under a path, not in an open file")
+    return Path(path)
