@@ -113,9 +113,7 @@ class Registry:
                 f"{self.kind}_options must be a dict of constructor arguments, got {_kind_of(options)}"
             )
         part = self._parts[name]
-        parameters = inspect.signature(part.__init__).parameters
-        takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
-        accepted = [n for n, p in parameters.items() if n != "self" and p.kind not in _VARIADIC]
+        accepted, takes_any = _arguments(part)
         given = {n: value for n, value in known.items() if n in accepted}
         for option, value in options.items():
             if option in given and given[option] != value:
@@ -124,19 +122,29 @@ class Registry:
                     f"the options say {value!r}; leave it out"
                 )
             if option not in accepted and not takes_any:
-                raise ValueError(
-                    f"{self.kind} {name!r} takes no option {option!r}, only "
-                    f"{sorted(set(accepted) - given.keys())}"
-                )
+                raise ValueError(self._takes_no(name, option, accepted - known.keys()))
         try:
             return part(**given, **{n: value for n, value in options.items() if n not in given})
         except TypeError as error:
+            handed_on = set().union(*(_arguments(base)[0] for base in part.__mro__[:-1]))
+            if takes_any and (unknown := [option for option in options if option not in handed_on]):
+                raise ValueError(self._takes_no(name, unknown[0], handed_on - known.keys())) from error
             raise ValueError(
                 f"{self.kind} {name!r} cannot be built with {self.kind}_options={dict(options)}: {error}"
             ) from error
 
+    def _takes_no(self, name: str, option: str, accepted: set[str]) -> str:
+        return f"{self.kind} {name!r} takes no option {option!r}, only {sorted(accepted)}"
+
 
 _VARIADIC = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+
+
+def _arguments(part: type) -> tuple[set[str], bool]:
+    """Names of the constructor's arguments, and whether it takes any other by name (``**options``)."""
+    parameters = inspect.signature(part.__init__).parameters
+    takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+    return {n for n, p in parameters.items() if n != "self" and p.kind not in _VARIADIC}, takes_any
 
 
 def _place(part: type) -> str:

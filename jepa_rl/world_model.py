@@ -20,6 +20,7 @@ from jepa_rl.parts import (
     build_encoder,
     check_base,
     check_held_once,
+    check_not_kept,
     check_parts,
     config_header,
     registered_by,
@@ -57,6 +58,7 @@ class WorldModel(nn.Module):
         self.objective: Any = OBJECTIVES.build(config.objective, config.objective_options, known)
         check_base("objective", config.objective, self.objective, Objective)
         check_held_once(self)
+        self._updated = False  # whether after_update was called
         self.register_load_state_dict_pre_hook(rename_old)
 
     def encode(self, observations: Observations) -> Float[Tensor, "b d"]:
@@ -128,13 +130,11 @@ class WorldModel(nn.Module):
         """Moves what follows the weights (averages, teachers); call after every optimiser step.
 
         Raises:
-            ValueError: if the objective keeps the world model, whose weights would then never end.
+            ValueError: in the first update, if the objective keeps the world model, whose weights would then never end.
         """
-        if kept := [name for name, part in self.objective.named_modules() if part is self]:
-            raise ValueError(
-                f"{type(self.objective).__name__}.{kept[0]} is the world model, which holds this objective; use the "
-                "world that loss, unroll, shape and after_update are given"
-            )
+        if not self._updated:  # a loss that keeps the world does so when it is first called
+            check_not_kept(self, self.objective)
+            self._updated = True
         self.dynamics.after_update()
         self.objective.after_update(self)
 

@@ -76,6 +76,10 @@ def build(store, **config):
 # -- names and options ------------------------------------------------------------------------------
 
 
+# Of the JEPA objectives, whether they name their options or hand them on: none that the spec gives.
+ACCEPTED = r"takes no option 'sigregg', only \['covariance', 'ema_decay', .*'sigreg', .*'variance'\]$"
+
+
 @pytest.mark.parametrize(
     ("config", "error", "words"),
     [
@@ -85,7 +89,10 @@ def build(store, **config):
         ({"dynamics_options": None}, TypeError, "dynamics_options must be a dict.*got NoneType"),
         ({"encoder_options": {"channels": 5}}, ValueError, "gets channels=2 from the spec.*leave it out"),
         ({"encoder_options": {"depht": 5}}, ValueError, r"encoder 'conv' takes no option 'depht', only \["),
-        ({"objective": "lewm", "objective_options": {"sigregg": 1}}, ValueError, "objective 'lewm'.*sigregg"),
+        *(
+            ({"objective": name, "objective_options": {"sigregg": 1}}, ValueError, f"objective '{name}' {ACCEPTED}")
+            for name in ("jepa", "lewm", "eb_jepa", "ema")
+        ),
         ({"dynamics": "flow", "dynamics_options": {"witdh": 8}}, ValueError, "dynamics 'flow'.*'witdh', only"),
         ({"encoder": "mine"}, ValueError, r"import the module that registers it, with @register_encoder\('mine'\)"),
     ],
@@ -230,6 +237,7 @@ def small_agent(**options):
     [
         (LOSSES["a vector"][0], ValueError, r"the objective's loss must be a scalar of floats, got shape \(3,\)"),
         (LOSSES["no terms"][0], TypeError, "the objective's loss must be a pair"),
+        (lambda x: (x.detach(), {}), ValueError, "the objective's loss has no gradient; leave out .detach"),
         (lambda x: (x * NAN, {}), ValueError, "within the last 1 updates.*an objective of your own"),
     ],
 )  # fmt: skip
@@ -237,8 +245,12 @@ def test_losses_beside_reward(change, error, words):
     OBJECTIVES.register("spread")(Spread)
     agent = small_agent(world={"latent_dim": 8, "objective": "spread"})
     agent.policy.model.world.objective.change = change
+    before = {name: value.clone() for name, value in agent.policy.model.named_parameters()}
     with pytest.raises(error, match=words):
         agent.learn(25)
+    if "within the last" not in words:  # nothing was learned before
+        after = agent.policy.model.named_parameters()
+        assert all(torch.equal(value, before[name]) for name, value in after)
 
 
 @pytest.mark.parametrize(

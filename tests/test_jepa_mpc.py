@@ -428,7 +428,7 @@ def test_observations_of_another_kind_are_refused(space, message):
         (dict(objective="recon"), r"there is no objective 'recon', only .*'reconstruction'"),
         (dict(latent=8), r"world takes .*'latent_dim'.*, got \['latent'\]"),
         (dict(encoder_options={"frames": 2}), "gets frames=3 from the spec .*, the options say 2"),
-        (dict(objective_options={"consistency": float("nan")}), "at least 0, got {'consistency': nan}"),
+        (dict(objective_options={"consistency": float("nan")}), "consistency must be at least 0, got nan"),
     ],
 )
 def test_a_world_model_that_is_none_is_refused(setting, message):

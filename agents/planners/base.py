@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -269,20 +268,3 @@ def check_elites(elites: int, samples: int) -> None:
             f"elites must lie in [2, samples={samples}], got {elites}: "
             "a spread needs two plans, and elites are chosen among the samples"
         )
-
-
-def check_each(fits: Callable[[float], bool], must: str, **settings: float) -> None:
-    """Raises ValueError for the first of ``settings`` that does not fit, saying what it ``must``."""
-    for name, value in settings.items():
-        if not fits(value):
-            raise ValueError(f"{name} must {must}, got {value}")
-
-
-def positive(value: float) -> bool:
-    """Above 0 and finite."""
-    return 0.0 < value < float("inf")
-
-
-def is_share(value: float) -> bool:
-    """Within [0, 1)."""
-    return 0.0 <= value < 1.0

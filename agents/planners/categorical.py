@@ -9,8 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from jepa_rl.agents.planners.base import check_each, is_share, pick, take
+from jepa_rl.agents.planners.base import pick, take
 from jepa_rl.agents.planners.sampling import SamplingPlanner
+from jepa_rl.checks import check_each, is_share
 from jepa_rl.heads import gumbel, one_hot
 from jepa_rl.types import ActionKind, Dynamics, Plan, WorldSpec
 

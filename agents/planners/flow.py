@@ -12,14 +12,13 @@ from torch import Tensor
 from jepa_rl.agents.planners.base import (
     BasePlanner,
     check_common,
-    check_each,
     check_elites,
     comparable,
     make_problem,
     pick,
-    positive,
     take,
 )
+from jepa_rl.checks import check_each, positive
 from jepa_rl.costs import goal_of
 from jepa_rl.dynamics.flow.proposals import FlowProposals
 from jepa_rl.risk import Risk, expected_cost

@@ -9,16 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from jepa_rl.agents.planners.base import (
-    BasePlanner,
-    check_common,
-    check_each,
-    make_problem,
-    pick,
-    positive,
-    without_nan,
-)
+from jepa_rl.agents.planners.base import BasePlanner, check_common, make_problem, pick, without_nan
 from jepa_rl.agents.planners.sampling import Incumbent, perturb
+from jepa_rl.checks import check_each, positive
 from jepa_rl.noise import normal
 from jepa_rl.risk import Risk, expected_cost
 from jepa_rl.types import ActionKind, Cost, Dynamics, Plan

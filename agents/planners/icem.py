@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from jepa_rl.agents.planners.base import check_each, is_share, positive
 from jepa_rl.agents.planners.sampling import SamplingPlanner, perturb
+from jepa_rl.checks import check_each, is_share, positive
 from jepa_rl.noise import normal
 from jepa_rl.types import ActionKind
 

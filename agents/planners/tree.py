@@ -14,12 +14,12 @@ from jepa_rl.agents.planners.base import (
     BasePlanner,
     Problem,
     check_common,
-    check_each,
     comparable,
     make_problem,
     pick,
     take,
 )
+from jepa_rl.checks import check_each
 from jepa_rl.dynamics.base import is_markov
 from jepa_rl.noise import directions
 from jepa_rl.types import ActionKind, Cost, Dynamics, Plan

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from jepa_rl.checks import check_each, check_not_negative
 from jepa_rl.types import WorldSpec
 from jepa_rl.world_model import WorldModelConfig
 
@@ -46,11 +47,9 @@ class ControlConfig:
 
     def __post_init__(self) -> None:
         for name in ("width", "depth", "values", "bins"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+            check_each(lambda value: value >= 1, "be at least 1", **{name: getattr(self, name)})
         for name in ("reward", "value", "end", "shaping", "decay", "entropy", "target_rate"):
-            if not getattr(self, name) >= 0:  # NaN, too
-                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+            check_not_negative(**{name: getattr(self, name)})
 
 
 def world_config(spec: WorldSpec, options: Mapping[str, Any] | None = None) -> WorldModelConfig:

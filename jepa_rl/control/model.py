@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from jepa_rl.control.config import ControlConfig
 from jepa_rl.heads import CategoricalPolicy, GaussianPolicy, Perceptron, TwoHot
-from jepa_rl.objectives.base import checked_loss, step_weights, weighted_mean
+from jepa_rl.objectives.base import check_gradient, checked_loss, step_weights, weighted_mean
 from jepa_rl.types import ControlBatch, Observations
 from jepa_rl.world_model import WorldModel
 
@@ -123,6 +123,9 @@ class ControlModel(nn.Module):
 
         Returns:
             Total and terms, and the imagined path, detached, for ``policy_loss``.
+
+        Raises:
+            TypeError, ValueError: if the objective's loss is no scalar and named scalars, or has no gradient.
         """
         c, h = self.config, batch.actions.shape[1]
         if c.frozen:
@@ -147,6 +150,8 @@ class ControlModel(nn.Module):
         if not c.frozen:
             answer = self.world.objective.shape(self.world, batch, unrolled, c.decay, generator)
             shaping, terms = checked_loss(answer, "objective's loss")
+            if c.shaping and torch.is_grad_enabled():
+                check_gradient(shaping, "objective's loss")
             parts, found = [*parts, c.shaping * shaping], found | dict(terms)
         return Losses(torch.stack(parts).sum(), found, path.detach(), weight)
 

@@ -122,6 +122,15 @@ def checked_loss(answer: Any, whose: str) -> tuple[Tensor, Mapping[str, Tensor]]
     return loss, terms
 
 
+def check_gradient(loss: Tensor, whose: str) -> None:
+    """Raises ValueError, naming ``whose`` it is, if a loss has no gradient."""
+    if not loss.requires_grad:
+        raise ValueError(
+            f"the {whose} has no gradient; leave out .detach() and torch.no_grad(), and let it depend on parameters "
+            "that learn"
+        )
+
+
 def each(observations: Observations, change: Callable[[Tensor], Tensor]) -> Observations:
     """``change`` applied to a tensor, or to each tensor of a dict."""
     if isinstance(observations, dict):

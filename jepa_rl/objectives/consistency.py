@@ -8,6 +8,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from jepa_rl.checks import check_not_negative
 from jepa_rl.dynamics.base import TrainableDynamics
 from jepa_rl.encoders.base import runs_of, windows_of
 from jepa_rl.objectives import terms
@@ -115,9 +116,3 @@ class Consistency(Objective):
                 apart = apart + terms.variance(z)
         found = {"consistency": error, "anti_collapse": apart}
         return torch.stack([self.weights[name] * value for name, value in found.items()]).sum(), found
-
-
-def check_not_negative(**numbers: float) -> None:
-    """Raises ValueError for a number below 0, or NaN."""
-    if wrong := {name: number for name, number in numbers.items() if not number >= 0}:
-        raise ValueError(f"these must be at least 0, got {wrong}")

@@ -7,10 +7,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from jepa_rl.checks import check_not_negative
 from jepa_rl.heads import Perceptron, PictureDecoder, symlog
 from jepa_rl.objectives.augment import shifted
 from jepa_rl.objectives.base import Objective, Unrolled, step_weights
-from jepa_rl.objectives.consistency import check_not_negative
 from jepa_rl.registry import register_objective
 from jepa_rl.types import Batch, ControlBatch, World, WorldSpec
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
+from jepa_rl.checks import check_each, check_not_negative, is_share
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -51,14 +53,9 @@ class TrainConfig:
                 raise ValueError(f"{name} must be a whole number of at least 1, got {value}")
         if not isinstance(self.seed, int):
             raise ValueError(f"seed must be a whole number, got {self.seed!r}")
-        if not self.learning_rate > 0 or not self.clip > 0:
-            raise ValueError(
-                f"learning_rate and clip must be positive, got {self.learning_rate}, {self.clip}"
-            )
-        if not self.weight_decay >= 0:
-            raise ValueError(f"weight_decay must be at least 0, got {self.weight_decay}")
-        if not 0 <= self.warmup < 1:
-            raise ValueError(f"warmup must lie in [0, 1), got {self.warmup}")
+        check_each(lambda value: value > 0, "be positive", learning_rate=self.learning_rate, clip=self.clip)
+        check_not_negative(weight_decay=self.weight_decay)
+        check_each(is_share, "lie in [0, 1)", warmup=self.warmup)
         if self.optimizer not in ("adamw", "muon"):
             raise ValueError(f'optimizer must be "adamw" or "muon", got {self.optimizer!r}')
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from jepa_rl.objectives.base import checked_loss
+from jepa_rl.objectives.base import check_gradient, checked_loss
 from jepa_rl.types import JSON
 
 
@@ -146,11 +146,7 @@ def check_loss(answer: Any, numbers: bool) -> tuple[Tensor, Mapping[str, Tensor]
         raise ValueError(
             f"terms of the loss cannot be called {sorted(taken)}, which fit logs itself; rename them"
         )
-    if not loss.requires_grad:
-        raise ValueError(
-            "the loss has no gradient; leave out .detach() and torch.no_grad(), and let it depend on parameters that "
-            "learn"
-        )
+    check_gradient(loss, "loss")
     if numbers:
         total, values = float(loss.detach()), {name: float(value.detach()) for name, value in terms.items()}
         if not all(map(math.isfinite, (total, *values.values()))):

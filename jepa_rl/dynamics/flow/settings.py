@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, TypeVar
+
+from jepa_rl.checks import check_each, check_not_negative, is_share
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,7 @@ class FlowNetwork:
         if wrong := {name: size for name, size in asdict(self).items() if size < 1}:
             raise ValueError(f"sizes must be at least 1, got {wrong}")
         if self.width % self.heads:
-            raise ValueError(f"heads must divide width, got {self.heads} and {self.width}")
+            raise ValueError(f"heads must divide width, got heads={self.heads} and width={self.width}")
 
 
 @dataclass(frozen=True)
@@ -63,16 +66,12 @@ class FlowTraining:
     drop: float = 0.0
 
     def __post_init__(self) -> None:
-        if not self.shift > 0 or self.samples < 2 or self.unroll < 1 or not 0 < self.average_rate <= 1:
-            raise ValueError(
-                "shift must be positive, samples at least 2, unroll at least 1 and average_rate in (0, 1], got "
-                f"{self.shift}, {self.samples}, {self.unroll}, {self.average_rate}"
-            )
-        if not self.energy >= 0 or not self.low_noise >= 0 or not 0 <= self.drop < 1:
-            raise ValueError(
-                "energy and low_noise must be at least 0 and drop in [0, 1), got "
-                f"{self.energy}, {self.low_noise}, {self.drop}"
-            )
+        check_each(lambda shift: shift > 0, "be positive", shift=self.shift)
+        check_each(lambda samples: samples >= 2, "be at least 2", samples=self.samples)
+        check_each(lambda unroll: unroll >= 1, "be at least 1", unroll=self.unroll)
+        check_each(lambda rate: 0 < rate <= 1, "lie in (0, 1]", average_rate=self.average_rate)
+        check_not_negative(energy=self.energy, low_noise=self.low_noise)
+        check_each(is_share, "lie in [0, 1)", drop=self.drop)
 
 
 @dataclass(frozen=True)
@@ -98,11 +97,9 @@ class FlowSampling:
     guidance: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.evaluations < 1 or not 0 <= self.lag <= 1 or not abs(self.guidance) < float("inf"):
-            raise ValueError(
-                "evaluations must be at least 1, lag in [0, 1] and guidance finite, got "
-                f"{self.evaluations}, {self.lag}, {self.guidance}"
-            )
+        check_each(lambda count: count >= 1, "be at least 1", evaluations=self.evaluations)
+        check_each(lambda lag: 0 <= lag <= 1, "lie in [0, 1]", lag=self.lag)
+        check_each(math.isfinite, "be finite", guidance=self.guidance)
 
 
 Group = TypeVar("Group", FlowNetwork, FlowTraining, FlowSampling)
