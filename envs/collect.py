@@ -51,8 +51,8 @@ def collect(
         store: an open store, or a folder: created, or added to if it holds a store of the same layout.
         policy: ``"random"``; an object with Stable-Baselines3's ``predict`` (its ``VecNormalize``, if it has one,
             normalises what it sees, not what is stored); or a function of (batched observations,
-            ``np.random.Generator``) that returns actions ``(n, a)`` or ``(n,)``. Continuous actions are clipped to the
-            bounds.
+            ``np.random.Generator``) that returns actions ``(n, a)``, ``(n,)`` or (MultiDiscrete) ``(n, choices)``.
+            Continuous actions are clipped to the bounds.
         episodes: number of complete episodes, shared evenly among the environments (the first ones play one more if
             the number does not divide). Taking those that finish first instead would favour short episodes.
         steps: stop after at least this many environment steps; running episodes are stored as truncated.
@@ -76,11 +76,6 @@ def collect(
     venv, spec = _as_vector_env(env), world_spec(env)
     n = venv.num_envs
     share = np.full(n, np.iinfo(np.int64).max) if episodes is None else (episodes + n - 1 - np.arange(n)) // n
-    if spec.action.choices:
-        raise TypeError(
-            "collect stores Box or Discrete actions, got MultiDiscrete; number its combinations as one Discrete with "
-            "gymnasium.wrappers.TransformAction"
-        )
     act = _actor(policy, spec.action, venv.num_envs, np.random.default_rng(seed))
     states = _States(venv, spec, extras)
 
@@ -236,7 +231,7 @@ def _actor(policy: str | Policy | Any, action: ActionSpec, num_envs: int, rng: n
 
     def act(observations: Any, starts: np.ndarray, needed: np.ndarray) -> np.ndarray:
         actions = np.asarray(choose(observations, starts, needed))
-        shape = (num_envs,) if action.kind == "discrete" else (num_envs, action.size)
+        shape = (num_envs, *action.shape)
         if actions.shape != shape:
             raise ValueError(f"the policy must return actions of shape {shape}, got {actions.shape}")
         action.encode(actions)  # raises for NaN and for choices that do not exist

@@ -9,7 +9,7 @@ import numpy as np
 
 from jepa_rl.types import ActionSpec
 
-# (observations of n environments, generator) -> actions (n, a) or (n,), in the environment's units.
+# (observations of n environments, generator) -> actions (n, a), (n,) or (n, choices), in the environment's units.
 Policy = Callable[[Any, np.random.Generator], np.ndarray]
 
 
@@ -67,7 +67,7 @@ class SmoothRandomPolicy:
         keep = np.exp(-1.0 / self.time_constant)
         if self.action.kind == "discrete":
             fresh = _uniform(self.action, self.num_envs, rng)
-            kept = rng.random(self.num_envs) < keep
+            kept = (rng.random(self.num_envs) < keep).reshape(-1, *[1] * len(self.action.shape))
             self._last = fresh if self._last is None else np.where(kept, self._last, fresh)
             return self._last
         noise = self.std * rng.standard_normal((self.num_envs, self.action.size))
@@ -77,6 +77,9 @@ class SmoothRandomPolicy:
 
 
 def _uniform(action: ActionSpec, n: int, rng: np.random.Generator) -> np.ndarray:
+    if action.choices:
+        starts = np.array(action.starts)
+        return rng.integers(starts, starts + action.choices, size=(n, len(starts)))
     if action.kind == "discrete":
         return rng.integers(action.start, action.start + action.size, size=n)
     return action.decode(rng.uniform(-1.0, 1.0, (n, action.size)))

@@ -25,11 +25,11 @@ class Recorder:
 
     def __init__(self, rows: Mapping[str, np.ndarray], action: ActionSpec, capacity: int = 128) -> None:
         n = len(rows["frames"])
-        shape, dtype = ((), np.int64) if action.kind == "discrete" else ((action.size,), np.float32)
+        dtype = np.int64 if action.kind == "discrete" else np.float32
         self._states = {
             name: np.empty((n, capacity, *row.shape[1:]), row.dtype) for name, row in rows.items()
         }
-        self._actions = np.empty((n, capacity, *shape), dtype)
+        self._actions = np.empty((n, capacity, *action.shape), dtype)
         self._rewards = np.empty((n, capacity), np.float32)
         self._capacity = capacity
         self.lengths = np.zeros(n, np.int64)
@@ -52,7 +52,7 @@ class Recorder:
 
         Args:
             which: bool ``(n,)``; the rows of the others are not read.
-            actions: ``(n, a)`` or ``(n,)``, in the environments' own units.
+            actions: ``(n, *action.shape)``, in the environments' own units.
             rewards: ``(n,)`` or ``(n, 1)``.
             rows: ``"frames"`` and the extras, each ``(n, ...)``.
 
@@ -104,7 +104,10 @@ class Recorder:
 
 def _check_like(name: str, values: np.ndarray, column: np.ndarray) -> None:
     if values.shape[1:] != column.shape[2:]:
-        raise ValueError(f"{name} had shape {column.shape[2:]} at reset, now has {values.shape[1:]}")
+        raise ValueError(
+            f"{name} had shape {column.shape[2:]} at reset and now has {values.shape[1:]}; "
+            "let the environment give the same shape every time"
+        )
     if not np.can_cast(values.dtype, column.dtype, "safe"):
         raise TypeError(
             f"{name} had dtype {column.dtype} at reset and now has {values.dtype}; "

@@ -40,7 +40,7 @@ class InverseModel(nn.Module):
     def loss(
         self, z: Float[Tensor, "b d"], goal: Float[Tensor, "b d"], actions: Float[Tensor, "b size"]
     ) -> Tensor:
-        """Mean squared error of continuous actions, cross-entropy of discrete ones.
+        """Mean squared error of continuous actions, mean cross-entropy of discrete ones over their choices.
 
         Args:
             z: latents.
@@ -49,5 +49,8 @@ class InverseModel(nn.Module):
         """
         output = self(z, goal)
         if self.action.kind == "discrete":
-            return nn.functional.cross_entropy(output, actions)
+            parts = zip(
+                output.split(self.action.groups, -1), actions.split(self.action.groups, -1), strict=True
+            )
+            return torch.stack([nn.functional.cross_entropy(*part) for part in parts]).mean()
         return nn.functional.mse_loss(output, actions)

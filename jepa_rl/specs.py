@@ -103,6 +103,13 @@ class ActionSpec:
             return ()
         return self.choices or (self.size,)
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of an environment action: ``()`` for one choice, else ``(choices,)`` or ``(size,)``."""
+        if self.kind == "continuous":
+            return (self.size,)
+        return (len(self.choices),) if self.choices else ()
+
     def _single_choices(self) -> list[ActionSpec]:
         """Each choice of a MultiDiscrete space as an ``ActionSpec``."""
         return [

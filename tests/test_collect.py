@@ -1,5 +1,7 @@
 """Collecting: what is stored is what the environment showed, in every autoreset mode."""
 
+from types import SimpleNamespace
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -9,6 +11,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from jepa_rl.data import EpisodeStore, WindowSampler
 from jepa_rl.envs import PixelObservation, RandomPolicy, SmoothRandomPolicy, TwoRoomsVectorEnv, collect
+from jepa_rl.envs.recorder import Recorder
+from jepa_rl.spaces import world_spec
 from jepa_rl.types import ActionSpec
 
 
@@ -368,6 +372,19 @@ def test_a_nan_reward_stops_with_the_earlier_episodes_intact(tmp_path):
     assert np.isfinite(np.concatenate([e.rewards for e in episodes_of(store)])).all()
 
 
+def test_the_recorder_takes_rewards_as_columns_and_nothing_wider():
+    """Some vector environments give rewards of shape (n, 1); rewards that it refuses change nothing."""
+    rows = {"frames": np.zeros((2, 3, 4, 4), np.uint8)}
+    recorder = Recorder(rows, ActionSpec("continuous", 1, (-1.0,), (1.0,)))
+    both, actions = np.ones(2, bool), np.zeros((2, 1))
+    recorder.step(both, actions, np.array([[1.0], [2.0]]), rows)
+    for wrong in (np.zeros((2, 2)), np.zeros(1), np.zeros((1, 2)), np.float64(0)):
+        with pytest.raises(ValueError, match="expected one reward for each of 2 environments, got shape"):
+            recorder.step(both, actions, wrong, rows)
+    recorder.step(both, actions, np.array([3.0, 4.0]), rows)
+    assert [recorder.episode(i, True, False).rewards.tolist() for i in (0, 1)] == [[1.0, 3.0], [2.0, 4.0]]
+
+
 def test_mistakes_are_named_before_anything_is_stored(tmp_path):
     path = tmp_path / "s"
 
@@ -384,15 +401,46 @@ def test_mistakes_are_named_before_anything_is_stored(tmp_path):
     attempt(ValueError, "PixelObservation", env=gym.make("CartPole-v1"))
     attempt(ValueError, r"no entry 'speed' to store; it has \['angle64'", extras=["speed"])
     attempt(TypeError, "'word' must be numbers", extras=["word"])
-    many = gym.vector.VectorEnv()
-    many.num_envs, many.single_action_space = 3, gym.spaces.MultiDiscrete([2, 3])
-    many.single_observation_space = gym.spaces.Box(0, 255, (3, 16, 16), np.uint8)
-    attempt(TypeError, "stores Box or Discrete actions, got MultiDiscrete", env=many)
     attempt(ValueError, r"shape \(3, 1\), got \(3, 2\)", policy=lambda o, rng: np.zeros((3, 2)))
     attempt(ValueError, "NaN", policy=lambda o, rng: np.full((3, 1), np.nan))
     other = EpisodeStore.create(tmp_path / "other", (1, 8, 8), ActionSpec("discrete", 2))
     with pytest.raises(ValueError, match="holds a store with"):
         collect(dials(), other, episodes=1, progress=False)
+
+
+class TwoDials(Dial):
+    """Two choices at once: how far to turn, in 2 and in 3 options."""
+
+    def __init__(self):
+        super().__init__()
+        self.action_space = gym.spaces.MultiDiscrete([2, 3], start=[0, 5])
+
+    def step(self, action):
+        assert self.action_space.contains(np.asarray(action))
+        return super().step(action)
+
+
+@pytest.mark.parametrize("kind", ["random", "smooth", "agent"])
+def test_several_choices_at_once(tmp_path, kind):
+    """MultiDiscrete actions are stored as they were taken, and read as one-hot codes side by side."""
+    env = SyncVectorEnv([lambda: PixelObservation(TwoDials(), size=16, frames=1) for _ in range(2)])
+    action = world_spec(env).action
+    agent = SimpleNamespace(
+        predict=lambda seen, **_: (action.decode(seen.mean((2, 3))[:, [0, 1, 2, 0, 1]]), None)
+    )
+    policies = {"random": "random", "smooth": SmoothRandomPolicy(action, 2), "agent": agent}
+    collect(env, tmp_path, policy=policies[kind], episodes=12, seed=0, progress=False)
+    store = EpisodeStore.open(tmp_path)
+    actions = np.concatenate([episode.actions for episode in episodes_of(store)])
+    assert actions.dtype == np.int64 and set(map(tuple, actions)) <= {
+        (i, j) for i in (0, 1) for j in (5, 6, 7)
+    }
+    assert kind == "agent" or len(set(map(tuple, actions))) == 6
+    for episode in episodes_of(store):  # the reward is the angle, which an action turns by its sum
+        np.testing.assert_allclose(np.diff(episode.rewards), episode.actions[1:].sum(1), atol=1e-4)
+    codes = WindowSampler(store, steps=1).batch(np.arange(2)).actions[:, 0].numpy()
+    assert codes.shape == (2, 5) and (codes.sum(1) == 2).all()
+    np.testing.assert_array_equal(action.decode(codes), actions[:2])
 
 
 def test_smooth_actions_are_correlated_as_promised():

@@ -15,6 +15,7 @@ pytest.importorskip("h5py")
 
 CONTINUOUS = ActionSpec("continuous", 2, (-1.0, 0.0), (1.0, 4.0))
 DISCRETE = ActionSpec("discrete", 3, start=1)
+MULTI = ActionSpec("discrete", 5, choices=(2, 3), starts=(0, 4))
 
 
 @pytest.fixture(autouse=True)
@@ -27,12 +28,17 @@ def make_store(path, action=CONTINUOUS, shape=(3, 40, 40), extras=True):
     rng = np.random.default_rng(0)
     kinds = {"position": ((2,), np.float64), "door": ((), np.int64)} if extras else {}
     store = EpisodeStore.create(path, shape, action, frames=2, extras=kinds)
+    actions = {
+        CONTINUOUS: lambda steps: rng.random((steps, 2), np.float32),
+        DISCRETE: lambda steps: rng.integers(1, 4, steps),
+        MULTI: lambda steps: rng.integers([0, 4], [2, 7], (steps, 2)),
+    }
     for seed, length in enumerate([3, 1, 5]):
         columns = {"position": rng.random((length + 1, 2)), "door": rng.integers(0, 9, length + 1)}
         store.append(
             Episode(
                 rng.integers(0, 256, (length + 1, *shape), np.uint8),
-                rng.integers(1, 4, length) if action is DISCRETE else rng.random((length, 2), np.float32),
+                actions[action](length),
                 rng.random(length, np.float32),
                 terminated=seed == 0,
                 truncated=seed == 1,
@@ -54,7 +60,7 @@ def assert_same_episodes(one, two):
         assert (a.terminated, a.truncated, a.metadata) == (b.terminated, b.truncated, b.metadata)
 
 
-@pytest.mark.parametrize("action", [CONTINUOUS, DISCRETE], ids=["continuous", "discrete"])
+@pytest.mark.parametrize("action", [CONTINUOUS, DISCRETE, MULTI], ids=["continuous", "discrete", "multi"])
 @pytest.mark.parametrize("shape", [(3, 40, 40), (2, 8, 8), (40, 64, 64)])
 def test_a_round_trip_changes_nothing(tmp_path, datasets, action, shape):
     """(40, 64, 64) is what Minari itself takes for a picture, which it stores as JPEG unless told not to."""

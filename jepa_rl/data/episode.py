@@ -16,7 +16,8 @@ class Episode:
 
     Attributes:
         frames: single frames (not stacked), uint8 ``(T + 1, c, y, x)``.
-        actions: in the environment's own units, float32 ``(T, a)`` or int64 ``(T,)``.
+        actions: in the environment's own units, float32 ``(T, a)``, int64 ``(T,)`` or (MultiDiscrete) int64
+            ``(T, choices)``.
         rewards: float32 ``(T,)``.
         terminated: whether the environment ended the episode, so that its last state has no future.
         truncated: whether it was cut off, by a time limit or because the recording stopped.
@@ -39,7 +40,7 @@ class Episode:
     def __post_init__(self) -> None:
         frames = np.asarray(self.frames)
         if frames.dtype != np.uint8:
-            raise TypeError(f"frames must be uint8, got {frames.dtype}")
+            raise TypeError(f"frames must be uint8, 0 to 255, got {frames.dtype}; convert them first")
         if frames.ndim != 4 or 0 in frames.shape[1:]:
             raise ValueError(f"frames must have shape (T + 1, c, y, x), got {frames.shape}")
         length = len(frames) - 1
@@ -68,13 +69,14 @@ class Episode:
 
 def _as_actions(actions: np.ndarray, length: int) -> np.ndarray:
     actions = np.asarray(actions)
-    if np.issubdtype(actions.dtype, np.integer) and actions.ndim == 1:
+    flat = actions.ndim == 2 and actions.shape[1] > 0
+    if np.issubdtype(actions.dtype, np.integer) and (actions.ndim == 1 or flat):
         actions = actions.astype(np.int64, copy=False)
-    elif np.issubdtype(actions.dtype, np.floating) and actions.ndim == 2 and actions.shape[1]:
+    elif np.issubdtype(actions.dtype, np.floating) and flat:
         actions = actions.astype(np.float32, copy=False)
     else:
         raise TypeError(
-            "actions must be floats of shape (T, a) or integers of shape (T,), "
+            "actions must be floats of shape (T, a), or integers of shape (T,) or (T, choices), "
             f"got {actions.dtype} of shape {actions.shape}"
         )
     _check_length("actions", actions, length)

@@ -68,11 +68,6 @@ class Layout:
             raise ValueError(f"frame_shape must be (c, y, x) of one frame, got {self.frame_shape}")
         if self.frames < 1:
             raise ValueError(f"frames must be at least 1, got {self.frames}")
-        if self.action.choices:
-            raise ValueError(
-                f"episode stores hold one choice or one vector a step, got {len(self.action.choices)} choices side by "
-                "side (MultiDiscrete); number their combinations as one Discrete (gymnasium.wrappers.TransformAction)"
-            )
         for name, (shape, dtype) in self.extras.items():
             if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
                 raise ValueError(f"the extra column {name!r} needs a name of letters, digits and underscores")
@@ -106,11 +101,10 @@ class Layout:
 
     def columns(self) -> dict[str, Column]:
         """All columns by name."""
-        discrete = self.action.kind == "discrete"
-        action_shape, action_dtype = ((), "<i8") if discrete else ((self.action.size,), "<f4")
+        action_dtype = "<i8" if self.action.kind == "discrete" else "<f4"
         columns = {
             "frames": Column("frames.bin", self.frame_shape, np.dtype(np.uint8), True),
-            "actions": Column("actions.bin", action_shape, np.dtype(action_dtype), False),
+            "actions": Column("actions.bin", self.action.shape, np.dtype(action_dtype), False),
             "rewards": Column("rewards.bin", (), np.dtype("<f4"), False),
         }
         for name, (shape, dtype) in self.extras.items():
@@ -151,9 +145,14 @@ class Layout:
         try:
             header = json.loads(text)
         except json.JSONDecodeError as error:
-            raise ValueError(f"{path} is damaged: not readable JSON ({error})") from error
+            raise ValueError(
+                f"{path} is damaged: not readable JSON ({error}); restore it from a copy"
+            ) from error
         if not isinstance(header, dict) or header.get("format") != FORMAT:
-            raise ValueError(f"{path} does not belong to a {FORMAT}")
+            raise ValueError(
+                f"{path} does not belong to a {FORMAT}; open a folder that collect or "
+                "EpisodeStore.create wrote"
+            )
         if header.get("version") != VERSION:
             raise ValueError(
                 f"{path} has format version {header.get('version')}, this jepa-rl reads version {VERSION}; "
@@ -164,4 +163,4 @@ class Layout:
             source = header.get("source", "")
             return Layout.make(header["frame_shape"], action, header["frames"], header["extras"], source)
         except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path} is damaged: {error!r}") from error
+            raise ValueError(f"{path} is damaged: {error!r}; restore it from a copy") from error
