@@ -115,7 +115,9 @@ class EvaluationCallback(BaseCallback):
     ) -> None:
         super().__init__()
         if every < 1 or episodes < 1:
-            raise ValueError(f"every and episodes must be at least 1, got {every} and {episodes}")
+            raise ValueError(
+                f"every and episodes must be at least 1, got every={every} and episodes={episodes}"
+            )
         self.make_env, self.every, self.episodes = make_env, every, episodes
         self.seed, self.video = seed, video
         self.path = None if path is None else Path(path)

@@ -76,8 +76,8 @@ def encoded_outcomes(model: WorldModel, at: np.ndarray, push: np.ndarray, count:
     """Latents "b n d" of true outcomes of each push, through the rules, the picture and the encoder."""
     rng, b = np.random.default_rng(seed), len(at)
     rows, taken = np.repeat(at, count, axis=0), np.repeat(push, count, axis=0)
-    luck, shake = rng.random(b * count), rng.standard_normal((b * count, 2))
-    position, fallen = rules.outcome(rows, np.zeros(b * count, bool), taken, luck, shake)
+    uniform, shake = rng.random(b * count), rng.standard_normal((b * count, 2))
+    position, fallen = rules.outcome(rows, np.zeros(b * count, bool), taken, uniform, shake)
     parts = [
         model.encode(torch.from_numpy(picture_of(position[i : i + 500], fallen[i : i + 500])))
         for i in range(0, b * count, 500)
@@ -137,10 +137,10 @@ def along_the_horizon(
     )
     for i in range(horizon):
         given = np.repeat(position, futures, axis=0), np.repeat(fallen, futures)
-        taken, luck = np.repeat(push[:, i], futures, axis=0), rng.random(rows * futures)
+        taken, uniform = np.repeat(push[:, i], futures, axis=0), rng.random(rows * futures)
         shake = rng.standard_normal((rows * futures, 2))
-        own, given = (rules.outcome(*state, taken, luck, shake) for state in (own, given))
-        still = rules.outcome(*still, taken, luck, np.zeros_like(shake))
+        own, given = (rules.outcome(*state, taken, uniform, shake) for state in (own, given))
+        still = rules.outcome(*still, taken, uniform, np.zeros_like(shake))
         control.append(torch.from_numpy(still[0][:, 0]).float().view(rows, futures))
         for found, (place, _) in zip(sampled, (own, given), strict=True):
             found.append(torch.from_numpy(place[:, :1]).float().view(rows, futures, 1))

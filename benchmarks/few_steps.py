@@ -129,8 +129,8 @@ class Shortcut(Jumps):
             there = jump(x, self._step(x, before, steering, level, half), level, middle)
             there = jump(there, self._step(there, before, steering, middle, half), middle, to)
             target = (there - x * (to / level)) / (1 - to / level)
-        missed = self._step(x, before, steering, level, level - to) - target
-        return (missed / level).square().mean()
+        error = self._step(x, before, steering, level, level - to) - target
+        return (error / level).square().mean()
 
 
 class MeanFlow(Jumps):
@@ -207,8 +207,8 @@ def measure(args: Args, model: FlowDynamics, seconds: float, seed: int) -> dict[
 
     def outcomes() -> Tensor:
         rows, taken = np.repeat(at, args.futures, axis=0), np.repeat(push, args.futures, axis=0)
-        luck, shake = rng.random(len(rows)), rng.standard_normal((len(rows), 2))
-        position, fallen = rules.outcome(rows, np.zeros(len(rows), bool), taken, luck, shake)
+        uniform, shake = rng.random(len(rows)), rng.standard_normal((len(rows), 2))
+        position, fallen = rules.outcome(rows, np.zeros(len(rows), bool), taken, uniform, shake)
         found = torch.from_numpy(np.column_stack([position, fallen])).float()
         return found.unflatten(0, (len(at), args.futures)) / model.std
 
@@ -235,8 +235,8 @@ def walks(count: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
     states, pushes = (list(part.unbind(1)) for part in transitions(count, rng))
     while len(pushes) < STEPS:
         now, push = states[-1].double().numpy(), rng.uniform(-1, 1, (count, 2))
-        luck, shake = rng.random(count), rng.standard_normal((count, 2))
-        to, lost = rules.outcome(now[:, :2], now[:, 2] > 0.5, push, luck, shake)
+        uniform, shake = rng.random(count), rng.standard_normal((count, 2))
+        to, lost = rules.outcome(now[:, :2], now[:, 2] > 0.5, push, uniform, shake)
         states.append(torch.from_numpy(np.column_stack([to, lost])).float())
         pushes.append(torch.from_numpy(push).float())
     return torch.stack(states, 1), torch.stack(pushes, 1)

@@ -11,7 +11,7 @@ after a kill; a finished one is kept in the results and not run again.
 
 Variants: ``full``; ``no_prior`` (the policy proposes no plans); ``long_search`` (three changes at once: no value behind
 the plan, no proposals, and 20 steps instead of five to make up for them; what the value alone is worth it does not
-say); ``no_prediction`` (reward and value alone shape the latents); ``reconstruction`` (painting the observations
+say); ``no_prediction`` (reward and value alone shape the latents); ``reconstruction`` (decoding the observations
 instead of predicting the latents); ``warm_start`` (encoder and dynamics come from a world model that was trained
 without reward on random play, whose frames and seconds are given beside it); ``frozen`` (that one, and neither learns
 any further).

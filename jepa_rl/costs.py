@@ -123,7 +123,8 @@ class GoalCost(Composable):
     def __call__(self, latents: Float[Tensor, "b n t d"], actions: Tensor) -> Float[Tensor, "b n"]:
         if latents.shape[-1] != self.goal.shape[-1]:
             raise ValueError(
-                f"goal is {self.goal.shape[-1]} wide but the latents are {latents.shape[-1]} wide"
+                f"goal is {self.goal.shape[-1]} wide but the latents are {latents.shape[-1]} wide; encode the goal "
+                "with the world model that plans"
             )
         distance = self.distance if callable(self.distance) else DISTANCES[self.distance]
         # The present state adds the same to every candidate, so it is left out of the sum.
@@ -153,7 +154,9 @@ class WeightedSum(Composable):
 
     def __post_init__(self) -> None:
         if not self.costs or len(self.costs) != len(self.weights):
-            raise ValueError(f"need one weight for each cost, got {len(self.costs)} and {len(self.weights)}")
+            raise ValueError(
+                f"expected one weight for each cost, got {len(self.costs)} and {len(self.weights)}"
+            )
         wrong = [cost for cost in self.costs if not callable(cost)]
         if wrong:
             raise TypeError(f"a cost is a callable (latents, actions) -> 'b n', got {wrong[0]!r}")

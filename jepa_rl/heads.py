@@ -13,6 +13,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from jepa_rl.checks import check_each
+
 
 def symlog(x: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
     """``sign(x) log(1 + |x|)``: about ``x`` near 0, logarithmic far from it (Hafner et al. 2023, arXiv:2301.04104)."""
@@ -42,8 +44,8 @@ class TwoHot(nn.Module):
 
     def __init__(self, bins: int = 101, limit: float = 10.0) -> None:
         super().__init__()
-        if bins < 2 or not limit > 0:
-            raise ValueError(f"bins must be at least 2 and limit positive, got {bins} and {limit}")
+        check_each(lambda bins: bins >= 2, "be at least 2", bins=bins)
+        check_each(lambda limit: limit > 0, "be positive", limit=limit)
         self.bins, self.limit = bins, limit
         self.register_buffer("centres", torch.linspace(-limit, limit, bins), persistent=False)
 
@@ -143,7 +145,7 @@ class PictureDecoder(nn.Module):
             raise ValueError(f"size must be a multiple of {self.PATCH}, got {size}")
         self.cells, self.width = size // self.PATCH, width
         self.spread = nn.Linear(latent_dim, width * self.cells**2)
-        self.paint = nn.Sequential(
+        self.to_pixels = nn.Sequential(
             nn.ReLU(),
             nn.Conv2d(width, width, 3, padding=1),
             nn.ReLU(),
@@ -153,7 +155,7 @@ class PictureDecoder(nn.Module):
 
     def forward(self, z: Float[Tensor, "b d"]) -> Float[Tensor, "b c y x"]:
         """Brightness; targets lie in [0, 1], the output is not clipped to it."""
-        return self.paint(self.spread(z).view(-1, self.width, self.cells, self.cells))
+        return self.to_pixels(self.spread(z).view(-1, self.width, self.cells, self.cells))
 
 
 class GaussianPolicy(nn.Module):

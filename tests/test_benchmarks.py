@@ -323,8 +323,8 @@ def test_the_calibration_test_sees_a_sampler_that_does_not_shake(benchmarks):
         position, fallen, x = np.repeat(at, count, axis=0), np.zeros(rows * count, bool), []
         for i in range(push.shape[1]):
             shake = noise * rng.standard_normal((rows * count, 2))
-            luck, taken = rng.random(rows * count), np.repeat(push[:, i], count, axis=0)
-            position, fallen = rules.outcome(position, fallen, taken, luck, shake)
+            uniform, taken = rng.random(rows * count), np.repeat(push[:, i], count, axis=0)
+            position, fallen = rules.outcome(position, fallen, taken, uniform, shake)
             x.append(position[:, 0].reshape(rows, count))
         return torch.from_numpy(np.stack(x, 2)).float()
 

@@ -8,12 +8,10 @@ import torch
 
 from jepa_rl.diagnostics import (
     action_shuffle_gap,
-    bootstrap_interval,
     collapse_alarm,
     effective_rank,
     fit_linear_probe,
     fit_mlp_probe,
-    interquartile_mean,
     latent_map,
     r2_score,
     rollout_error,
@@ -142,23 +140,3 @@ def test_wilson_interval():
     assert wilson_interval(50, 50)[1] == 1.0 and wilson_interval(0, 5)[0] == 0.0
     with pytest.raises(ValueError, match="successes"):
         wilson_interval(6, 5)
-
-
-def test_the_interquartile_mean_leaves_a_quarter_out_at_each_end():
-    assert interquartile_mean(np.array([100.0, 1.0, 2.0, 3.0])) == 2.5
-    assert interquartile_mean(np.array([1.0, 2.0, 6.0])) == 3.0
-    with pytest.raises(ValueError, match="no score"):
-        interquartile_mean(np.array([]))
-
-
-def test_the_bootstrap_interval_covers_what_it_says():
-    """Of many experiments of 20 runs each, about 95% of the intervals hold the true mean."""
-    rng = np.random.default_rng(0)
-    held = 0
-    for experiment in range(100):
-        runs = [np.array([score]) for score in rng.normal(10, 2, 20)]
-        low, high = bootstrap_interval(runs, samples=300, seed=experiment)
-        held += low <= 10 <= high
-    assert 85 <= held <= 100
-    low, high = bootstrap_interval([np.array([1.0, 3.0])])
-    assert low == 1.0 and high == 3.0

@@ -128,7 +128,7 @@ def test_rows_take_turns_with_the_draws(policy):
     assert_close(together, alone.repeat(3, 1))
 
 
-def test_pictures_are_painted_from_latents():
+def test_pictures_are_decoded_from_latents():
     torch.manual_seed(0)
     decoder = PictureDecoder(4, channels=3, size=16, width=16)
     z, pictures = torch.randn(4, 4), torch.rand(4, 3, 16, 16)

@@ -297,8 +297,8 @@ class Fork:
     action_dim: int = 1
 
     def rollout(self, z, actions, *, futures=1, generator=None):
-        lucky = torch.rand(futures, generator=generator) < 0.5  # belongs to a future, not to a row
-        end = torch.where(actions[:, :1] > 0, torch.where(lucky, 0.0, 4.0)[:, None], 2.5)
+        won = torch.rand(futures, generator=generator) < 0.5  # belongs to a future, not to a row
+        end = torch.where(actions[:, :1] > 0, torch.where(won, 0.0, 4.0)[:, None], 2.5)
         start = z[:, None].expand(-1, futures, -1)
         return torch.stack([start, *[end] * actions.shape[1]], dim=2)
 
@@ -338,18 +338,18 @@ class Edge:
     latent_dim = action_dim = 1
 
     def __init__(self):
-        self.luck = []
+        self.draws = []
 
     def rollout(self, z, actions, *, futures=1, generator=None):
-        self.luck.append(torch.rand(futures, actions.shape[1], generator=generator))
+        self.draws.append(torch.rand(futures, actions.shape[1], generator=generator))
         a = actions[..., 0].abs()[:, None]
-        earned = a - 4.0 * (self.luck[-1] < a * a)
+        earned = a - 4.0 * (self.draws[-1] < a * a)
         return torch.cat([z[:, None, None].expand(-1, futures, -1, -1), earned[..., None]], 2)
 
 
 @pytest.mark.parametrize("planner", [CEM, ICEM, MPPI])
-def test_a_search_is_not_fooled_by_the_luck_of_a_few_futures(planner):
-    """Were the futures of all iterations the same, steps just short of the unluckiest draw would look free."""
+def test_a_search_is_not_fooled_by_the_noise_of_a_few_futures(planner):
+    """Were the futures of all iterations the same, steps just short of the smallest draw would look free."""
     found, budget = [], dict(samples=64, iterations=6, futures=8)
     for seed in range(20):
         edge = Edge()
@@ -357,7 +357,7 @@ def test_a_search_is_not_fooled_by_the_luck_of_a_few_futures(planner):
         plan = planner(4, **budget).plan(edge, cost, torch.zeros(1, 1), generator=seeded(seed))
         steps = plan.actions.abs()
         found.append((steps - 4 * steps.square()).sum().item())
-        assert not any(torch.equal(luck, edge.luck[0]) for luck in edge.luck[1:])
+        assert not any(torch.equal(draw, edge.draws[0]) for draw in edge.draws[1:])
     assert sum(found) / len(found) > -0.15  # the best is 0.25; with one draw for all iterations about -0.3
 
 

@@ -122,7 +122,7 @@ def test_a_path_is_believed_by_the_futures_and_not_by_their_mean(proposals):
 
 
 class Coin(PointMass):
-    """Lands on one of two sides, by luck alone."""
+    """Lands on one of two sides at random."""
 
     def rollout(self, z, actions, *, futures=1, generator=None):
         side = torch.rand(futures, actions.shape[1], generator=generator).sub(0.5).sign()
@@ -130,7 +130,7 @@ class Coin(PointMass):
         return torch.cat([z[:, None, None].expand(-1, futures, 1, -1), path], 2)
 
 
-def test_imagined_play_meets_luck_of_many_kinds():
+def test_imagined_play_draws_noise_of_its_own_for_each_path():
     found = fit_flow_proposals(Coin(), torch.zeros(10, 2), horizon=2, paths=4000, updates=1, width=16)
     assert found.paths.std.min() > 0.5  # both sides were seen
 

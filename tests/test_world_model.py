@@ -179,7 +179,7 @@ def test_every_frame_of_a_stack_is_read_alike():
 
 
 def test_a_stack_of_unequal_frames_is_refused():
-    with pytest.raises(ValueError, match="8 channels are no stack of 3 frames"):
+    with pytest.raises(ValueError, match="8 channels cannot be split into 3 frames"):
         FramesEncoder(8, 16, 5, frames=3)
 
 

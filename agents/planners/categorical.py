@@ -116,12 +116,16 @@ class CategoricalCEM(SamplingPlanner[Categorical]):
         if isinstance(self.choices, tuple):
             if sum(self.choices) != width:
                 raise ValueError(
-                    f"choices={self.choices} are {sum(self.choices)} components, actions have {width}"
+                    f"choices={self.choices} are {sum(self.choices)} components, actions have {width}; give the "
+                    "options of each choice of the environment"
                 )
             return self.choices
         choices = self.choices or width
         if width % choices:
-            raise ValueError(f"choices={choices} does not divide the action width {width}")
+            raise ValueError(
+                f"choices={choices} does not divide the action width {width}; leave choices "
+                "out, or give the environment's"
+            )
         return (choices,) * (width // choices)
 
 

@@ -56,7 +56,8 @@ class LatentFeatures(BaseFeaturesExtractor):
     def __init__(self, observation_space: spaces.Box, world: WorldModel) -> None:
         if tuple(observation_space.shape) != world.spec.pixels:
             raise ValueError(
-                f"the world model reads pixels {world.spec.pixels}, the environment shows {observation_space.shape}"
+                f"the world model reads pixels {world.spec.pixels}, the environment shows {observation_space.shape}; "
+                f"PixelObservation(env, size=..., frames={world.spec.frames}) makes them"
             )
         if observation_space.dtype != np.uint8:
             raise TypeError(

@@ -89,7 +89,10 @@ class EpisodeIndex:
                 return entry
         except (ValueError, KeyError, TypeError, AttributeError):
             pass
-        raise ValueError(f"{self.path} line {number + 1} is damaged: {line[:80]!r}")
+        raise ValueError(
+            f"{self.path} line {number + 1} is damaged: {line[:80]!r}; restore it from a copy, or "
+            "collect again"
+        )
 
 
 def write_at(path: Path, start: int, blocks: Iterable[bytes | memoryview]) -> None:

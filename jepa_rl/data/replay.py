@@ -60,14 +60,20 @@ class EpisodeReplay(EpisodeRing):
     ) -> None:
         for name, box in space.items():
             if len(box.shape) == 3 and box.shape[0] % frames:
-                raise ValueError(f"{name} has {box.shape[0]} channels, which are not {frames} frames")
+                raise ValueError(
+                    f"{name} has {box.shape[0]} channels, which cannot be split into {frames} "
+                    "frames; say how many are stacked"
+                )
         pictures = {box.shape[0] for box in space.values() if len(box.shape) == 3}
         if frames > 1 and len(pictures) > 1:
             raise ValueError(
                 f"pictures have {sorted(pictures)} channels, so they cannot all be stacks of {frames} frames; leave one"
             )
         if capacity < 2 * num_envs:
-            raise ValueError(f"capacity must be at least {2 * num_envs}, got {capacity}")
+            raise ValueError(
+                f"capacity must be at least {2 * num_envs} rows, two for each environment, got {capacity}; "
+                "raise buffer_size"
+            )
         self.space, self.frames = dict(space), frames
         self.longest = min(longest, capacity - 1)
         columns: dict[str, tuple[tuple[int, ...], Any]] = {
@@ -139,7 +145,10 @@ class EpisodeReplay(EpisodeRing):
             ValueError: if no episode has ended yet.
         """
         if not len(self):
-            raise ValueError("no episode has ended yet: there is nothing to learn from")
+            raise ValueError(
+                "no episode has ended yet: there is nothing to learn from; add steps until one ends, "
+                "or cut() the running ones"
+            )
         reach = steps if n_step is None else n_step
         ends = np.cumsum(self.episodes[:, 1])
         draw = rng.integers(ends[-1], size=batch_size)

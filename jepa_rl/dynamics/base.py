@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from jepa_rl.checks import check_each
 from jepa_rl.types import Dynamics
 
 # Activations of one layer that a rollout without gradients may hold at once, in numbers: about what caches hold. And
@@ -35,8 +36,7 @@ class TrainableDynamics(nn.Module):
 
     def __init__(self, latent_dim: int, action_dim: int) -> None:
         super().__init__()
-        if latent_dim < 1 or action_dim < 1:
-            raise ValueError(f"latent_dim and action_dim must be at least 1, got {latent_dim}, {action_dim}")
+        check_each(lambda width: width >= 1, "be at least 1", latent_dim=latent_dim, action_dim=action_dim)
         self.latent_dim, self.action_dim = latent_dim, action_dim
 
     def rollout(

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from jepa_rl.checks import check_each
 from jepa_rl.dynamics.base import Standardised, in_chunks, input_layer
 from jepa_rl.dynamics.point import GatedBlock
 from jepa_rl.registry import register_dynamics
@@ -34,8 +35,7 @@ class MixtureDynamics(Standardised):
         self, latent_dim: int, action_dim: int, components: int = 4, width: int = 192, depth: int = 2
     ) -> None:
         super().__init__(latent_dim, action_dim)
-        if components < 1 or width < 1 or depth < 1:
-            raise ValueError(f"sizes must be at least 1, got {components}, {width}, {depth}")
+        check_each(lambda size: size >= 1, "be at least 1", components=components, width=width, depth=depth)
         self.components = components
         self.embed_latent = input_layer(latent_dim, width, bias=True)
         self.embed_action = input_layer(action_dim, width)

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from jepa_rl.checks import check_each
 from jepa_rl.dynamics.base import TrainableDynamics
 from jepa_rl.registry import register_dynamics
 
@@ -63,8 +64,7 @@ class MLPDynamics(PointDynamics):
 
     def __init__(self, latent_dim: int, action_dim: int, width: int = 192, depth: int = 2) -> None:
         super().__init__(latent_dim, action_dim)
-        if width < 1 or depth < 1:
-            raise ValueError(f"width and depth must be at least 1, got {width}, {depth}")
+        check_each(lambda size: size >= 1, "be at least 1", width=width, depth=depth)
         self.embed_latent = nn.Linear(latent_dim, width)
         self.embed_action = nn.Linear(action_dim, width, bias=False)  # also embeds one-hot discrete actions
         self.hidden = nn.Sequential(*(GatedBlock(width) for _ in range(depth)))

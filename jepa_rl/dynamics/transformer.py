@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from jepa_rl.checks import check_each, is_share
 from jepa_rl.dynamics.base import TrainableDynamics
 from jepa_rl.registry import register_dynamics
 
@@ -60,9 +61,8 @@ class CausalTransformerDynamics(TrainableDynamics):
         super().__init__(latent_dim, action_dim)
         sizes = dict(width=width, depth=depth, heads=heads)
         sizes |= dict(head_dim=head_dim, mlp_width=mlp_width, context=context)
-        wrong = {name: size for name, size in sizes.items() if size < 1}
-        if wrong or not 0.0 <= dropout < 1.0:
-            raise ValueError(f"sizes must be at least 1 and dropout in [0, 1), got {wrong or dropout}")
+        check_each(lambda size: size >= 1, "be at least 1", **sizes)
+        check_each(is_share, "lie in [0, 1)", dropout=dropout)
         self.context, self.markov = context, context == 1
         self.position = nn.Parameter(0.02 * torch.randn(context, 1, latent_dim))
         same = latent_dim == width
@@ -85,7 +85,10 @@ class CausalTransformerDynamics(TrainableDynamics):
         """
         steps = latents.shape[1]
         if steps > self.context:
-            raise ValueError(f"a window holds at most context={self.context} latents, got {steps}")
+            raise ValueError(
+                f"a window holds at most context={self.context} latents, got {steps}; build the dynamics "
+                "with a larger context, or shorten it"
+            )
         x = self.embed_latent(latents.transpose(0, 1) + self.position[:steps])
         for block, modulation in zip(self.blocks, self._modulations(actions), strict=True):
             x, _ = block(x, modulation)

@@ -78,7 +78,7 @@ class FramesEncoder(PictureEncoder):
     ) -> None:
         super().__init__()
         if frames < 1 or channels % frames:
-            raise ValueError(f"{channels} channels are no stack of {frames} frames of equal channels")
+            raise ValueError(f"{channels} channels cannot be split into {frames} frames of equal channels")
         self.latent_dim, self.frames, self.channels = latent_dim, frames, channels // frames
         self.frame = picture_encoder(self.channels, size, frame_dim, widths, patch, False, keypoints, folded)
         inputs = frames * frame_dim

@@ -36,10 +36,9 @@ class ViTEncoder(PictureEncoder):
         patch: int = 8,
     ) -> None:
         super().__init__()
-        if size % patch or width % heads:
-            raise ValueError(
-                f"size {size} must be a multiple of patch {patch}, and width {width} one of heads {heads}"
-            )
+        for name, value, of, unit in (("size", size, "patch", patch), ("width", width, "heads", heads)):
+            if value % unit:
+                raise ValueError(f"{name} must be a multiple of {of}, got {name}={value} and {of}={unit}")
         self.latent_dim = latent_dim
         self.patches = nn.Conv2d(channels, width, patch, stride=patch)
         self.positions = nn.Parameter(0.02 * torch.randn(1, (size // patch) ** 2, width))

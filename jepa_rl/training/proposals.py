@@ -57,7 +57,9 @@ def fit_flow_proposals(
     if wrong := {name: number for name, number in numbers.items() if number < 1}:
         raise ValueError(f"numbers must be at least 1, got {wrong}")
     if starts.ndim != 2 or starts.shape[1] != dynamics.latent_dim or not len(starts):
-        raise ValueError(f"starts must be (states, {dynamics.latent_dim}), got {tuple(starts.shape)}")
+        raise ValueError(
+            f"starts must be latents (states, {dynamics.latent_dim}), at least one, got {tuple(starts.shape)}"
+        )
     generator = torch.Generator(starts.device).manual_seed(seed)
     play = Play.imagine(dynamics, starts, paths, horizon, as_goal, generator)
     with torch.random.fork_rng(devices=[]):

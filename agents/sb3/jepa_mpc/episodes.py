@@ -167,7 +167,10 @@ class EpisodicAlgorithm(OffPolicyAlgorithm):
             ValueError: if there is no replay yet.
         """
         if self.replay_buffer is None:
-            raise ValueError("there is no replay to save: this agent was loaded, and has not learned since")
+            raise ValueError(
+                "there is no replay to save: this agent was loaded, and has not learned since; save the "
+                "replay of the agent that learned, or call learn first"
+            )
         self.replay_buffer.save(_path(path))
 
     def load_replay_buffer(
@@ -185,5 +188,7 @@ class EpisodicAlgorithm(OffPolicyAlgorithm):
 
 def _path(path: str | Path | io.BufferedIOBase) -> Path:
     if isinstance(path, io.BufferedIOBase):
-        raise TypeError("a replay is saved under a path, not in an open file")
+        raise TypeError(
+            f"a replay is saved under a path, not in an open file, got {type(path).__name__}; pass its name"
+        )
     return Path(path)

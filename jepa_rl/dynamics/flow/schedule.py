@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from jepa_rl.checks import check_each
+
 # Evaluations that the sampler is trained to make do with; other counts follow the plain flow.
 FEW_EVALUATIONS = (1, 2, 4)
 
@@ -47,10 +49,8 @@ def schedule(
     Raises:
         ValueError: for counts below 1 or a lag outside [0, 1].
     """
-    if horizon < 1 or evaluations < 1 or not 0.0 <= lag <= 1.0:
-        raise ValueError(
-            f"need counts of at least 1 and a lag in [0, 1], got {horizon}, {evaluations}, {lag}"
-        )
+    check_each(lambda count: count >= 1, "be at least 1", horizon=horizon, evaluations=evaluations)
+    check_each(lambda lag: 0.0 <= lag <= 1.0, "lie in [0, 1]", lag=lag)
     begins = torch.round(torch.arange(horizon, device=device) * lag * evaluations)
     rows = torch.arange(int(begins[-1]) + evaluations + 1, device=device)
     return shifted((1.0 - (rows[:, None] - begins) / evaluations).clamp(0.0, 1.0), shift)
