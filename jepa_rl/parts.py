@@ -172,15 +172,6 @@ def check_held_once(world: nn.Module) -> None:
             )
 
 
-def check_not_kept(world: nn.Module, objective: nn.Module) -> None:
-    """Raises ValueError if ``objective`` holds the world model that holds it: the weights would never end."""
-    if kept := [name for name, part in objective.named_modules() if part is world]:
-        raise ValueError(
-            f"{type(objective).__name__}.{kept[0]} is the world model, which holds this objective; use the "
-            "world that loss, unroll, shape and after_update are given"
-        )
-
-
 def config_header(config: WorldModelConfig) -> JSON:
     """The header of a file with a world model: its configuration, and the modules that register parts not our own."""
     return {"config": asdict(config), "registered_by": registered_by(config)}

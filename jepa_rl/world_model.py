@@ -20,7 +20,6 @@ from jepa_rl.parts import (
     build_encoder,
     check_base,
     check_held_once,
-    check_not_kept,
     check_parts,
     config_header,
     registered_by,
@@ -251,6 +250,15 @@ def build_saved(path: str | Path, tensors: Mapping[str, Tensor], header: JSON) -
     except (TypeError, KeyError, AttributeError, RuntimeError) as error:
         raise ValueError(f"{path} does not describe a world model of this version: {error}") from error
     return model
+
+
+def check_not_kept(world: WorldModel, objective: nn.Module) -> None:
+    """Raises ValueError if ``objective`` holds the world model that holds it: the weights would never end."""
+    if kept := [name for name, part in objective.named_modules() if part is world]:
+        raise ValueError(
+            f"{type(objective).__name__}.{kept[0]} is the world model, which holds this objective; use the "
+            "world that loss, unroll, shape and after_update are given"
+        )
 
 
 def rename_old(_: nn.Module, tensors: dict[str, Tensor], prefix: str, *__: Any) -> None:

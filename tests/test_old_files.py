@@ -3,6 +3,7 @@
 ``data/0.1.0/make_fixtures.py`` wrote them, and what they answered, with version 0.1.0 installed.
 """
 
+import io
 import json
 import lzma
 import shutil
@@ -16,7 +17,7 @@ from safetensors.torch import load_file
 
 import jepa_rl.encoders.conv
 from jepa_rl import EpisodeStore, TrainConfig, WindowSampler, WorldModel, fit
-from jepa_rl.agents import FlowProposals, InverseModelAgent, MPCAgent
+from jepa_rl.agents import JEPAMPC, FlowProposals, InverseModelAgent, MPCAgent
 from jepa_rl.data.latent_windows import LatentEpisodes
 from jepa_rl.data.replay import EpisodeReplay
 from jepa_rl.files import load_tensors, save_tensors
@@ -177,3 +178,23 @@ def test_replays(path):
                 named = {"observation": value}
             for part, x in named.items():
                 check(f"{path.stem}/n{n_step}_{key}{f'.{part}' if part else ''}", x)
+
+
+def test_zip_files_of_jepa_mpc_are_refused_before_anything_is_unpickled(tmp_path, monkeypatch):
+    def unpickled(*_: object, **__: object):
+        raise AssertionError("nothing of this file is to be unpickled")
+
+    monkeypatch.setattr("stable_baselines3.common.save_util.cloudpickle.loads", unpickled)
+    words = "was saved by jepa-rl 0.1.0, whose JEPAMPC had another model.*finish with it there, or train anew"
+    for path in (
+        FOLDER / "jepa_mpc.zip",
+        str(FOLDER / "jepa_mpc"),
+        io.BytesIO((FOLDER / "jepa_mpc.zip").read_bytes()),
+    ):
+        with pytest.raises(ValueError, match=words):
+            JEPAMPC.load(path)
+    (tmp_path / "text.zip").write_text("no zip file")
+    with pytest.raises(ValueError, match="wasn't a zip-file"):
+        JEPAMPC.load(tmp_path / "text.zip")
+    with pytest.raises(FileNotFoundError):
+        JEPAMPC.load(tmp_path / "none.zip")

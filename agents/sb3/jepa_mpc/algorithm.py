@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import time
-from typing import Any, ClassVar, cast
+from pathlib import Path
+from typing import Any, ClassVar, Self, cast
 
 import numpy as np
 import torch
@@ -14,6 +16,7 @@ from stable_baselines3.common.utils import LinearSchedule
 
 from jepa_rl.agents.sb3.jepa_mpc.episodes import EpisodicAlgorithm
 from jepa_rl.agents.sb3.jepa_mpc.monitor import model_metrics
+from jepa_rl.agents.sb3.jepa_mpc.old_files import check_saved
 from jepa_rl.agents.sb3.jepa_mpc.policy import JEPAMPCPolicy
 from jepa_rl.memory import keep_freed_memory
 from jepa_rl.spaces import source_of
@@ -273,6 +276,17 @@ class JEPAMPC(EpisodicAlgorithm):
 
     # -- files --------------------------------------------------------------------------------------
 
+    @classmethod
+    def load(cls, path: str | Path | io.BufferedIOBase, *args: Any, **kwargs: Any) -> Self:
+        """As in Stable-Baselines3, which unpickles the settings in the file: load only files that you trust.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: it was saved by version 0.1.0; nothing is unpickled then.
+        """
+        check_saved(path)
+        return super().load(path, *args, **kwargs)
+
     def _excluded_save_params(self) -> list[str]:
         return [
             *super()._excluded_save_params(),
@@ -282,7 +296,7 @@ class JEPAMPC(EpisodicAlgorithm):
             "rng",
             "_plans",
             "_record",
-            "_clock",
+            "_step_began",
         ]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:

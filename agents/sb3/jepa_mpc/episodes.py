@@ -34,6 +34,7 @@ class EpisodicAlgorithm(OffPolicyAlgorithm):
     policy: JEPAMPCPolicy
     replay_buffer: Any
     frames: int
+    _step_began: float | None  # when the environments' step began, in seconds; None before the first
     _unstored: bool  # whether a step was begun and is not in the replay yet
     _plans: tuple[np.ndarray, ...] | None  # the search's last plans, one for each environment
 
@@ -79,7 +80,7 @@ class EpisodicAlgorithm(OffPolicyAlgorithm):
             ) from error
 
     def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
-        self._clock = EnvClock()
+        self._step_began = None
         self._record = PlanRecord(self.n_envs, self.gamma)
         if callback is None:
             given: list[BaseCallback] = []
@@ -87,7 +88,7 @@ class EpisodicAlgorithm(OffPolicyAlgorithm):
             given = callback
         else:
             given = [callback if isinstance(callback, BaseCallback) else ConvertCallback(callback)]
-        return super()._init_callback([self._clock, *given], progress_bar)
+        return super()._init_callback([EnvClock(), *given], progress_bar)
 
     def _setup_learn(
         self,
@@ -121,7 +122,7 @@ class EpisodicAlgorithm(OffPolicyAlgorithm):
         self._unstored = True
         if self.num_timesteps < learning_starts:
             actions = np.array([self.action_space.sample() for _ in range(n_envs)])
-            self._clock.began = time.perf_counter()
+            self._step_began = time.perf_counter()
             return actions, self.policy.action.encode(actions)
         assert self._last_obs is not None, "SB3 resets the environments before it asks for actions"
         tensors, _ = self.policy.obs_to_tensor(self._last_obs)
@@ -135,7 +136,7 @@ class EpisodicAlgorithm(OffPolicyAlgorithm):
         metrics |= {f"time/{name}_ms": 1e3 * seconds for name, seconds in policy.seconds.items()}
         for name, value in metrics.items():
             self.logger.record_mean(name, value)
-        self._clock.began = time.perf_counter()
+        self._step_began = time.perf_counter()
         return policy.action.decode(model_actions), model_actions
 
     def _store_transition(

@@ -18,13 +18,15 @@ from jepa_rl.types import ControlBatch, Metrics, Plan
 
 
 class EnvClock(BaseCallback):
-    """``time/env_ms``: milliseconds of an environment step. Must be the first callback: it times those before it."""
+    """``time/env_ms``: milliseconds of an environment step. Must be the first callback: it times those before it.
 
-    began: float | None = None
+    The algorithm says when the step began, in ``_step_began``; it does not keep the callback, which cannot be copied.
+    """
 
     def _on_step(self) -> bool:
-        if self.began is not None:
-            self.logger.record_mean("time/env_ms", 1e3 * (time.perf_counter() - self.began))
+        began: float | None = self.model._step_began  # type: ignore[attr-defined]
+        if began is not None:
+            self.logger.record_mean("time/env_ms", 1e3 * (time.perf_counter() - began))
         return True
 
 

@@ -10,14 +10,17 @@ bfloat16, whatever the processor.
 
 from __future__ import annotations
 
+import io
 import json
 import lzma
 import shutil
 import sys
+import zipfile
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
+import gymnasium as gym
 import numpy as np
 import safetensors.torch
 import torch
@@ -49,6 +52,7 @@ from jepa_rl.agents import (
     MPCAgent,
     fit_flow_proposals,
 )
+from jepa_rl.agents.jepa_mpc import JEPAMPC, ModelConfig
 from jepa_rl.agents.jepa_mpc.replay import EpisodeReplay
 from jepa_rl.costs import GoalCost
 from jepa_rl.data.latents import LatentEpisodes
@@ -209,6 +213,7 @@ def main(folder: str) -> None:
     proposals(worlds["world_frames_gru_ebjepa_block2"], store)
     agents(worlds)
     replays()
+    jepa_mpc()
     shutil.rmtree(out / "scratch")
     safetensors.torch.save_file(tensors, out / "expected.safetensors", {"version": __version__})
     facts["versions"] = {"jepa_rl": __version__, "torch": torch.__version__, "numpy": np.__version__}
@@ -454,6 +459,17 @@ def replays() -> None:
             "replay": "EpisodeReplay(space, 2, 60, frames)", "frames": frames, "episodes": other.episodes.tolist(),
             "space": {key: [list(part.shape), str(part.dtype)] for key, part in space.items()},
         }  # fmt: skip
+
+
+def jepa_mpc() -> None:
+    """``jepa_mpc.zip``: settings of JEPAMPC's zip file, without weights; later versions refuse it."""
+    env = gym.make("MountainCarContinuous-v0")
+    kwargs = {"model": ModelConfig(latent_dim=2, width=4, bins=5), "samples": 4, "elites": 2}
+    saved = io.BytesIO()
+    JEPAMPC("MlpPolicy", env, buffer_size=10, seed=0, policy_kwargs=kwargs).save(saved)
+    with zipfile.ZipFile(saved) as whole, zipfile.ZipFile(out / "jepa_mpc.zip", "w", zipfile.ZIP_DEFLATED) as part:
+        for name in ("data", "_stable_baselines3_version"):
+            part.writestr(zipfile.ZipInfo(name), whole.read(name))
 
 
 if __name__ == "__main__":
