@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from jepa_rl.files import load_tensors, save_tensors
 from jepa_rl.modes import evaluating
+from jepa_rl.parts import config_header
 from jepa_rl.spaces import check_fits, env_spaces
 from jepa_rl.types import JSON, WorldSpec
-from jepa_rl.world_model import WorldModel, build_saved, config_header
+from jepa_rl.world_model import WorldModel, build_saved
 
 Observation = np.ndarray | dict[str, np.ndarray]
 

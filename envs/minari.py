@@ -173,7 +173,7 @@ def _open(minari: Any, dataset: str | Path) -> MinariDataset:
 
 def _action_space(action: ActionSpec) -> gym.Space:
     if action.choices:
-        return spaces.MultiDiscrete(action.choices, start=action.starts)
+        return spaces.MultiDiscrete(list(action.choices), start=list(action.starts))
     if action.kind == "discrete":
         return spaces.Discrete(action.size, start=action.start)
     return spaces.Box(np.array(action.low, np.float32), np.array(action.high, np.float32))

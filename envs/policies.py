@@ -78,8 +78,8 @@ class SmoothRandomPolicy:
 
 def _uniform(action: ActionSpec, n: int, rng: np.random.Generator) -> np.ndarray:
     if action.choices:
-        starts = np.array(action.starts)
-        return rng.integers(starts, starts + action.choices, size=(n, len(starts)))
+        starts, choices = np.array(action.starts, np.int64), np.array(action.choices, np.int64)
+        return rng.integers(starts, starts + choices, size=(n, len(starts)))
     if action.kind == "discrete":
         return rng.integers(action.start, action.start + action.size, size=n)
     return action.decode(rng.uniform(-1.0, 1.0, (n, action.size)))

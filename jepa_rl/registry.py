@@ -142,7 +142,7 @@ _VARIADIC = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
 
 def _arguments(part: type) -> tuple[set[str], bool]:
     """Names of the constructor's arguments, and whether it takes any other by name (``**options``)."""
-    parameters = inspect.signature(part.__init__).parameters
+    parameters = inspect.signature(part.__init__).parameters  # type: ignore[misc]
     takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
     return {n for n, p in parameters.items() if n != "self" and p.kind not in _VARIADIC}, takes_any
 

@@ -50,9 +50,12 @@ def test_values_beyond_the_bins_are_clipped():
     assert_close(two_hot.encode(torch.tensor([1e9]))[0, -1].item(), 1.0)
 
 
-@pytest.mark.parametrize(("bins", "limit"), [(1, 10.0), (11, 0.0)])
-def test_bins_that_make_no_sense_are_refused(bins, limit):
-    with pytest.raises(ValueError, match="bins must be at least 2"):
+@pytest.mark.parametrize(
+    ("bins", "limit", "words"),
+    [(1, 10.0, "bins must be at least 2, got 1"), (11, 0.0, "limit must be positive, got 0")],
+)
+def test_bins_that_make_no_sense_are_refused(bins, limit, words):
+    with pytest.raises(ValueError, match=words):
         TwoHot(bins, limit)
 
 
