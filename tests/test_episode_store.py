@@ -121,7 +121,8 @@ def test_adding_to_a_store_that_is_there(tmp_path):
         ({"frames": np.zeros((1, 2, 5, 4), np.uint8)}, ValueError, "at least one step"),
         ({"actions": np.zeros((2, 2), np.float32)}, ValueError, "4 frames need 3 actions, got 2"),
         ({"actions": np.full((3, 2), np.nan, np.float32)}, ValueError, "actions hold a NaN .* step 0"),
-        ({"actions": np.zeros((3, 2), np.int64)}, TypeError, "floats of shape"),
+        ({"actions": np.zeros((3, 2), bool)}, TypeError, "floats of shape"),
+        ({"actions": np.zeros((3, 2, 1), np.int64)}, TypeError, "floats of shape"),
         ({"rewards": np.array([0, 1, np.inf])}, ValueError, "rewards hold a NaN or infinite value at step 2"),
         ({"rewards": np.zeros(2)}, ValueError, "need 3 rewards, got 2"),
         ({"extras": {"x": np.zeros(3)}}, ValueError, "one row per frame, 4"),
@@ -141,6 +142,7 @@ def test_an_episode_that_makes_no_sense_is_refused(changes, error, match):
         ({"frames": np.zeros((4, 2, 5, 5), np.uint8)}, r"frames .* \(2, 5, 4\) .* \(2, 5, 5\)"),
         ({"actions": np.zeros((3, 3), np.float32)}, "actions of the store"),
         ({"actions": np.array([1, 2, 3])}, "actions of the store"),
+        ({"actions": np.ones((3, 2), np.int64)}, "actions of the store"),
         ({"extras": {}}, "has extras"),
         ({"extras": {"position": np.zeros((4, 2)), "door": np.zeros(4)}}, "door of the store .* float64"),
     ],
@@ -157,6 +159,14 @@ def test_choices_out_of_range_are_refused(tmp_path):
     store = make_store(tmp_path, DISCRETE)
     with pytest.raises(ValueError, match=r"\[1, 3\], got \[0, 3\]"):
         store.append(make_episode(2, action=DISCRETE, actions=np.array([0, 3])))
+    several = ActionSpec("discrete", 5, choices=(2, 3), starts=(0, 1))
+    store = make_store(tmp_path / "several", several)
+    store.append(make_episode(2, actions=np.array([[0, 3], [1, 1]])))
+    with pytest.raises(ValueError, match=r"\[1, 3\], got \[0, 3\]"):
+        store.append(make_episode(2, actions=np.array([[0, 3], [1, 0]])))
+    with pytest.raises(ValueError, match="actions of the store"):
+        store.append(make_episode(2, actions=np.array([0, 1])))
+    assert len(store) == 1
 
 
 @pytest.mark.parametrize("name", ["../x", "", "a b", "frames", "rewards"])
