@@ -40,7 +40,7 @@ class Episode:
     def __post_init__(self) -> None:
         frames = np.asarray(self.frames)
         if frames.dtype != np.uint8:
-            raise TypeError(f"frames must be uint8, 0 to 255, got {frames.dtype}; convert them first")
+            raise TypeError(f"frames must be uint8, got {frames.dtype}; scale them to 0 to 255 first")
         if frames.ndim != 4 or 0 in frames.shape[1:]:
             raise ValueError(f"frames must have shape (T + 1, c, y, x), got {frames.shape}")
         length = len(frames) - 1
