@@ -9,7 +9,12 @@ autocast on both sides; the headline ratios are those in float32, the precision 
 ``MPCAgent(precision="bfloat16")`` gives against the peer as published stands beside them. Start and
 goal are given as latents: encoding two pictures is the same work for both and is left out. Weights are
 random (seeded); each goal is a latent that some plan within the bounds reaches, and both plans are
-priced by the peer's own model. A smaller predictor, this library's default, runs beside the published one.
+priced by the peer's own model. A smaller transformer runs beside the published one.
+
+``ratio_own_...`` compares what one would use: the peer's solver with the published predictor against this library's CEM
+with its default predictor, a residual perceptron. The functions differ, so both are trained on the same latents of one
+task (``_planning_task.py``, kept in ``runs/planning_speed/task``). ``success_peer`` and ``success_own`` say how many of
+the same goals each reaches; the times are of starts and goals of that task, in float32.
 
 The first run installs the peer into ``runs/planning_speed/peer``. Its ``__init__`` files import much that
 no solver uses (torchvision, lancedb); they are passed over and the modules in use run unchanged.
@@ -21,13 +26,9 @@ from __future__ import annotations
 
 import contextlib
 import io
-import subprocess
-import sys
 import time
-import types
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from statistics import median
 from types import SimpleNamespace
 from typing import Any
@@ -36,15 +37,15 @@ import gymnasium as gym
 import numpy as np
 import torch
 import tyro
+from _planning_peer import ACTION, BLOCK, RUNS, Sizes, converted, import_peer, make_peer_model, randomise
+from _planning_task import QUICK, Budget, Episodes, Task, make_task
 from _record import refuse_unrecordable, trying, write_results
 from torch import Tensor, nn
 
 from jepa_rl.agents import CEM
 from jepa_rl.costs import GoalCost
-from jepa_rl.dynamics.transformer import CausalTransformerDynamics
-
-PEER = Path(__file__).resolve().parent.parent / "runs" / "planning_speed" / "peer"
-BLOCK, ACTION = 5, 2  # environment actions in a latent step, and the width of one (Push-T)
+from jepa_rl.diagnostics import wilson_interval
+from jepa_rl.types import Dynamics
 
 
 @dataclass(frozen=True)
@@ -57,133 +58,9 @@ class Args:
     iterations: int = 6
     horizon: int = 5
     repetitions: int = 3
+    episodes: int = 48
+    """Of the task on which both sides are trained."""
     seed: int = 0
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """Sizes of a predictor; the defaults are the published LeWorldModel's."""
-
-    width: int = 192
-    depth: int = 6
-    heads: int = 16
-    head_dim: int = 64
-    mlp_width: int = 2048
-    head_width: int = 2048
-    context: int = 3
-
-
-PUBLISHED = Sizes()
-LAPTOP = Sizes(width=128, depth=3, heads=4, head_dim=32, mlp_width=512, head_width=512)
-
-
-def import_peer() -> SimpleNamespace:
-    """The peer's solver and model classes, installed first if need be."""
-    if not (PEER / "stable_worldmodel").exists():
-        packages = ["stable-worldmodel==0.1.1", "loguru", "einops"]
-        install = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(PEER)]
-        subprocess.run([*install, *packages], check=True)
-    sys.path.append(str(PEER))
-    for name in ("stable_worldmodel", "stable_worldmodel.wm", "stable_worldmodel.solver"):
-        package = types.ModuleType(name)  # a package whose __init__ is passed over
-        package.__path__ = [str(PEER / name.replace(".", "/"))]
-        sys.modules[name] = package
-    from stable_worldmodel.solver.cem import CEMSolver
-    from stable_worldmodel.wm.lewm.lewm import LeWM
-    from stable_worldmodel.wm.lewm.module import MLP, Embedder, Predictor
-
-    return SimpleNamespace(CEMSolver=CEMSolver, LeWM=LeWM, MLP=MLP, Embedder=Embedder, Predictor=Predictor)
-
-
-class LatentsAsPictures(nn.Module):
-    """Stands where the peer has its image encoder: the "pictures" are the latents themselves."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.dtype_of_inputs = nn.Parameter(torch.zeros(()))
-
-    def forward(self, pixels: Tensor, **_: Any) -> SimpleNamespace:
-        return SimpleNamespace(last_hidden_state=pixels[:, None])
-
-
-def make_peer_model(peer: SimpleNamespace, sizes: Sizes) -> nn.Module:
-    """The peer's world model with random weights whose actions matter."""
-
-    class Bounded(peer.LeWM):
-        """Actions end at [-1, 1], as they do for the other side, and any batch size works.
-
-        As published the goal has no candidate axis, and every batch size but 1 raises.
-        """
-
-        def get_cost(self, info_dict: dict, action_candidates: Tensor) -> Tensor:
-            return super().get_cost(info_dict, action_candidates.clamp(-1.0, 1.0))
-
-        def criterion(self, info_dict: dict) -> Tensor:
-            return super().criterion(info_dict | {"goal_emb": info_dict["goal_emb"][:, None]})
-
-    d = sizes.width
-    predictor = peer.Predictor(
-        num_frames=sizes.context,
-        depth=sizes.depth,
-        heads=sizes.heads,
-        mlp_dim=sizes.mlp_width,
-        input_dim=d,
-        hidden_dim=d,
-        dim_head=sizes.head_dim,
-        dropout=0.1,
-    )
-    for layer in predictor.transformer.layers:  # they start at zero, which would hide the actions
-        nn.init.normal_(layer.adaLN_modulation[-1].weight, std=0.05)
-    head = peer.MLP(d, sizes.head_width, d, norm_fn=nn.BatchNorm1d)
-    nn.init.normal_(head.net[1].running_mean, std=0.1)
-    nn.init.uniform_(head.net[1].running_var, 0.5, 1.5)
-    actions = peer.Embedder(input_dim=BLOCK * ACTION, emb_dim=d)
-    return Bounded(LatentsAsPictures(), predictor, actions, pred_proj=head).eval()
-
-
-def converted(model: nn.Module, sizes: Sizes) -> CausalTransformerDynamics:
-    """The peer's predictor as this library's dynamics: the same function, layer for layer."""
-    old, new = model.state_dict(), {}
-
-    def copy(source: str, target: str) -> None:
-        for part in ("weight", "bias"):
-            new[f"{target}.{part}"] = old[f"{source}.{part}"]
-
-    new["position"] = old["predictor.pos_embedding"].transpose(0, 1)
-    # A convolution over single steps followed by a linear layer is one linear layer.
-    first, smooth = old["action_encoder.embed.0.weight"], "action_encoder.patch_embed"
-    new["embed_action.0.weight"] = first @ old[f"{smooth}.weight"][:, :, 0]
-    new["embed_action.0.bias"] = first @ old[f"{smooth}.bias"] + old["action_encoder.embed.0.bias"]
-    copy("action_encoder.embed.2", "embed_action.2")
-    for i in range(sizes.depth):
-        layer, block = f"predictor.transformer.layers.{i}", f"blocks.{i}"
-        query, key, value = old[f"{layer}.attn.to_qkv.weight"].chunk(3)
-        new[f"{block}.query.weight"], new[f"{block}.key_value.weight"] = query, torch.cat([key, value])
-        copy(f"{layer}.attn.norm", f"{block}.attention_norm")
-        copy(f"{layer}.attn.to_out.0", f"{block}.attention_out")
-        copy(f"{layer}.mlp.net.0", f"{block}.mlp_norm")
-        copy(f"{layer}.mlp.net.1", f"{block}.mlp_in")
-        copy(f"{layer}.mlp.net.4", f"{block}.mlp_out")
-        copy(f"{layer}.adaLN_modulation.1", f"{block}.modulation")
-    copy("predictor.transformer.norm", "head.0")
-    # A batch norm at rest scales and shifts: it goes into the linear layer before it.
-    norm = model.pred_proj.net[1]
-    factor = norm.weight / (norm.running_var + norm.eps).sqrt()
-    new["head.1.weight"] = old["pred_proj.net.0.weight"] * factor[:, None]
-    new["head.1.bias"] = (old["pred_proj.net.0.bias"] - norm.running_mean) * factor + norm.bias
-    copy("pred_proj.net.3", "head.3")
-    dynamics = CausalTransformerDynamics(
-        sizes.width,
-        BLOCK * ACTION,
-        sizes.width,
-        sizes.depth,
-        sizes.heads,
-        sizes.head_dim,
-        sizes.mlp_width,
-        sizes.context,
-    )
-    dynamics.load_state_dict(new)
-    return dynamics.eval()
 
 
 @dataclass
@@ -192,7 +69,7 @@ class Contest:
 
     peer: SimpleNamespace
     model: nn.Module
-    dynamics: CausalTransformerDynamics
+    dynamics: Dynamics
     args: Args
 
     @torch.no_grad()
@@ -275,6 +152,10 @@ class Contest:
         }
 
 
+PUBLISHED = Sizes()
+LAPTOP = Sizes(width=128, depth=3, heads=4, head_dim=32, mlp_width=512, head_width=512)
+
+
 def seconds(call: Callable[[], Any]) -> tuple[float, Any]:
     start = time.perf_counter()
     answer = call()
@@ -283,7 +164,7 @@ def seconds(call: Callable[[], Any]) -> tuple[float, Any]:
 
 def compete(peer: SimpleNamespace, sizes: Sizes, args: Args, bfloat16: bool = False) -> dict[str, Any]:
     torch.manual_seed(args.seed)
-    model = make_peer_model(peer, sizes)
+    model = randomise(make_peer_model(peer, sizes))
     contest = Contest(peer, model, converted(model, sizes), args)
     difference = contest.check_same_function()
     result: dict[str, Any] = {"sizes": asdict(sizes), "largest_difference_of_rollouts": difference}
@@ -292,6 +173,52 @@ def compete(peer: SimpleNamespace, sizes: Sizes, args: Args, bfloat16: bool = Fa
         contest.ours(*contest.problem(1), 0)
         for environments in (1, 16):
             result[f"{environments}_env"] = contest.run(environments)
+    return result
+
+
+@dataclass
+class OwnContest(Contest):
+    """Each side with its own trained predictor, on starts and goals of the task."""
+
+    task: Task
+    episodes: Episodes
+
+    def problem(self, environments: int) -> tuple[Tensor, Tensor]:
+        z, goal = self.episodes.latents()
+        return z[:environments], goal[:environments]
+
+    def success(self, batch_size: int) -> dict[str, Any]:
+        """How many goals each side reaches."""
+        iterations = self.args.iterations
+        found = {
+            "own": self.episodes.play(self.ours),
+            "peer": self.episodes.play(
+                lambda z, goal, seed: self.theirs(z, goal, min(batch_size, len(z)), seed, iterations)
+            ),
+        }
+        rates: dict[str, Any] = {}
+        for side, reached in found.items():
+            rates[f"success_{side}"] = sum(reached) / len(reached)
+            rates[f"success_{side}_ci95"] = wilson_interval(sum(reached), len(reached))
+            rates[f"reached_{side}"] = [int(goal) for goal in reached]
+        return rates
+
+
+def compete_with_own(peer: SimpleNamespace, args: Args) -> dict[str, Any]:
+    """The published predictor through the peer's solver against our default predictor through ours."""
+    torch.manual_seed(args.seed)
+    model = make_peer_model(peer, PUBLISHED)
+    folder, budget = (RUNS / "task_quick", QUICK) if args.quick else (RUNS / "task", Budget())
+    task = make_task(folder, budget, model, PUBLISHED.width)
+    contest = OwnContest(peer, model, task.own, args, task, Episodes(task.world, max(16, args.episodes)))
+    result: dict[str, Any] = {"training": task.made, "sizes_own": task.world.config.dynamics_options}
+    contest.theirs(*contest.problem(1), 1, 0, 1)  # warm up
+    contest.ours(*contest.problem(1), 0)
+    for environments in (1, 16):
+        result[f"{environments}_env"] = contest.run(environments)
+        report("own predictors", environments, result[f"{environments}_env"])
+    result |= contest.success(result["16_env"]["peer_batch_size"])
+    print(f"goals reached: {result['success_peer']:.2f} and {result['success_own']:.2f}")
     return result
 
 
@@ -308,7 +235,9 @@ def main(args: Args) -> None:
     if not (args.quick or trying()):
         refuse_unrecordable()
     if args.quick:
-        args = Args(quick=True, threads=args.threads, samples=32, elites=4, iterations=2, repetitions=1)
+        args = Args(
+            quick=True, threads=args.threads, samples=32, elites=4, iterations=2, repetitions=1, episodes=16
+        )
     torch.set_num_threads(args.threads)
     peer = import_peer()
     cases = {}
@@ -325,6 +254,11 @@ def main(args: Args) -> None:
             print(f"published predictor, {precision}, {n} env: {payload[key + suffix]:.2f}x")
         single, half = (cases[f"published_{precision}"][f"{n}_env"] for precision in ("float32", "bfloat16"))
         payload[key + "_bfloat16_against_float32"] = single["peer_seconds"] / half["seconds"]
+    cases["own"] = compete_with_own(peer, args)
+    payload |= {name: cases["own"][name] for name in ("success_peer", "success_own")}
+    for n, key in ((1, "ratio_own_1_env"), (16, "ratio_own_16_envs")):
+        payload[key] = cases["own"][f"{n}_env"]["ratio"]
+        print(f"published predictor against ours, float32, {n} env: {payload[key]:.2f}x")
     print(write_results("planning_speed", payload, quick=args.quick))
 
 
