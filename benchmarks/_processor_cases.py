@@ -83,7 +83,15 @@ class Still(gym.Env):
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a training of examples/quickstart.py comes to, or the same with another's sizes."""
+    """What a training of examples/quickstart.py comes to, or the same with another's sizes.
+
+    Attributes:
+        world: configuration of the world model.
+        joint, refine: of the two phases.
+        window, refine_window: latent steps of their windows.
+        block: environment steps in a latent step.
+        planner: settings of the tree.
+    """
 
     world: Any
     joint: Any
@@ -91,6 +99,7 @@ class Recipe:
     block: int
     refine: Any
     refine_window: int
+    planner: dict[str, Any]
 
 
 def recipe_of(quickstart: ModuleType, args: Any, train: Any, held_out: Any) -> Recipe:
@@ -115,9 +124,14 @@ def recipe_of(quickstart: ModuleType, args: Any, train: Any, held_out: Any) -> R
         for name, function in real.items():
             setattr(quickstart, name, function)
     joint, refine = asked["fit"], asked["refine_dynamics"]
-    sampler = joint["sampler"]
     return Recipe(
-        joint["model"].config, joint["config"], sampler.steps, args.block, refine["config"], refine["steps"]
+        world=joint["model"].config,
+        joint=joint["config"],
+        window=joint["sampler"].steps,
+        block=args.block,
+        refine=refine["config"],
+        refine_window=refine["steps"],
+        planner=asdict(quickstart.planning_agent(args, joint["model"]).planner),
     )
 
 
@@ -238,6 +252,7 @@ class Case:
 
         quickstart = self.side.quickstart
         agent = quickstart.planning_agent(self.side.args, self.model)
+        agent.planner = replace(agent.planner, **self.recipe.planner)
         env = GoalObservation(self.side.rooms())
         for episode in count(quickstart.FIRST_LAYOUT):
             observation, _ = env.reset(seed=episode)
@@ -265,6 +280,7 @@ class Case:
             "block": recipe.block,
             "refine": asdict(recipe.refine),
             "refine_window": recipe.refine_window,
+            "planner": recipe.planner,
             "jepa_mpc": {
                 "algorithm": algorithm,
                 "encoder": convolution_sizes(pictures),

@@ -87,9 +87,14 @@ class Side:
             for phase in ("joint", "refine")
         )
         recipe = Recipe(
-            replace(world, spec=self.recipe.world.spec),
-            joint, old["window"], old["block"], refine, old["refine_window"],
-        )  # fmt: skip
+            world=replace(world, spec=self.recipe.world.spec),
+            joint=joint,
+            window=old["window"],
+            block=old["block"],
+            refine=refine,
+            refine_window=old["refine_window"],
+            planner=self.recipe.planner | old["planner"],
+        )
         return recipe, control_with_sizes(old["jepa_mpc"])
 
     def seconds(self, name: str, part: str) -> list[float]:

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+import time
 import warnings
 from importlib import import_module
 from pathlib import Path
@@ -406,3 +407,91 @@ def test_the_control_snippet_is_the_run_of_its_figure(harness, tmp_path):
     assert spec.kwargs == env.spec.kwargs  # look and size of the pictures
     for part in (names["env"], env, names["model"].env, ours.env):
         part.close()
+
+
+def test_a_processor_with_avx2_alone_has_no_fast_bfloat16(benchmarks, monkeypatch):
+    from _processor_worker import hide_newer_instructions
+
+    from jepa_rl.encoders.conv import bfloat16_is_fast
+
+    found = {
+        "avx2": True,
+        "fma3": True,
+        "avx512_f": True,
+        "avx512_bf16": True,
+        "amx_tile": True,
+        "architecture": "x86",
+    }
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found)
+    assert bfloat16_is_fast(torch.device("cpu"))
+    hide_newer_instructions()
+    assert not bfloat16_is_fast(torch.device("cpu"))
+    shown = torch.cpu.get_capabilities()
+    assert [name for name, there in shown.items() if there] == ["avx2", "fma3", "architecture"]
+
+
+def test_an_update_is_timed_from_one_optimiser_step_to_the_next(benchmarks):
+    from _processor_cases import update_seconds
+
+    weight = torch.nn.Parameter(torch.ones(1))
+    optimizer = torch.optim.SGD([weight], lr=0.1)
+
+    def train(folder: str) -> None:
+        for seconds in (0.2, 0.2, 0.2, 0.01, 0.05):  # the first three intervals are not counted
+            time.sleep(seconds)
+            weight.grad = torch.ones(1)
+            optimizer.step()
+
+    found = update_seconds(train)
+    assert len(found) == 2
+    assert 0.01 <= found[0] < 0.05 <= found[1] < 0.2
+
+
+def test_what_is_timed_is_what_quickstart_trains(benchmarks, monkeypatch, tmp_path):
+    from _processor_cases import recipe_of
+
+    from jepa_rl.training.refine import REFINE
+
+    monkeypatch.setattr(sys, "path", [str(ROOT / "examples"), *sys.path])
+    quickstart = import_module("quickstart")
+    args = quickstart.Args(train_episodes=8, out=tmp_path)
+    train, held_out = quickstart.random_play(args).split(0.25, seed=0)
+    real = quickstart.fit, quickstart.refine_dynamics
+    recipe = recipe_of(quickstart, args, train, held_out)
+    assert real == (quickstart.fit, quickstart.refine_dynamics)
+    preset = quickstart.preset("laptop", train.spec.with_block(args.block))
+    assert recipe.world == preset.model and recipe.window == preset.steps
+    assert (recipe.joint.batch_size, recipe.joint.steps) == (preset.train.batch_size, args.updates)
+    assert (recipe.refine.batch_size, recipe.refine.steps) == (REFINE.batch_size, args.refine_updates)
+    assert recipe.planner["horizon"] == args.horizon
+
+
+def test_ratios_are_medians_of_turns_of_the_same_round(benchmarks):
+    from processor_speed import compare
+
+    found = compare({"old": [2.0, 4.0, 90.0], "new": [1.0, 1.0, 30.0], "same": [2.0, 2.0, 45.0]})
+    assert (found["ratio"], found["ratio_same_sizes"]) == (3.0, 2.0)
+    assert (found["old_ms"], found["new_ms"], found["new_ms_same_sizes"]) == (4000.0, 1000.0, 2000.0)
+
+
+class SeesTheDot:
+    """Latents that are the dot's place in pixels."""
+
+    def encode(self, pixels: torch.Tensor) -> torch.Tensor:
+        place = pixels[:, 0].flatten(1).long().argmax(1)
+        return torch.stack([place % 64, place // 64], dim=1).float()
+
+
+def test_goals_of_the_planning_task_can_be_reached_on_a_straight_way(benchmarks):
+    from _planning_task import Episodes
+
+    episodes = Episodes(SeesTheDot(), 16)
+    start, goal = episodes.latents()
+    assert len(start.unique(dim=0)) > 10 and not torch.allclose(start, goal)
+
+    def straight(z: torch.Tensor, goal: torch.Tensor, seed: int) -> torch.Tensor:
+        step = (goal - z) / 25 / 2.45  # 25 steps of 2.45 pixels at most
+        return step.repeat(1, 25).view(len(z), 5, 10)
+
+    assert sum(episodes.play(straight)) >= 15  # a dot in the doorway may have to go around a corner
+    assert sum(episodes.play(lambda z, goal, seed: torch.zeros(len(z), 5, 10))) == 0
