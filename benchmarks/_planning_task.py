@@ -30,6 +30,7 @@ from jepa_rl.envs import TwoRoomsVectorEnv, world_spec
 from jepa_rl.files import load_tensors, open_run, save_tensors
 from jepa_rl.training import TrainConfig
 from jepa_rl.training.refine import REFINE, refine_dynamics
+from jepa_rl.types import Dynamics
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
 import quickstart
@@ -61,11 +62,13 @@ class Task:
     Attributes:
         world: its encoder and its dynamics, which are this library's default.
         peer: the peer's world model, whose "pictures" are latents.
+        windows: of episodes that nothing was trained on.
         made: settings and processes of the training.
     """
 
     world: WorldModel
     peer: nn.Module
+    windows: LatentBatch
     made: dict[str, Any]
 
     @property
@@ -88,13 +91,13 @@ def make_task(folder: Path, budget: Budget, peer: nn.Module, width: int) -> Task
     rooms = quickstart.Args(train_episodes=budget.episodes, out=folder, seed=budget.seed)
     world, training, window = _world(rooms, width)
     open_run(folder, {"budget": asdict(budget), "model": asdict(world.config), "training": asdict(training)})
-    store = quickstart.random_play(rooms)
+    train, held_out = quickstart.random_play(rooms).split(0.1, seed=budget.seed)
     finished = folder / "peer.safetensors"
     if not finished.exists():
         note_process(folder)
     training = replace(training, steps=budget.encoder_updates, seed=budget.seed)
-    fit(world, WindowSampler(store, window, rooms.block), training, folder / "encoder")
-    latents = LatentEpisodes.encode(world.eval(), store)
+    fit(world, WindowSampler(train, window, rooms.block), training, folder / "encoder")
+    latents = LatentEpisodes.encode(world.eval(), train)
     # Both predictors see windows of the same length; the peer's reads its own context of them.
     steps = min(6, rooms.train_steps // rooms.block)
     refining = replace(REFINE, steps=budget.own_updates, seed=budget.seed)
@@ -111,7 +114,17 @@ def make_task(folder: Path, budget: Budget, peer: nn.Module, width: int) -> Task
         fit(learner, sampler, config, folder / "peer")
         save_tensors(finished, "peer", peer.state_dict(), {"encoder": world.encoder_fingerprint()})
     made = {"budget": asdict(budget), "processes": json.loads((folder / "processes.json").read_text())}
-    return Task(world.eval(), peer.eval(), made)
+    unseen = LatentWindowSampler(LatentEpisodes.encode(world, held_out), 5, rooms.block)
+    windows = unseen.sample(1024, np.random.default_rng(budget.seed))
+    return Task(world.eval(), peer.eval(), windows, made)
+
+
+@torch.no_grad()
+def rollout_errors(dynamics: Dynamics, windows: LatentBatch) -> list[float]:
+    """Squared error of open-loop predictions 1, 2, ... steps ahead, as a share of the latents' variance."""
+    predicted = dynamics.rollout(windows.latents[:, 0], windows.actions)[:, 0]
+    error = (predicted - windows.latents).square().mean((0, 2)) / windows.latents.var(0).mean()
+    return error[1:].tolist()
 
 
 def _world(rooms: quickstart.Args, width: int) -> tuple[WorldModel, TrainConfig, int]:

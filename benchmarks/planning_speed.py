@@ -28,7 +28,7 @@ import contextlib
 import io
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from statistics import median
 from types import SimpleNamespace
 from typing import Any
@@ -38,7 +38,7 @@ import numpy as np
 import torch
 import tyro
 from _planning_peer import ACTION, BLOCK, RUNS, Sizes, converted, import_peer, make_peer_model, randomise
-from _planning_task import QUICK, Budget, Episodes, Task, make_task
+from _planning_task import QUICK, Budget, Episodes, Task, make_task, rollout_errors
 from _record import refuse_unrecordable, trying, write_results
 from torch import Tensor, nn
 
@@ -60,6 +60,8 @@ class Args:
     repetitions: int = 3
     episodes: int = 48
     """Of the task on which both sides are trained."""
+    budget: Budget = field(default_factory=Budget)
+    """Of that training."""
     seed: int = 0
 
 
@@ -208,10 +210,13 @@ def compete_with_own(peer: SimpleNamespace, args: Args) -> dict[str, Any]:
     """The published predictor through the peer's solver against our default predictor through ours."""
     torch.manual_seed(args.seed)
     model = make_peer_model(peer, PUBLISHED)
-    folder, budget = (RUNS / "task_quick", QUICK) if args.quick else (RUNS / "task", Budget())
-    task = make_task(folder, budget, model, PUBLISHED.width)
+    folder = RUNS / ("task_quick" if args.quick else "task")
+    task = make_task(folder, args.budget, model, PUBLISHED.width)
     contest = OwnContest(peer, model, task.own, args, task, Episodes(task.world, max(16, args.episodes)))
     result: dict[str, Any] = {"training": task.made, "sizes_own": task.world.config.dynamics_options}
+    result["rollout_errors_peer"] = rollout_errors(converted(model, PUBLISHED), task.windows)
+    result["rollout_errors_own"] = rollout_errors(task.own, task.windows)
+    print({name: result[name] for name in ("rollout_errors_peer", "rollout_errors_own")})
     contest.theirs(*contest.problem(1), 1, 0, 1)  # warm up
     contest.ours(*contest.problem(1), 0)
     for environments in (1, 16):
@@ -235,9 +240,7 @@ def main(args: Args) -> None:
     if not (args.quick or trying()):
         refuse_unrecordable()
     if args.quick:
-        args = Args(
-            quick=True, threads=args.threads, samples=32, elites=4, iterations=2, repetitions=1, episodes=16
-        )
+        args = replace(args, samples=32, elites=4, iterations=2, repetitions=1, episodes=16, budget=QUICK)
     torch.set_num_threads(args.threads)
     peer = import_peer()
     cases = {}
