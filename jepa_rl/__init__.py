@@ -3,6 +3,9 @@
 What models the world stands here; what acts is in ``jepa_rl.agents``, what speaks Gymnasium in ``jepa_rl.envs``.
 """
 
+from jepa_rl import _required  # noqa: F401  (before all else: it refuses versions that are too old)
+
+# isort: split
 from typing import TYPE_CHECKING
 
 from jepa_rl import _moved
