@@ -21,6 +21,7 @@ from torch.utils.tensorboard import SummaryWriter
 from jepa_rl.acting import BatchActor, scalar_reward
 from jepa_rl.files import write_atomic
 from jepa_rl.opengl import keep_viewers_apart
+from jepa_rl.progress import SOON, Progress
 
 FILMED = 300  # decisions in a video: all of its pictures are in memory at once
 
@@ -68,16 +69,19 @@ def play_episodes(
         running, starts = np.ones(len(envs), bool), np.ones(len(envs), bool)
         act = BatchActor(agent, deterministic=True)
         shown: list[np.ndarray] = []
-        while running.any():
-            actions = act(_stack(seen), starts, running)
-            starts = np.zeros(len(envs), bool)
-            for i in np.flatnonzero(running):
-                seen[i], reward, terminated, truncated, _ = envs[i].step(actions[i])
-                returns[i] += scalar_reward(reward)
-                lengths[i] += 1
-                running[i] = not (terminated or truncated)
-                if pictures and i == 0 and len(shown) < FILMED:
-                    shown.append(np.array(envs[0].render()))  # a copy: renderers may reuse their buffer
+        with Progress("Evaluating", None, "decision", delay=SOON) as bar:
+            while running.any():
+                actions = act(_stack(seen), starts, running)
+                starts = np.zeros(len(envs), bool)
+                for i in np.flatnonzero(running):
+                    seen[i], reward, terminated, truncated, _ = envs[i].step(actions[i])
+                    returns[i] += scalar_reward(reward)
+                    lengths[i] += 1
+                    running[i] = not (terminated or truncated)
+                    if pictures and i == 0 and len(shown) < FILMED:
+                        shown.append(np.array(envs[0].render()))  # a copy: renderers may reuse their buffer
+                bar.note(f"{np.count_nonzero(~running)} of {len(envs)} episodes")
+                bar.update()
         return Played(returns, lengths, shown)
     finally:
         for env in envs:

@@ -94,6 +94,7 @@ def fit_inverse_model(
     batch_size: int = 512,
     learning_rate: float = 1e-3,
     seed: int = 0,
+    progress: bool = True,
 ) -> InverseModelAgent:
     """Trains an inverse model and returns the agent that acts by it; see ``train_inverse_model`` for all arguments."""
     inverse = train_inverse_model(
@@ -104,5 +105,6 @@ def fit_inverse_model(
         batch_size=batch_size,
         learning_rate=learning_rate,
         seed=seed,
+        progress=progress,
     )
     return InverseModelAgent(model, inverse)

@@ -9,7 +9,6 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
-from tqdm import tqdm
 
 from jepa_rl.acting import BatchActor, PredictingAgent, scalar_reward
 from jepa_rl.data import Episode, EpisodeStore
@@ -17,6 +16,7 @@ from jepa_rl.data.layout import Layout
 from jepa_rl.envs.policies import Policy, RandomPolicy
 from jepa_rl.envs.recorder import Recorder
 from jepa_rl.envs.wrappers.fresh import keep_last_observations
+from jepa_rl.progress import Progress
 from jepa_rl.spaces import world_spec
 from jepa_rl.types import ActionSpec, WorldSpec
 
@@ -58,7 +58,7 @@ def collect(
         steps: stop after at least this many environment steps; running episodes are stored as truncated.
         seed: of the environments' first reset and of the policy's generator. Equal seeds give equal data.
         extras: names of Dict observations or of ``info`` entries to store with each frame, for probes.
-        progress: show a progress bar.
+        progress: show the progress (``jepa_rl.progress``).
 
     Returns:
         The store, with its writer's lock released.
@@ -85,7 +85,8 @@ def collect(
     store = _open_store(store, states.layout(rows))
     done, unit = 0, "episode" if steps is None else "step"
     try:
-        with tqdm(total=goal, unit=unit, disable=not progress, desc="collect") as bar:
+        with Progress("Collecting", goal, unit, shown=progress) as bar:
+            bar.files(store.path)
             for played, ended in _play(venv, act, states, recorder, observations, share):
                 store.append_many(ended)
                 progressed = played if steps is not None else len(ended)

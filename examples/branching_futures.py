@@ -35,6 +35,7 @@ from jepa_rl.envs.worlds import table_edge_rules as rules
 from jepa_rl.envs.worlds.table_edge import TableEdgeEnv
 from jepa_rl.files import open_run
 from jepa_rl.heads import PictureDecoder
+from jepa_rl.progress import track
 from jepa_rl.risk import CVaR, Risk, expected_cost
 from jepa_rl.training.refine import refine_dynamics
 
@@ -156,7 +157,7 @@ def learn_world(
     training = replace(training, steps=updates, seed=seed, evaluate_every=updates)
     torch.manual_seed(seed)
     world = WorldModel(config)
-    fit(world, WindowSampler(train, window), training, out / "world")
+    fit(world, WindowSampler(train, window), training, out / "world", progress="Joint training")
     return world
 
 
@@ -209,7 +210,7 @@ def learn_decoder(world: WorldModel, train: Any, seed: int, steps: int = 3000) -
     )  # fmt: skip
     optimizer = torch.optim.AdamW(decoder.parameters(), lr=1e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, steps)
-    for _ in range(steps):
+    for _ in track(range(steps), "Decoder", "update"):
         rows = torch.randint(len(latents), (64,))
         real = pixels[rows] / 255
         error = (decoder(latents[rows]) - real).square()

@@ -25,12 +25,12 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv
-from tqdm import tqdm
 
 from jepa_rl.agents import JEPAMPC, ResumableRun
 from jepa_rl.agents.evaluation import EvaluationCallback
 from jepa_rl.agents.sb3.baselines import SHORT_DQN, SaveAtEvaluation, load_saved
 from jepa_rl.agents.sb3.jepa_mpc import jepa_mpc_preset
+from jepa_rl.agents.sb3.progress import LearningProgress
 from jepa_rl.envs import ActionRepeat, PixelObservation
 from jepa_rl.files import open_run, write_atomic
 
@@ -131,7 +131,7 @@ def train(args: Args, name: str, decisions: int) -> dict[str, Any]:
         seed=EVALUATION_SEED,
         path=folder / "evaluations.json",
     )
-    callbacks: list[BaseCallback] = [evaluate, Bar(name, decisions)]
+    callbacks: list[BaseCallback] = [evaluate, LearningProgress(name, "decision")]
     if name == "jepa_mpc":
         callbacks.insert(0, ResumableRun(folder / "run", every=50 if args.quick else 1000))
     else:
@@ -140,24 +140,6 @@ def train(args: Args, name: str, decisions: int) -> dict[str, Any]:
     model.learn(left, callback=callbacks, reset_num_timesteps=model.num_timesteps == 0)
     # Summed over processes, since a run may have been interrupted.
     return {"evaluations": evaluate.results, "seconds": evaluate.results[-1]["seconds"]}
-
-
-class Bar(BaseCallback):
-    """Progress of one agent."""
-
-    def __init__(self, name: str, total: int) -> None:
-        super().__init__()
-        self.name, self.total = name, total
-
-    def _on_training_start(self) -> None:
-        self.bar = tqdm(total=self.total, initial=self.model.num_timesteps, desc=self.name, unit="decision")
-
-    def _on_step(self) -> bool:
-        self.bar.update(self.training_env.num_envs)
-        return True
-
-    def _on_training_end(self) -> None:
-        self.bar.close()
 
 
 def random_return(args: Args, seed: int) -> float:

@@ -33,6 +33,7 @@ from jepa_rl.envs import GoalObservation, SmoothRandomPolicy, collect, world_spe
 from jepa_rl.envs.worlds.two_rooms import TwoRoomsVectorEnv
 from jepa_rl.envs.worlds.two_rooms_rules import TwoRoomsDynamics
 from jepa_rl.files import open_run
+from jepa_rl.progress import track
 from jepa_rl.training.refine import REFINE, refine_dynamics
 from jepa_rl.types import Cost, Planner
 
@@ -138,7 +139,8 @@ def train_world_model(args: Args, train: Any, held_out: Any) -> WorldModel:
     evaluate = world_model_evaluation(
         WindowSampler(held_out, window, args.block), extras=("position", "door")
     )
-    fit(model, WindowSampler(train, window, args.block), training, args.out / "joint", evaluate=evaluate)
+    joint, sampler = args.out / "joint", WindowSampler(train, window, args.block)
+    fit(model, sampler, training, joint, evaluate=evaluate, progress="Joint training")
     refine_dynamics(
         model, train, args.out / "refined", steps=min(6, args.train_steps // args.block), config=refining
     )
@@ -205,7 +207,7 @@ def play(args: Args, make_policy: Callable[[gym.Env, int], Act]) -> list[Outcome
     """The evaluation episodes, one after the other: the same layouts, starts and goals for every policy."""
     env = GoalObservation(gym.make("jepa_rl/TwoRooms-v0", max_episode_steps=MAX_STEPS))
     outcomes = []
-    for episode in range(args.episodes):
+    for episode in track(range(args.episodes), "Evaluating", "episode"):
         observation, _ = env.reset(seed=FIRST_LAYOUT + episode)
         env.action_space.seed(episode)
         act, seconds, over = make_policy(env, episode), 0.0, False

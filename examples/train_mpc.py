@@ -19,12 +19,11 @@ import gymnasium as gym
 import matplotlib
 import torch
 import tyro
-from stable_baselines3.common.callbacks import BaseCallback
-from tqdm import tqdm
 
 from jepa_rl.agents import JEPAMPC, ResumableRun
 from jepa_rl.agents.evaluation import EvaluationCallback
 from jepa_rl.agents.sb3.jepa_mpc import jepa_mpc_preset
+from jepa_rl.agents.sb3.progress import LearningProgress
 from jepa_rl.envs import ActionRepeat, PixelObservation
 from jepa_rl.files import open_run
 
@@ -98,7 +97,8 @@ def main(args: Args) -> None:
         path=args.out / "evaluations.json",
         video=True,
     )
-    model.learn(decisions, callback=[kept, evaluate, Bar(decisions, evaluate)])
+    progress = LearningProgress(unit="decision", note=lambda: last_return(evaluate))
+    model.learn(decisions, callback=[kept, evaluate, progress])
     model.save(args.out / "agent.zip")
     env.close()
 
@@ -121,25 +121,10 @@ def main(args: Args) -> None:
     print(f"wrote {args.out}/ in {results['total_seconds']:.0f} s")
 
 
-class Bar(BaseCallback):
-    """Progress, and the mean return of the last evaluation."""
-
-    def __init__(self, total: int, evaluate: EvaluationCallback) -> None:
-        super().__init__()
-        self.total, self.evaluate = total, evaluate
-
-    def _on_training_start(self) -> None:
-        self.bar = tqdm(total=self.total, initial=self.model.num_timesteps, unit="decision")
-
-    def _on_step(self) -> bool:
-        self.bar.update(self.training_env.num_envs)
-        if self.evaluate.results:
-            returns = self.evaluate.results[-1]["returns"]
-            self.bar.set_postfix_str(f"return {sum(returns) / len(returns):.1f}", refresh=False)
-        return True
-
-    def _on_training_end(self) -> None:
-        self.bar.close()
+def last_return(evaluate: EvaluationCallback) -> str:
+    """The mean return of the last evaluation, for the progress."""
+    returns = evaluate.results[-1]["returns"]
+    return f"return {sum(returns) / len(returns):.1f}"
 
 
 def draw(steps: list[int], returns: list[list[float]], title: str) -> plt.Figure:

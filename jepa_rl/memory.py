@@ -33,6 +33,24 @@ def available_memory() -> int:
     return free if left is None else min(free, left)
 
 
+def check_memory(what: str, needed: int, remedy: str) -> None:
+    """Refuses an allocation before it is made: Linux would kill the process in the middle of it.
+
+    Args:
+        what: is to be allocated, for the message.
+        needed: bytes.
+        remedy: what to lower, for the message.
+
+    Raises:
+        ValueError: if fewer bytes are free.
+    """
+    free = available_memory()
+    if needed > free:
+        raise ValueError(
+            f"{what} takes {needed / 1e9:.1f} GB, but only {free / 1e9:.1f} GB of memory are free: {remedy}"
+        )
+
+
 def _left_in_cgroup(folder: Path = Path("/sys/fs/cgroup")) -> int | None:
     """Bytes up to a container's limit (cgroup v2), counting file cache that the kernel can drop as free.
 

@@ -17,13 +17,27 @@ SOURCES = {"jepa_rl": ROOT / "jepa_rl", "jepa_rl.agents": ROOT / "agents", "jepa
 
 # Downhill: a module imports from its own row or a row above it. Every module of jepa_rl stands here.
 ROWS = (
-    ("version", "files", "memory", "modes", "noise", "acting", "opengl", "checks", "_moved"),
+    (
+        "version",
+        "files",
+        "memory",
+        "modes",
+        "noise",
+        "acting",
+        "opengl",
+        "checks",
+        "progress",
+        "csv_log",
+        "_required",
+        "_moved",
+    ),
     ("specs", "batches", "types", "spaces", "registry"),
     ("encoders", "dynamics", "objectives", "heads", "costs", "risk", "inverse", "data"),
     ("parts", "world_model"),
     ("control",),
     ("training",),
     ("diagnostics",),
+    ("report",),
     ("presets",),
     ("testing",),
 )

@@ -13,7 +13,9 @@ from torch import Tensor
 from jepa_rl.data.fingerprint import digest, spread
 from jepa_rl.data.view import Episodes
 from jepa_rl.data.windows import WindowSampler, check_lengths
+from jepa_rl.memory import check_memory
 from jepa_rl.modes import evaluating
+from jepa_rl.progress import SOON, Progress
 from jepa_rl.types import JSON
 
 
@@ -57,19 +59,23 @@ class LatentEpisodes:
 
     @classmethod
     @torch.no_grad()
-    def encode(cls, model: Any, episodes: Episodes, batch_size: int = 512) -> LatentEpisodes:
+    def encode(
+        cls, model: Any, episodes: Episodes, batch_size: int = 512, progress: bool = True
+    ) -> LatentEpisodes:
         """Encodes every state once, with the model in evaluation mode.
 
         Args:
             model: a ``WorldModel``, or whatever has its ``spec``, ``latent_dim`` and ``encode``.
             episodes: a store, or a view of it.
             batch_size: states encoded at a time.
+            progress: show the progress, if it takes longer than a few seconds.
 
         Returns:
             Latents and actions on the device of the model.
 
         Raises:
-            ValueError: if there are no episodes, or their observations or actions are not those of the model.
+            ValueError: if there are no episodes, their observations or actions are not those of the model, or the
+                latents do not fit into memory.
         """
         view = episodes.view()
         steps = WindowSampler(view, steps=1, frames=model.spec.frames)  # window i is environment step i
@@ -79,19 +85,25 @@ class LatentEpisodes:
                 f"{steps.spec.pixels} and {steps.spec.action}; use episodes of the model's environment"
             )
         lengths = torch.from_numpy(np.asarray(view.lengths, np.int64))
-        device = next(model.parameters()).device
+        device, states = next(model.parameters()).device, len(steps) + len(lengths)
+        if device.type == "cpu":
+            row = 4 * (model.latent_dim + model.spec.action.size)
+            remedy = "encode fewer episodes (store.view), or lower latent_dim"
+            check_memory(f"a table of {states:,} states of {row:,} bytes", states * row, remedy)
         actions = torch.empty(len(steps), model.spec.action.size, device=device)
-        latents = torch.empty(len(steps) + len(lengths), model.latent_dim, device=device)
+        latents = torch.empty(states, model.latent_dim, device=device)
         episode = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
         last = lengths.cumsum(0) - 1  # an episode's last state begins no window
-        with evaluating(model):
+        with evaluating(model), Progress("Encoding", states, "state", shown=progress, delay=SOON) as bar:
             for windows in steps.ordered(batch_size):
                 batch = steps.batch(windows).to(device)
                 latents[torch.from_numpy(windows) + episode[windows]] = model.encode(batch.pixels[:, 0])
                 actions[torch.from_numpy(windows)] = batch.actions[:, 0]
+                bar.update(len(windows))
             for part in last.split(batch_size):
                 pixels = steps.batch(part.numpy()).pixels[:, 1].to(device)
                 latents[part + episode[part] + 1] = model.encode(pixels)
+                bar.update(len(part))
         return cls(latents, actions, lengths, steps.fingerprint())
 
     @property

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Int64
 
 from jepa_rl.files import load_tensors, save_tensors
-from jepa_rl.memory import available_memory
+from jepa_rl.memory import available_memory, check_memory
 
 
 class EpisodeRing:
@@ -161,9 +161,6 @@ class EpisodeRing:
 
 
 def _check_memory(capacity: int, row: int) -> None:
-    free = available_memory()
-    if capacity * row > free:
-        raise ValueError(
-            f"a replay of {capacity:,} rows of {row:,} bytes takes {capacity * row / 1e9:.1f} GB, but only "
-            f"{free / 1e9:.1f} GB of memory are free: set buffer_size to at most {int(0.8 * free / row):,}"
-        )
+    most = int(0.8 * available_memory() / row)
+    remedy = f"set buffer_size to at most {most:,}, or show smaller pictures (PixelObservation(size=...))"
+    check_memory(f"a replay of {capacity:,} rows of {row:,} bytes", capacity * row, remedy)

@@ -8,6 +8,7 @@ from jepa_rl.data.latent_windows import LatentEpisodes
 from jepa_rl.data.store import EpisodeStore
 from jepa_rl.data.view import EpisodeView
 from jepa_rl.inverse import InverseModel
+from jepa_rl.progress import SOON, Progress
 from jepa_rl.training.optimisers import descend
 from jepa_rl.world_model import WorldModel
 
@@ -21,6 +22,7 @@ def train_inverse_model(
     batch_size: int = 512,
     learning_rate: float = 1e-3,
     seed: int = 0,
+    progress: bool = True,
 ) -> InverseModel:
     """Learns which action led to what came later, with hindsight goals (Andrychowicz et al. 2017; Ghosh et al. 2021).
 
@@ -34,6 +36,7 @@ def train_inverse_model(
             mean is close to no action at all: keep it small unless the data go where they want to.
         updates, batch_size, learning_rate: AdamW's, the rate falling to zero as a cosine.
         seed: of weights and batches.
+        progress: show the progress.
 
     Returns:
         The inverse model, without gradients.
@@ -45,7 +48,7 @@ def train_inverse_model(
     for name, value in (("max_offset", max_offset), ("updates", updates), ("batch_size", batch_size)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
-    encoded = LatentEpisodes.encode(model, episodes)
+    encoded = LatentEpisodes.encode(model, episodes, progress=progress)
     latents, actions = encoded.latents, encoded.actions
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -57,11 +60,15 @@ def train_inverse_model(
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(inverse.parameters(), lr=learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, updates)
-    for _ in range(updates):
-        now = torch.randint(len(actions), (batch_size,), generator=generator)
-        offset = 1 + (torch.rand(batch_size, generator=generator) * left[now].clamp_max(max_offset)).long()
-        state = now + episode[now]  # every episode has one more state than actions
-        loss = inverse.loss(latents[state], latents[state + offset], actions[now])
-        descend(loss, [optimizer], inverse.parameters(), max_norm=float("inf"))
-        schedule.step()
+    with Progress("Inverse model", updates, shown=progress, delay=SOON) as bar:
+        for _ in range(updates):
+            now = torch.randint(len(actions), (batch_size,), generator=generator)
+            offset = (
+                1 + (torch.rand(batch_size, generator=generator) * left[now].clamp_max(max_offset)).long()
+            )
+            state = now + episode[now]  # every episode has one more state than actions
+            loss = inverse.loss(latents[state], latents[state + offset], actions[now])
+            descend(loss, [optimizer], inverse.parameters(), max_norm=float("inf"))
+            schedule.step()
+            bar.update()
     return inverse.requires_grad_(False)

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm import tqdm
 
+from jepa_rl.csv_log import NAME, CSVLog
 from jepa_rl.memory import keep_freed_memory
+from jepa_rl.progress import Progress
 from jepa_rl.training.checkpoint import TrainingState, seeded_generators
 from jepa_rl.training.config import TrainConfig
 from jepa_rl.training.contracts import Sampler, Trainable, check_loss, fingerprint_of
@@ -68,9 +69,12 @@ def fit(
     *,
     evaluate: Evaluate | None = None,
     resume: bool = True,
-    progress: bool = True,
+    progress: bool | str = True,
 ) -> TrainResult:
-    """Trains a model; writes TensorBoard events, ``checkpoint.safetensors`` and ``model.safetensors`` to ``out``.
+    """Trains a model in the folder ``out``.
+
+    There it writes TensorBoard events, ``progress.csv`` (the same numbers, one line a log),
+    ``checkpoint.safetensors`` and ``model.safetensors``.
 
     A run that was stopped at any moment goes on from its last checkpoint exactly as if it had never stopped:
     the checkpoint holds weights, optimiser, generators and the step. A run that had already finished returns
@@ -84,13 +88,13 @@ def fit(
         evaluate: called with the model in evaluation mode every ``evaluate_every`` updates and at the end;
             ``jepa_rl.diagnostics.world_model_evaluation`` makes one.
         resume: continue from a checkpoint in ``out``; False refuses to overwrite one.
-        progress: show a progress bar.
+        progress: show the progress (``jepa_rl.progress``); a text is its name, instead of "Training".
 
     Raises:
         TypeError: the model's configuration cannot be written to a checkpoint, or its loss is no tensor.
         ValueError: ``out`` holds a checkpoint of another model, configuration or other data; or the loss is not a
             finite scalar with a gradient in the first update (nothing is written then); or it or its gradient became
-            NaN or infinite later (the last checkpoint stays).
+            NaN or infinite later (the last checkpoint stays); or ``out`` holds another program's ``progress.csv``.
     """
     if not isinstance(model, Trainable):
         raise TypeError(
@@ -114,28 +118,31 @@ def fit(
 
 
 def _train(
-    state: TrainingState, sampler: Sampler, checkpoint: Path, evaluate: Evaluate | None, progress: bool
+    state: TrainingState, sampler: Sampler, checkpoint: Path, evaluate: Evaluate | None, progress: bool | str
 ) -> None:
     from torch.utils.tensorboard import SummaryWriter  # slow to import
 
     config, meter, began = state.config, _Meter(state.step), state.step
     found = _update(state, sampler, first=True)  # nothing is written before one update has gone well
-    bar = tqdm(initial=began, total=config.steps, disable=not progress, unit="update")
+    log = CSVLog(checkpoint.with_name(NAME), keep_to=began)
+    name = progress if isinstance(progress, str) else "Training"
+    bar = Progress(name, config.steps, initial=began, shown=bool(progress))
+    bar.files(checkpoint.parent)
     with SummaryWriter(str(checkpoint.parent), purge_step=began + 1) as writer, bar:
         while True:
             meter.add(*found)
-            done = state.step
+            done, logged = state.step, {}
             if _due(done, config.log_every, config):
-                metrics = meter.flush() | {"jepa/learning_rate": config.learning_rate_at(done - 1)}
-                state.metrics |= metrics
-                bar.set_postfix_str(
-                    f"loss {metrics['jepa/loss']:.4f}, {metrics['jepa/frames_per_second']:.0f} frames/s"
-                )
-                _write(writer, metrics, done)
+                logged = meter.flush() | {"jepa/learning_rate": config.learning_rate_at(done - 1)}
+                state.metrics |= logged
+                bar.note(f"loss {logged['jepa/loss']:.4f}, {logged['jepa/frames_per_second']:.0f} frames/s")
+                _write(writer, logged, done)
             with meter.pause():
                 if evaluate is not None and _due(done, config.evaluate_every, config):
                     meter.check()
-                    _evaluate(state, evaluate, writer)
+                    logged = logged | _evaluate(state, evaluate, writer, bar)
+                if logged:  # before the checkpoint, which says up to which step lines are kept
+                    log.write(done, logged)
                 if _due(done, config.checkpoint_every, config):
                     meter.check()
                     state.save(checkpoint)
@@ -183,7 +190,8 @@ def _update(
     return batch.states, {name: value.detach() for name, value in terms.items()}
 
 
-def _evaluate(state: TrainingState, evaluate: Evaluate, writer: SummaryWriter) -> None:
+def _evaluate(state: TrainingState, evaluate: Evaluate, writer: SummaryWriter, bar: Progress) -> Metrics:
+    """Evaluates the model, writes what was found, and returns its numbers."""
     state.model.eval()
     with torch.no_grad():
         found = evaluate(state.model)
@@ -195,7 +203,8 @@ def _evaluate(state: TrainingState, evaluate: Evaluate, writer: SummaryWriter) -
     if found.alarm:
         state.alarms.append((state.step, found.alarm))
         writer.add_text("jepa/alarm", found.alarm, state.step)
-        tqdm.write(f"step {state.step}: {found.alarm}")
+        bar.say(f"step {state.step}: {found.alarm}")
+    return metrics
 
 
 def _write(writer: SummaryWriter, metrics: Metrics, step: int) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from jepa_rl.dynamics.flow.proposals import FlowProposals
 from jepa_rl.noise import directions
+from jepa_rl.progress import SOON, Progress
 from jepa_rl.training.optimisers import descend
 from jepa_rl.types import Dynamics
 
@@ -27,6 +28,7 @@ def fit_flow_proposals(
     batch_size: int = 512,
     learning_rate: float = 2e-3,
     seed: int = 0,
+    progress: bool = True,
     **flow: Any,
 ) -> FlowProposals:
     """Learns from imagined play: no step in the environment, and paths as long and as bold as the planner's own.
@@ -44,6 +46,7 @@ def fit_flow_proposals(
         paths: that are imagined.
         updates, batch_size, learning_rate: AdamW's, the rate falling to zero as a cosine.
         seed: of play, weights and batches.
+        progress: show the progress.
         flow: options of ``FlowDynamics`` by name.
 
     Returns:
@@ -70,11 +73,13 @@ def fit_flow_proposals(
     proposals.paths.observe(pairs, conditions)
     optimizer = torch.optim.AdamW(proposals.parameters(), lr=learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, updates)
-    for _ in range(updates):
-        loss = proposals.loss(*play.sample(batch_size, generator), generator)
-        descend(loss, [optimizer], proposals.parameters(), max_norm=1.0)
-        schedule.step()
-        proposals.paths.after_update()
+    with Progress("Flow proposals", updates, shown=progress, delay=SOON) as bar:
+        for _ in range(updates):
+            loss = proposals.loss(*play.sample(batch_size, generator), generator)
+            descend(loss, [optimizer], proposals.parameters(), max_norm=1.0)
+            schedule.step()
+            proposals.paths.after_update()
+            bar.update()
     return proposals.eval().requires_grad_(False)
 
 

@@ -91,10 +91,15 @@ def refine_dynamics(
         ValueError: ``out`` holds a run on another encoder's latents; and as ``fit``, ``LatentEpisodes.encode`` and
             ``LatentWindowSampler``.
     """
-    latents = episodes if isinstance(episodes, LatentEpisodes) else LatentEpisodes.encode(model, episodes)
+    if isinstance(episodes, LatentEpisodes):
+        latents = episodes
+    else:
+        latents = LatentEpisodes.encode(model, episodes, progress=progress)
     sampler = LatentWindowSampler(latents, steps, model.spec.block)
     seen = sampler.sample(10_000, np.random.default_rng(config.seed))
     model.dynamics.observe(seen.latents, seen.actions)
-    result = fit(FrozenEncoder(model), sampler, config, out, resume=resume, progress=progress)
+    result = fit(
+        FrozenEncoder(model), sampler, config, out, resume=resume, progress=progress and "Refining dynamics"
+    )
     model.eval()
     return result

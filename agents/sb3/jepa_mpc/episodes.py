@@ -16,6 +16,7 @@ from jepa_rl.acting import scalar_rewards
 from jepa_rl.agents.sb3.checks import check_terminal_observations
 from jepa_rl.agents.sb3.jepa_mpc.monitor import EnvClock, PlanRecord, search_metrics
 from jepa_rl.agents.sb3.jepa_mpc.policy import JEPAMPCPolicy
+from jepa_rl.agents.sb3.progress import LearningProgress, write_csv
 from jepa_rl.data.replay import EpisodeReplay
 from jepa_rl.spaces import by_name, observation_boxes
 
@@ -88,7 +89,8 @@ class EpisodicAlgorithm(OffPolicyAlgorithm):
             given = callback
         else:
             given = [callback if isinstance(callback, BaseCallback) else ConvertCallback(callback)]
-        return super()._init_callback([EnvClock(), *given], progress_bar)
+        shown = [LearningProgress()] if progress_bar else []  # instead of SB3's bar, which floods log files
+        return super()._init_callback([EnvClock(), *given, *shown])
 
     def _setup_learn(
         self,
@@ -107,7 +109,10 @@ class EpisodicAlgorithm(OffPolicyAlgorithm):
                 self.replay_buffer.cut(by_name(self._last_obs))
             self.replay_buffer.forget_running()
             self._last_obs, self._unstored, self._plans = None, False, None
-        return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, *args, **kw)
+        found = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, *args, **kw)
+        if self.tensorboard_log is not None and not self._custom_logger:  # beside TensorBoard's events
+            write_csv(self.logger, self.logger.dir, None)
+        return found
 
     # -- acting -------------------------------------------------------------------------------------
 

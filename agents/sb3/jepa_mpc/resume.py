@@ -17,6 +17,7 @@ from stable_baselines3.common.type_aliases import TrainFreq
 from stable_baselines3.common.vec_env import VecEnv
 
 from jepa_rl.agents.sb3.jepa_mpc.monitor import PlanRecord
+from jepa_rl.agents.sb3.progress import write_csv
 from jepa_rl.files import load_tensors, plain, save_tensors
 from jepa_rl.spaces import by_name, source_of
 from jepa_rl.training.checkpoint import check_same, optimizer_tensors, restore_optimizer
@@ -32,7 +33,8 @@ class ResumableRun(BaseCallback):
     ``model.learn(100_000, callback=ResumableRun("runs/cartpole"))`` trains for 100,000 steps in total, however often
     the process is killed. Model, optimisers, target networks, replay, random generators and counters are restored. On a
     CPU with the same number of threads the result is bit for bit that of an uninterrupted run. The folder holds
-    ``checkpoint.safetensors`` and ``episodes/``; no code in them is executed.
+    ``checkpoint.safetensors``, ``episodes/`` and ``progress.csv``, the metrics of the whole run; no code in them is
+    executed.
 
     - Environments cannot be saved, so checkpoints are written where no episode is running: when a rollout begins and
       the episodes of all environments have just ended (always the case between episodes with one environment and
@@ -105,6 +107,7 @@ class ResumableRun(BaseCallback):
         else:
             forget_episodes(self.episodes)
             model.replay_buffer.keep_in(self.episodes)
+        write_csv(model.logger, self.folder, keep_to=model.num_timesteps)
         self._due = self._next_due()
 
     def _on_rollout_start(self) -> None:
