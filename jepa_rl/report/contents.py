@@ -112,7 +112,7 @@ def rows(value: Any, name: str = "") -> list[tuple[str, str]]:
 
 def results(run: Run) -> dict[str, list[tuple[str, str]]]:
     """Rows of each ``results.json`` by a title, without repetitions of the run's settings."""
-    known = set(rows(run.settings))
+    known = set(rows(run.settings or {}))
     return {
         "Results" if where == "." else f"Results of {where}": [row for row in rows(found) if row not in known]
         for where, found in run.results.items()

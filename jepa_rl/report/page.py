@@ -204,7 +204,7 @@ def _pictures(run: Run) -> str:
 
 
 def _settings(run: Run) -> str:
-    shown = [_table(rows(run.settings))]
+    shown = [_table(rows(run.settings or {}))]
     for part in run.parts:
         for name, found in part.settings.items():
             table = _table(rows(found))

@@ -73,7 +73,7 @@ class Run:
     Attributes:
         folder: where it is.
         parts: folders with metrics or checkpoints, the run's own first.
-        settings: ``args.json``; empty if there is none.
+        settings: ``args.json``; None if there is none.
         results: ``results.json`` by the folder that it is in, the run's own (``"."``) first.
         pictures, films: files, the newest first.
         faults: what could not be read, in words.
@@ -84,7 +84,7 @@ class Run:
 
     folder: Path
     parts: list[Part] = field(default_factory=list)
-    settings: JSON = field(default_factory=dict)
+    settings: JSON | None = None
     results: dict[str, Any] = field(default_factory=dict)
     pictures: list[Path] = field(default_factory=list)
     films: list[Path] = field(default_factory=list)
@@ -144,7 +144,7 @@ def read_run(folder: str | Path) -> Run:
     run = Run(folder)
     for place, files in _folders(folder):
         _read_folder(run, place, files)
-    if not run.parts and not run.results and not run.settings:
+    if not run.parts and not run.results and run.settings is None:
         raise ValueError(
             f"{folder} holds no run: no TensorBoard events, {PROGRESS}, results.json, evaluations.json, "
             "evaluations.npz, monitor.csv or checkpoint. Give the folder that was passed as out, or "
@@ -235,7 +235,7 @@ def _read_checkpoint(part: Part, path: Path) -> None:
 
 def _check_single(run: Run) -> None:
     """Raises ValueError for a folder of runs, such as ``runs``: their curves have nothing to do with each other."""
-    if run.settings or "." in run.results or any(part.name == "." for part in run.parts):
+    if run.settings is not None or "." in run.results or any(part.name == "." for part in run.parts):
         return
     runs = sorted(path.parent for path in run.folder.glob("*/args.json"))
     if len(runs) > 1:
@@ -260,7 +260,7 @@ def _status(run: Run) -> tuple[bool | None, str]:
     there = {path.name for path in run.folder.glob("*") if path.is_file()}
     if behind:
         where = "; ".join(f"{_named(p)}{p.done:,} of {p.total:,} done at its last checkpoint" for p in behind)
-    elif run.settings and "." not in run.results:
+    elif run.settings is not None and "." not in run.results:
         where = "results.json is not there yet"
     elif known or "." in run.results or there & {"model.safetensors", "agent.zip"}:
         return True, "This run has ended."

@@ -65,11 +65,12 @@ def read_events(folder: Path) -> Events:
         except Exception as error:  # whatever a broken file makes of TensorBoard's parser
             found.faults.append(f"TensorBoard could not read {folder} ({type(error).__name__}: {error})")
             return found
-    if messages:
-        found.faults.append(
-            f"an event file in {folder} is damaged or was not written to its end; what stands before is shown "
-            f"({messages[0]})"
-        )
+    found.faults += [f"TensorBoard says of {folder}: {message}" for message in dict.fromkeys(messages)]
+    for path in sorted(folder.glob(EVENTS)):
+        if not _whole(path):
+            found.faults.append(
+                f"{path} is damaged, or ends in the middle of a record; what can be read of it is shown"
+            )
     tags = events.Tags()
     for tag in tags["scalars"]:
         rows = [(float(e.step), float(e.value)) for e in events.Scalars(tag)]
@@ -81,14 +82,23 @@ def read_events(folder: Path) -> Events:
         if tag.startswith("jepa/alarm"):
             texts = [(e.step, e.tensor_proto.string_val) for e in events.Tensors(tag)]
             found.alarms += [(step, text[0].decode(errors="replace")) for step, text in texts if text]
-    if not found.series and not found.pictures and not found.faults and _broken(folder):
-        found.faults.append(f"the event files in {folder} hold nothing that TensorBoard can read")
     return found
 
 
-def _broken(folder: Path) -> bool:
-    """Whether an event file holds more than the record that every one begins with."""
-    return any(path.stat().st_size > 200 for path in folder.glob(EVENTS))
+def _whole(path: Path) -> bool:
+    """Whether a file of TensorBoard's records (8 bytes of length, 4 of checksum, content, 4 of checksum) ends with one.
+
+    TensorBoard reads up to the damage, and does not mention it.
+    """
+    end = path.stat().st_size
+    with open(path, "rb") as file:
+        while (at := file.tell()) < end:
+            head = file.read(12)
+            length = int.from_bytes(head[:8], "little")
+            if len(head) < 12 or at + 16 + length > end:
+                return False
+            file.seek(at + 16 + length)
+    return True
 
 
 @contextmanager
