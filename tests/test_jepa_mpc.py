@@ -28,6 +28,7 @@ from jepa_rl.agents.sb3.jepa_mpc.monitor import PlanRecord, search_metrics
 from jepa_rl.agents.sb3.jepa_mpc.policy import JEPAMPCPolicy
 from jepa_rl.agents.sb3.jepa_mpc.resume import settings_of
 from jepa_rl.control import ControlConfig, ControlModel, ReturnCost, world_config
+from jepa_rl.csv_log import read_csv
 from jepa_rl.envs import ActionRepeat
 from jepa_rl.objectives import random_shift, shifted
 from jepa_rl.spaces import action_spec, observed_spec
@@ -916,7 +917,7 @@ def test_another_environment_ends_the_episode_that_is_running():
     assert agent.replay_buffer.episodes[:, 1].tolist() == [10, 5, 10]
 
 
-def test_stable_baselines3s_callbacks_bar_and_names(tmp_path):
+def test_stable_baselines3s_callbacks_bar_and_names(tmp_path, capsys):
     agent = tiny(Goal1D(), tensorboard_log=str(tmp_path))
     stop = StopTrainingOnRewardThreshold(-1e9)
     evaluate = EvalCallback(
@@ -924,6 +925,13 @@ def test_stable_baselines3s_callbacks_bar_and_names(tmp_path):
     )
     agent.learn(100, callback=evaluate, progress_bar=True, tb_log_name="named")
     assert agent.num_timesteps == 55 and list((tmp_path / "named_1").glob("events*"))
+    said = capsys.readouterr().err
+    assert "JEPAMPC: 55 steps in " in said and said.endswith(f"files in {tmp_path / 'named_1'}\n")
+    first = read_csv(tmp_path / "named_1" / "progress.csv")[1]
+    agent.learn(45, log_interval=1, reset_num_timesteps=False, tb_log_name="named")
+    both = read_csv(tmp_path / "named_1" / "progress.csv")[1]
+    assert int(first[-1][0]) <= 55 < int(both[-1][0])
+    assert [row[0] for row in both[: len(first)]] == [row[0] for row in first]
 
 
 def test_a_loaded_agent_logs_before_its_first_episode_has_ended(tmp_path):

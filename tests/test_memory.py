@@ -47,3 +47,11 @@ def test_freed_memory_is_kept():
         for mode in ("keep", "leave")
     ]
     assert faults[0] < 0.1 * faults[1]
+
+
+def test_what_does_not_fit_is_refused_before_it_is_allocated():
+    memory.check_memory("nothing", 0, "")
+    with pytest.raises(
+        ValueError, match=r"a table takes 1152921504\.6 GB, but only [\d.]+ GB .* free: lower it"
+    ):
+        memory.check_memory("a table", 2**60, "lower it")

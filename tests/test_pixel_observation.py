@@ -42,6 +42,12 @@ class Slides(gym.Env):
         return np.full((40, 60, 3), self.t, np.uint8)
 
 
+class Windowed(Slides):
+    """Draws on a screen, and nowhere else."""
+
+    metadata = {"render_modes": ["human"]}  # noqa: RUF012
+
+
 def images(shape, n=5, seed=0):
     return list(np.random.default_rng(seed).integers(0, 256, (n, *shape), dtype=np.uint8))
 
@@ -209,6 +215,10 @@ def test_render_frames_with_the_vector_as_state():
         (
             lambda: PixelObservation(gym.make("CartPole-v1", render_mode="rgb_array_list")),
             'rgb_array_list.*render_mode="rgb_array"',
+        ),
+        (
+            lambda: PixelObservation(Windowed(spaces.Box(-1, 1, (4,)), [])),
+            r"renders only in the modes \['human'\]: let its render\(\) return a uint8 picture",
         ),
         (lambda: PixelObservation(mixed()), r"render_mode=\"rgb_array\".*key=.*camera"),
         (

@@ -23,6 +23,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNorm
 from jepa_rl.agents import JEPAMPC, ResumableRun
 from jepa_rl.agents.sb3.jepa_mpc.resume import environment_of, run_state
 from jepa_rl.control import ControlConfig
+from jepa_rl.csv_log import read_csv
 from jepa_rl.files import load_tensors, save_tensors
 from jepa_rl.version import __version__
 
@@ -111,6 +112,9 @@ def test_interrupted_anywhere_it_ends_in_the_same_place(tmp_path, at):
     held = sorted(int(path.stem) for path in (tmp_path / "parts/episodes").glob("*.safetensors"))
     assert held == resumed.replay_buffer.numbers()  # episodes that made room are gone from the disk, too
     assert held[0] > 0
+    # The whole run in one progress.csv, whatever was logged after the checkpoint that it resumed from.
+    steps = [[row[0] for row in read_csv(tmp_path / run / "progress.csv")[1]] for run in ("whole", "parts")]
+    assert steps[0] == steps[1] and len(steps[0]) > 3
 
 
 def test_whatever_is_noted_of_an_episode_a_checkpoint_holds_it(tmp_path):

@@ -22,6 +22,7 @@ from jepa_rl import (
     preset,
     world_model_evaluation,
 )
+from jepa_rl.csv_log import read_csv
 from jepa_rl.envs import SmoothRandomPolicy, collect
 from jepa_rl.envs.worlds.two_rooms import TwoRoomsVectorEnv
 from jepa_rl.files import load_tensors
@@ -115,6 +116,23 @@ def test_equal_seeds_equal_runs_and_a_stopped_run_goes_on_exactly(store, tmp_pat
     torch.manual_seed(99)  # nothing of the outside may enter
     resumed, _ = train(store, tmp_path / "cut", config)
     assert weights_equal(whole, resumed)
+    assert lines(tmp_path / "cut") == lines(tmp_path / "whole")
+    assert [line["step"] for line in lines(tmp_path / "whole")] == ["3", "6", "9", "12"]
+    assert [line["jepa/effective_rank"] != "" for line in lines(tmp_path / "whole")] == [
+        False,
+        True,
+        False,
+        True,
+    ]
+
+
+def lines(run):
+    """Of ``progress.csv``, without the speed, which no run has twice."""
+    columns, rows = read_csv(run / "progress.csv")
+    return [
+        {name: value for name, value in zip(columns, row, strict=True) if name != "jepa/frames_per_second"}
+        for row in rows
+    ]
 
 
 SCRIPT = """
@@ -150,6 +168,7 @@ def test_a_killed_run_goes_on_exactly(store, tmp_path):
     assert load_tensors(checkpoint, ("training",))[1]["step"] >= 4
     resumed, _ = train(store, tmp_path / "cut", config)
     assert weights_equal(whole, resumed)
+    assert lines(tmp_path / "cut") == lines(tmp_path / "whole")
 
 
 def test_a_finished_run_returns_at_once(store, tmp_path):

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.logger import KVWriter, Logger, filter_excluded_keys
+from stable_baselines3.common.logger import CSVOutputFormat, KVWriter, Logger, filter_excluded_keys
 
 from jepa_rl.csv_log import NAME, CSVLog
 from jepa_rl.progress import Progress
@@ -96,6 +96,8 @@ def write_csv(logger: Logger, folder: str | Path, keep_to: int | None) -> None:
         keep_to: lines of later steps are deleted; None keeps all.
     """
     output = Path(folder) / NAME
+    if any(isinstance(o, CSVOutputFormat) and Path(o.file.name) == output for o in logger.output_formats):
+        return  # the user's own logger writes this file
     for earlier in [o for o in logger.output_formats if isinstance(o, CSVOutput) and o.path == output]:
         logger.output_formats.remove(earlier)
     logger.output_formats.append(CSVOutput(folder, keep_to))

@@ -190,10 +190,16 @@ def _picture_source(env: gym.Env, key: str | None) -> tuple[ImageSpace | None, g
     if env.render_mode != "rgb_array":
         name = env.spec.id if env.spec is not None else "<id>"
         choice = f", or choose key=... among {list(space.spaces)}" if isinstance(space, spaces.Dict) else ""
+        remedy = f'use gym.make("{name}", render_mode="rgb_array")'
+        if "rgb_array" not in (modes := list(env.metadata.get("render_modes", []))):
+            remedy = (
+                f"but it renders only in the modes {modes}: let its render() return a uint8 picture (y, x, 3) where "
+                'render_mode="rgb_array", and name that mode in metadata["render_modes"]; or leave PixelObservation '
+                'out and learn from its own observations, JEPAMPC("MlpPolicy", env)'
+            )
         raise ValueError(
             f"observations of {env} are not images ({space}), so the pictures come from render(), "
-            f"which needs render_mode='rgb_array', got {env.render_mode!r}; use "
-            f'gym.make("{name}", render_mode="rgb_array"){choice}'
+            f"which needs render_mode='rgb_array', got {env.render_mode!r}; {remedy}{choice}"
         )
     shape = space.shape if isinstance(space, spaces.Box) else ()
     if len(shape) in (2, 3, 4) and min(height_and_width(shape)) >= SMALL:
