@@ -14,6 +14,7 @@ from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor, nn
 
+from jepa_rl import hub
 from jepa_rl.files import load_tensors, save_tensors
 from jepa_rl.modes import evaluating
 from jepa_rl.parts import config_header
@@ -178,4 +179,8 @@ class LatentAgent:
 def _file(path: str | Path) -> Path:
     """``path`` as a safetensors file; Stable-Baselines3's callbacks name files without a suffix, or .zip."""
     path = Path(path)
-    return path if path.suffix == ".safetensors" else Path(f"{str(path).removesuffix('.zip')}.safetensors")
+    return (
+        path
+        if path.suffix == ".safetensors" or hub.is_name(path)
+        else Path(f"{str(path).removesuffix('.zip')}.safetensors")
+    )

@@ -20,6 +20,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from jepa_rl import hub
+
 if sys.platform == "win32":
     import msvcrt
 else:
@@ -177,8 +179,13 @@ def save_tensors(path: str | Path, kind: str, tensors: dict[str, Tensor], header
 
     Raises:
         TypeError: if the header holds anything else.
+        ValueError: for a name that begins with ``hub:``; those are for loading alone.
         OSError: as ``write_atomic``.
     """
+    if hub.is_name(path):
+        raise ValueError(
+            f"{str(path)!r} names a checkpoint of the package, which is not written to; save under a path"
+        )
     tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
     metadata = {"format": FORMAT, "version": str(FORMAT_VERSION), "kind": kind}
     metadata["header"] = json.dumps(header, default=plain)
@@ -192,7 +199,7 @@ def load_tensors(
     """Reads a file of ``save_tensors``; no code in it is executed.
 
     Args:
-        path: the file.
+        path: the file, or ``"hub:two-rooms"``, a checkpoint of the package by its name (``jepa_rl.hub``).
         kinds: accepted values of its ``kind``.
         device: where the tensors go.
 
@@ -201,9 +208,10 @@ def load_tensors(
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if the file is truncated, corrupt, not from jepa-rl, of another kind or from a newer version.
+        ValueError: if the file is truncated, corrupt, not from jepa-rl, of another kind or from a newer version; for a
+            name, as ``jepa_rl.hub.path``.
     """
-    path = Path(path)
+    path = hub.resolve(path)
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}")
     try:

@@ -5,12 +5,14 @@ The only module outside ``jepa_rl.agents`` and ``jepa_rl.envs`` that imports Gym
 
 from __future__ import annotations
 
+import inspect
 import json
 from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
+from gymnasium.envs.registration import load_env_creator
 from torch import nn
 
 from jepa_rl.files import plain
@@ -265,3 +267,17 @@ def source_of(env: Any) -> str:
 def _plain_or_type(value: Any) -> Any:
     """JSON for values that are not plain: the type, since addresses differ between processes."""
     return plain(value) if isinstance(value, np.generic | np.ndarray) else type(value).__qualname__
+
+
+def default_arguments(env_id: str) -> dict[str, Any]:
+    """Default arguments of an environment, as JSON; empty if they are unknown."""
+    spec = gym.registry.get(env_id)
+    if spec is None or spec.entry_point is None:
+        return {}
+    try:
+        creator = spec.entry_point if callable(spec.entry_point) else load_env_creator(spec.entry_point)
+        parameters = inspect.signature(creator).parameters
+    except (ImportError, AttributeError, TypeError, ValueError):
+        return {}
+    given = {name: p.default for name, p in parameters.items() if p.default is not inspect.Parameter.empty}
+    return json.loads(json.dumps(given | dict(spec.kwargs), default=lambda value: type(value).__qualname__))

@@ -211,20 +211,30 @@ class WorldModel(nn.Module):
 
     @classmethod
     def load(cls, path: str | Path, device: str = "cpu") -> WorldModel:
-        """Reads a file of ``save`` or a training checkpoint of ``fit``, or a folder that holds ``model.safetensors``.
+        """Reads a world model; no code in the file is executed.
 
-        The model is in evaluation mode. No code in the file is executed.
+        Args:
+            path: a file of ``save``, of ``JEPAMPC.save_weights`` (the world inside it) or a training checkpoint of
+                ``fit``; a folder that holds ``model.safetensors``; or ``"hub:two-rooms"``, a checkpoint of the package
+                by its name (``jepa_rl.hub.names()``).
+            device: where it goes.
+
+        Returns:
+            The model in evaluation mode.
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: the file is truncated, corrupt, foreign or from a newer version.
+            ValueError: the file is truncated, corrupt, foreign or from a newer version, or the name is unknown.
         """
         path = Path(path)
         if path.is_dir():
             path = path / "model.safetensors"
-        tensors, header = load_tensors(path, ("world_model", "training"), device)
-        if any(name.startswith("model.") for name in tensors):
-            tensors = {name[6:]: tensor for name, tensor in tensors.items() if name.startswith("model.")}
+        tensors, header = load_tensors(path, ("world_model", "training", "control"), device)
+        for prefix in ("model.", "world."):  # of files that hold more than a world model
+            if inside := {
+                name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)
+            }:
+                tensors = inside
         return build_saved(path, tensors, header).to(device).eval()
 
 

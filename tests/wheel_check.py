@@ -51,6 +51,10 @@ again = WorldModel.load("model.safetensors").encode(torch.from_numpy(observation
 torch.testing.assert_close(again, z)
 print("environment, encoder, dynamics and checkpoint work")
 
+from jepa_rl import hub
+for name in hub.names():
+    print(name, WorldModel.load(f"hub:{name}").spec.shapes, hub.card(name).score)
+
 from jepa_rl.agents import JEPAMPC
 JEPAMPC("MlpPolicy", "Pendulum-v1", learning_starts=20, batch_size=8).learn(25, progress_bar=True)
 print("an agent learns, behind a progress bar")
@@ -75,7 +79,8 @@ def expected_members() -> set[str]:
     members = set()
     for path in paths:
         top, _, rest = path.partition("/")
-        if rest.endswith(".py") or rest == "py.typed":
+        shipped = top == "jepa_rl" and rest.startswith("hub/")
+        if rest.endswith(".py") or rest == "py.typed" or shipped:
             members.add(f"{folders[top]}/{rest}")
     return members
 

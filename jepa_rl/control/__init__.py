@@ -3,5 +3,15 @@
 from jepa_rl.control.config import ControlConfig, world_config
 from jepa_rl.control.model import ControlModel, Losses, move_towards
 from jepa_rl.control.return_cost import ReturnCost
+from jepa_rl.control.saved import load_control, save_control
 
-__all__ = ["ControlConfig", "ControlModel", "Losses", "ReturnCost", "move_towards", "world_config"]
+__all__ = [
+    "ControlConfig",
+    "ControlModel",
+    "Losses",
+    "ReturnCost",
+    "load_control",
+    "move_towards",
+    "save_control",
+    "world_config",
+]

@@ -62,6 +62,7 @@ class JEPAMPC(EpisodicAlgorithm):
     - Without a measurement of their own: no dropout; a narrower range of standard deviations of the policy prior.
 
     ``save`` writes Stable-Baselines3's zip file, which holds pickled settings: load only files that you trust.
+    ``save_weights`` writes what acts as safetensors, which anybody may load (``from_weights``).
 
     Args:
         policy: ``"CnnPolicy"``, ``"MlpPolicy"`` or ``"MultiInputPolicy"``; all three plan.
@@ -275,6 +276,44 @@ class JEPAMPC(EpisodicAlgorithm):
         super().dump_logs()
 
     # -- files --------------------------------------------------------------------------------------
+
+    def save_weights(self, path: str | Path) -> None:
+        """Writes the weights that act, and the settings, to one safetensors file without pickles; atomic.
+
+        ``JEPAMPC.from_weights(path, env)`` reads it, and ``WorldModel.load(path)`` the world model inside it. Replay,
+        optimisers, target networks and the callbacks' state are left out: ``save`` keeps more, ``ResumableRun`` all.
+
+        Raises:
+            OSError: if the disk is full or the folder is not writable; an older file is unchanged.
+        """
+        from jepa_rl.agents.sb3.jepa_mpc.weights import save_weights
+
+        save_weights(self, path)
+
+    @classmethod
+    def from_weights(cls, path: str | Path, env: GymEnv | str, **changes: Any) -> Self:
+        """An agent with the weights of a file of ``save_weights``; no code in the file is executed.
+
+        It acts as the saved one did, ``predict(..., deterministic=True)`` bit for bit on the same machine. ``learn``
+        goes on from there with an empty replay, at the learning rate and ``n_step`` that training ended with, and
+        without random steps at first.
+
+        Args:
+            path: the file, or ``"hub:cartpole-swingup"``, a checkpoint of the package by its name (``jepa_rl.hub``).
+            env: as for ``JEPAMPC``; made as the one that the agent was trained in.
+            changes: arguments of ``JEPAMPC`` that shall differ; in ``policy_kwargs`` those of the search.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: the file is damaged or holds something else, the name is unknown, the environment shows or takes
+                other things than the one of the training, or ``policy_kwargs`` hold ``world`` or ``control``.
+
+        Warns:
+            UserWarning: if the environment makes its pictures in another way, or repeats actions otherwise.
+        """
+        from jepa_rl.agents.sb3.jepa_mpc.weights import load_weights
+
+        return load_weights(cls, path, env, **changes)
 
     @classmethod
     def load(cls, path: str | Path | io.BufferedIOBase, *args: Any, **kwargs: Any) -> Self:
