@@ -8,10 +8,10 @@ WORKERS ?= auto
 
 # The suite starts one process per core; threads inside each would only fight over the same cores.
 PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --maxprocesses=4 --dist loadfile
-BENCHMARKS := $(filter-out benchmarks/_% benchmarks/readme_table.py,$(wildcard benchmarks/*.py))
+BENCHMARKS := $(filter-out benchmarks/_% benchmarks/readme_table.py benchmarks/make_hub.py,$(wildcard benchmarks/*.py))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint type wheel bench clean
+.PHONY: help demo test lint type wheel bench hub clean
 
 help:
 	@echo 'make demo    learn Two Rooms from pixels and plan through the door (about ten minutes)'
@@ -20,6 +20,7 @@ help:
 	@echo 'make type    mypy over jepa_rl, jepa_rl.agents and jepa_rl.envs'
 	@echo 'make wheel   build sdist and wheel, install the wheel elsewhere and use it'
 	@echo 'make bench   every benchmark (days: pixel control is most of it); make bench QUICK=1 for minutes'
+	@echo 'make hub     the checkpoints in jepa_rl/hub again, from runs of the benchmarks (hours where runs are missing)'
 	@echo 'make clean   remove .venv and everything generated except runs/'
 
 demo: $(VENV)/.core
@@ -46,6 +47,9 @@ bench: $(VENV)/.dev
 		echo "== $$script"; $(PY) $$script $(if $(QUICK),--quick); \
 	done
 	$(if $(QUICK),,$(PY) benchmarks/readme_table.py)
+
+hub: $(VENV)/.dev
+	$(PY) benchmarks/make_hub.py $(if $(NAMES),--names $(NAMES))
 
 clean:
 	rm -rf $(VENV) .links .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist *.egg-info

@@ -30,7 +30,7 @@ def test_the_examples_are_there():
     names = {path.stem for path in EXAMPLES}
     assert names >= {
         "quickstart", "wrap_any_env", "train_world_model", "plan_to_goal", "ppo_on_latents", "train_mpc",
-        "compare_with_sb3", "rl_zoo3_train", "branching_futures",
+        "compare_with_sb3", "rl_zoo3_train", "branching_futures", "first_plan",
     }  # fmt: skip
 
 
@@ -45,12 +45,17 @@ def test_example_runs_quickly_and_leaves_its_results(example, tmp_path):
     folder = tmp_path / "runs" / example.stem
     results = json.loads((folder / "results.json").read_text(), parse_constant=not_json)
     assert isinstance(results, dict) and results
-    assert list(folder.rglob("events.out.tfevents.*")), "no TensorBoard events"
+    if example.stem != "first_plan":  # it trains nothing
+        assert list(folder.rglob("events.out.tfevents.*")), "no TensorBoard events"
     assert {path.name for path in tmp_path.iterdir()} == {"runs"}, "files outside runs/"
     if before:  # it went on from there: the seconds are those of before
         after = json.loads((folder / "dqn on pixels/evaluations.json").read_text())
         assert after[: len(before) - 1] == before[:-1] and len(after) > len(before)
         assert after[-1]["step"] == 120
+    if example.stem == "first_plan":
+        assert results.keys() >= {"success_rate", "random_success_rate", "total_seconds"}
+        assert 0 < results["planning_seconds"] < results["total_seconds"] < 60
+        assert (folder / "plan.gif").stat().st_size
     if example.stem == "quickstart":
         assert results.keys() >= QUICKSTART_KEYS
         assert results["probe_r2"].keys() == results["linear_probe_r2"].keys() == {"x", "y", "door"}

@@ -88,7 +88,7 @@ def test_nothing_is_saved_under_a_name(tmp_path, monkeypatch):
     world = WorldModel.load("hub:two-rooms")
     for save in (world.save, world.save_dynamics, MPCAgent(world, CEM(3)).save):
         with pytest.raises(
-            ValueError, match="'hub:mine' names a checkpoint of the package.*save under a path"
+            ValueError, match=r"'hub:mine' names a checkpoint of the package.*save under a path"
         ):
             save("hub:mine")
     assert not list(tmp_path.iterdir())

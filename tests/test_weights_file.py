@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from typing import ClassVar
 
 import gymnasium as gym
 import numpy as np
@@ -23,7 +24,7 @@ SEARCH = dict(samples=16, elites=4, iterations=2, proposals=2, horizon=3, temper
 class Lights(gym.Env):
     """A bright column that the action moves; uint8 pictures without OpenGL."""
 
-    metadata = {"render_modes": ["rgb_array"]}
+    metadata: ClassVar = {"render_modes": ["rgb_array"]}
     observation_space = spaces.Box(0, 255, (4,), np.float32)
 
     def __init__(self, discrete: bool = False, render_mode: str | None = "rgb_array", colour: int = 255):
@@ -114,7 +115,7 @@ def test_it_goes_on_learning_and_can_be_saved_again(saved, tmp_path):
 
 
 def test_a_file_says_what_it_holds_and_pickles_nothing(saved):
-    make, agent, path = saved
+    _, agent, path = saved
     with safe_open(path, "pt") as file:
         header = json.loads(file.metadata()["header"])
         assert not any("target_heads" in name for name in file.keys())  # noqa: SIM118
