@@ -156,7 +156,7 @@ def from_pixels(tmp_path_factory):
     ("make", "words"),
     [
         (lambda: pixels(discrete=True), "actions .*continuous.* then, .*discrete.* now.*discrete=False then"),
-        (lambda: PixelObservation(gym.make("test/Lights-v0"), size=32), "stacked frames 2 then, 1 now"),
+        (lambda: PixelObservation(gym.make("test/Lights-v0"), size=32), "stacked frames 2 then, 3 now"),
         (
             lambda: PixelObservation(gym.make("test/Lights-v0"), size=16, frames=2),
             r"\(6, 32, 32\).* then, .*16",
