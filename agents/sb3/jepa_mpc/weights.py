@@ -26,6 +26,7 @@ SEARCH = (
     "average_rate",
 )  # fmt: skip
 LEARNING = ("batch_size", "steps", "encoder_rate", "max_grad_norm", "gradient_steps", "seed")
+KNOWN = {*SEARCH, *LEARNING, "learning_rate", "n_step", "train_freq"}
 
 
 def save_weights(agent: JEPAMPC, path: str | Path) -> None:
@@ -61,7 +62,7 @@ def load_weights(algorithm: type[Agent], path: str | Path, env: GymEnv | str, **
     try:
         search = as_tuples(settings["search"]) | search
         learning, updates = as_tuples(settings["learning"]), int(settings["updates"])
-        unknown = sorted(settings["search"].keys() - set(SEARCH))
+        unknown = sorted((settings["search"].keys() | settings["learning"].keys()) - KNOWN)
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{path} holds a control model and no settings of JEPAMPC: {error!r} is missing"
