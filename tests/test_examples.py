@@ -54,7 +54,7 @@ def test_example_runs_quickly_and_leaves_its_results(example, tmp_path):
         assert after[-1]["step"] == 120
     if example.stem == "first_plan":
         assert results.keys() >= {"success_rate", "random_success_rate", "total_seconds"}
-        assert 0 < results["planning_seconds"] < results["total_seconds"] < 60
+        assert 0 < results["planning_seconds"] < results["total_seconds"]
         assert (folder / "plan.gif").stat().st_size
     if example.stem == "quickstart":
         assert results.keys() >= QUICKSTART_KEYS

@@ -71,7 +71,7 @@ def test_a_name_stands_wherever_a_path_of_a_world_model_does(tmp_path):
     vector = VectorLatentObservation(gym.make_vec(TWO_ROOMS, 2), "hub:two-rooms")
     assert vector.reset(seed=0)[0].shape == (2, 64)
     assert MPCAgent("hub:two-rooms", CEM(3)).spec == world.spec
-    for load in (world.load_dynamics, FlowProposals.load, partial(MPCAgent.load)):
+    for load in (world.load_dynamics, FlowProposals.load, MPCAgent.load):
         with pytest.raises(ValueError, match=r"two-rooms.safetensors holds a 'world_model', expected one of"):
             load("hub:two-rooms")
 
