@@ -18,16 +18,19 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import tyro
 from _intervals import t_quantile
 from _record import ROOT
 from torch import Tensor
 
+import jepa_rl.envs
 from jepa_rl import EpisodeStore, WorldModel
 from jepa_rl.diagnostics import Probe, wilson_interval
 from jepa_rl.files import load_tensors, save_tensors, write_atomic
 from jepa_rl.hub import FOLDER, Card, Score, names
+from jepa_rl.spaces import source_of
 from jepa_rl.world_model import config_header
 
 MB = 1_000_000
@@ -66,6 +69,7 @@ class Recipe:
 
 
 def main(args: Args) -> None:
+    jepa_rl.envs.register_envs()
     if unknown := sorted(set(args.names) - RECIPES.keys()):
         raise SystemExit(f"there is no recipe for {unknown}; choose from {list(RECIPES)}")
     for name in args.names:
@@ -178,6 +182,19 @@ def without_objective(world: WorldModel) -> WorldModel:
     return other.eval()
 
 
+def told_of(world: WorldModel, env_id: str) -> WorldModel:
+    """A world model that says how its pictures were made, where it does not yet: by an environment built from its class.
+
+    The id is that of the same pictures, so that ``wrap`` can tell a user of others.
+    """
+    if world.spec.source:
+        return world
+    spec = replace(world.spec, source=source_of(gym.make(env_id)))
+    other = WorldModel(replace(world.config, spec=spec))
+    other.load_state_dict(world.state_dict())
+    return other.eval()
+
+
 def probe_weights(probe: Probe) -> dict[str, Tensor]:
     """Of a probe, for ``save_world``."""
     return {"mean": probe.mean, "std": probe.std} | probe.network.state_dict(prefix="network.")
@@ -203,7 +220,7 @@ def mean_return(measure: str, returns: Sequence[float]) -> Score:
 
 
 def save_two_rooms(folder: Path, record: dict[str, Any], path: Path) -> None:
-    save_world(path, WorldModel.load(folder))
+    save_world(path, told_of(WorldModel.load(folder), "jepa_rl/TwoRooms-v0"))
 
 
 def save_reacher(folder: Path, record: dict[str, Any], path: Path) -> None:
@@ -216,7 +233,8 @@ def save_table_edge(folder: Path, record: dict[str, Any], path: Path) -> None:
 
     flow, seed = WorldModel.load(folder / "flow"), RECIPES["table-edge"].seed
     train, _ = EpisodeStore.open(folder / "episodes").split(0.1, seed=seed)
-    save_world(path, flow, {"probe": probe_weights(learn_probe(flow, train, seed))})
+    parts = {"probe": probe_weights(learn_probe(flow, train, seed))}
+    save_world(path, told_of(flow, "jepa_rl/TableEdge-v0"), parts)
 
 
 def save_control(task_name: str) -> Callable[[Path, dict[str, Any], Path], None]:
@@ -225,7 +243,6 @@ def save_control(task_name: str) -> Callable[[Path, dict[str, Any], Path], None]
 
         from jepa_rl.agents.sb3.jepa_mpc.resume import restore_run
 
-        harness.jepa_rl.envs.register_envs()
         task, seed = harness.TASKS[task_name], int(folder.name.removeprefix("seed_"))
         tensors, header = load_tensors(folder / "run/checkpoint.safetensors", ("jepa_mpc run",))
         settings = harness.Args(preset=record["preset"], device="cpu")

@@ -63,7 +63,8 @@ def test_a_finished_run_becomes_a_checkpoint_with_its_card(maker, finished):
     assert card.score.episodes == 4 and card.training_seeds == (3,) and card.commit == "0123456789"
     assert "40 episodes of 30 steps" in card.data and "--names two-rooms" in card.recipe
     made, shipped = WorldModel.load(finished.runs / "two_rooms/seed_3"), WorldModel.load(file)
-    assert made.encoder_fingerprint() == shipped.encoder_fingerprint() and shipped.spec.source
+    assert made.encoder_fingerprint() == shipped.encoder_fingerprint() and shipped.spec == made.spec
+    assert not made.spec.source and json.loads(shipped.spec.source) == [["jepa_rl/TwoRooms-v0", {}, 200]]
     pixels, z, actions = (
         torch.zeros(1, 2, 64, 64, dtype=torch.uint8),
         torch.randn(2, 8),
