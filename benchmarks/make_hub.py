@@ -183,9 +183,9 @@ def without_objective(world: WorldModel) -> WorldModel:
 
 
 def told_of(world: WorldModel, env_id: str) -> WorldModel:
-    """A world model that says how its pictures were made, where it does not yet: by an environment built from its class.
+    """The same world model; it says how its pictures were made, where that was by an environment built from its class.
 
-    The id is that of the same pictures, so that ``wrap`` can tell a user of others.
+    ``env_id`` names what makes the same pictures, so that ``wrap`` can tell a user of others.
     """
     if world.spec.source:
         return world
