@@ -16,9 +16,7 @@ from jepa_rl.files import load_tensors, save_tensors
 from jepa_rl.types import ActionSpec, WorldSpec
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
-SPEC = WorldSpec(
-    (2, 64, 64), 1, ActionSpec("continuous", 2, (-1, -1), (1, 1)), 5, source='[["here", {}, null]]'
-)
+SPEC = WorldSpec((2, 64, 64), 1, ActionSpec("continuous", 2, (-1, -1), (1, 1)), 5)
 
 
 @pytest.fixture
