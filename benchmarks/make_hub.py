@@ -30,8 +30,8 @@ from jepa_rl import EpisodeStore, WorldModel
 from jepa_rl.diagnostics import Probe, wilson_interval
 from jepa_rl.files import load_tensors, save_tensors, write_atomic
 from jepa_rl.hub import FOLDER, Card, Score, names
+from jepa_rl.parts import config_header
 from jepa_rl.spaces import source_of
-from jepa_rl.world_model import config_header
 
 MB = 1_000_000
 LARGEST, TOGETHER = 2 * MB, 8 * MB
