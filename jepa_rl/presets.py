@@ -20,16 +20,17 @@ class Preset(NamedTuple):
 
 
 def laptop(spec: WorldSpec) -> Preset:
-    """Two processor cores and no GPU: a folded conv net of 64 latents and a residual perceptron.
+    """Two processor cores and no GPU: a patch conv net of 64 latents and a residual perceptron.
 
     Times on processors with and without AVX512: docs/performance.md.
     """
     model = WorldModelConfig(
         spec,
         latent_dim=64,
-        encoder="folded",
+        encoder="conv",
+        encoder_options={"widths": (16, 16, 32)},
         dynamics="mlp",
-        dynamics_options={"width": 128, "depth": 2},
+        dynamics_options={"width": 192, "depth": 2},
         objective="jepa",
         objective_options={"sigreg": 1.0, "inverse_dynamics": 2.0},
     )

@@ -17,9 +17,9 @@ SOURCES = {"jepa_rl": ROOT / "jepa_rl", "jepa_rl.agents": ROOT / "agents", "jepa
 
 # Downhill: a module imports from its own row or a row above it. Every module of jepa_rl stands here.
 ROWS = (
-<<<<<<< HEAD
     (
         "version",
+        "hub",
         "files",
         "memory",
         "modes",
@@ -32,11 +32,7 @@ ROWS = (
         "_required",
         "_moved",
     ),
-    ("specs", "batches", "types", "spaces", "registry"),
-=======
-    ("version", "hub", "files", "memory", "modes", "noise", "acting", "opengl", "checks", "_moved"),
     ("specs", "batches", "types", "spaces", "sources", "registry"),
->>>>>>> 8674887 (Load shipped checkpoints by name, and keep JEPAMPC's weights in a file without pickles)
     ("encoders", "dynamics", "objectives", "heads", "costs", "risk", "inverse", "data"),
     ("parts", "world_model"),
     ("control",),

@@ -1,6 +1,5 @@
 """Encoders and dynamics under the shipped contracts; the world model's loss, targets and files."""
 
-import copy
 import pickle
 import struct
 import subprocess
@@ -14,7 +13,7 @@ from safetensors.torch import save_file
 
 from jepa_rl import ActionSpec, Batch, WorldModel, WorldModelConfig, WorldSpec
 from jepa_rl.dynamics import CausalTransformerDynamics, GRUDynamics, HeldActions, MLPDynamics
-from jepa_rl.encoders import ConvEncoder, FoldedEncoder, FramesEncoder, KeypointEncoder, ViTEncoder
+from jepa_rl.encoders import ConvEncoder, FramesEncoder, KeypointEncoder, ViTEncoder
 from jepa_rl.encoders.conv import PatchConv
 from jepa_rl.encoders.keypoints import blurred, gaussian
 from jepa_rl.files import FORMAT_VERSION, load_tensors, save_tensors
@@ -123,45 +122,11 @@ def test_patches_of_bytes_are_a_strided_convolution(patch, size):
         stem(pixels.float())
 
 
-@pytest.mark.parametrize("patch", [1, 2, 3, 4, 8])
-@pytest.mark.parametrize("size", [16, 23, 24])
-def test_folds_are_strided_convolutions(patch, size):
-    """In float64: a patch convolution and 2 x 2 convolutions, on the picture padded with zeros."""
-    torch.manual_seed(0)
-    encoder = FoldedEncoder(3, size, 4, widths=(5, 6, 7), patch=patch, norm=False).eval()
-    pixels = torch.randint(0, 256, (4, 3, size, size), dtype=torch.uint8)
-    padding = -size % (4 * patch)
-    x = torch.nn.functional.pad(pixels.double() / 255, (0, padding, 0, padding))
-    for i, (layer, kernel) in enumerate(zip(encoder.layers, (patch, 2, 2), strict=True)):
-        channels = x.shape[1]
-        # A patch is a row by channels first, a fold by its cells first.
-        weight = layer.weight.double()
-        weight = (
-            weight.unflatten(1, (kernel, kernel, channels)).permute(0, 3, 1, 2)
-            if i
-            else weight.unflatten(1, (channels, kernel, kernel))
-        )
-        x = torch.nn.functional.conv2d(x, weight, layer.bias.double(), stride=kernel).relu()
-    project = copy.deepcopy(encoder.project).double()
-    torch.testing.assert_close(
-        encoder(pixels).double(), project(x.permute(0, 2, 3, 1).flatten(1)), rtol=1e-4, atol=1e-5
-    )
-    with pytest.raises(ValueError, match=r"expected uint8 pixels, got torch.float32"):
-        encoder(pixels.float())
-
-
-def test_a_folded_encoder_needs_widths_and_sizes():
-    for wrong in (dict(widths=()), dict(widths=(4, 0)), dict(patch=0)):
-        with pytest.raises(ValueError, match="must be at least 1"):
-            FoldedEncoder(1, 16, 4, **wrong)
-
-
-@pytest.mark.parametrize("make", [ConvEncoder, FoldedEncoder])
-def test_convolutions_are_in_bfloat16_only_where_that_is_fast(make, monkeypatch):
+def test_convolutions_are_in_bfloat16_only_where_that_is_fast(monkeypatch):
     """A processor limited to AVX2, as by ATEN_CPU_CAPABILITY, emulates bfloat16."""
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
     torch.manual_seed(0)
-    encoder = make(2, 32, 8, norm=False)
+    encoder = ConvEncoder(2, 32, 8, norm=False)
     pixels = torch.randint(0, 256, (8, 2, 32, 32), dtype=torch.uint8)
     assert torch.equal(encoder.train()(pixels), encoder.eval()(pixels))
 

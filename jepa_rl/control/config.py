@@ -66,7 +66,7 @@ def world_config(spec: WorldSpec, options: Mapping[str, Any] | None = None) -> W
     defaults: dict[str, Any] = {
         "latent_dim": 64,
         # The same weights read every frame of a stack: positions are learned once, not once per frame.
-        "encoder": "frames" if spec.frames > 1 else "folded",
+        "encoder": "frames" if spec.frames > 1 else "conv",
         "dynamics": "mlp",
         "objective": "consistency",
     }
@@ -76,8 +76,6 @@ def world_config(spec: WorldSpec, options: Mapping[str, Any] | None = None) -> W
             "is taken up by JEPAMPC(...).policy.warm_start(model_or_path)"
         )
     given = dict(options or {})
-    if given.get("encoder", defaults["encoder"]) == "frames":
-        defaults["encoder_options"] = {"folded": True}
     if given.get("dynamics", "mlp") == "mlp":
         defaults["dynamics_options"] = {"width": 128, "depth": 2}
     known = set(WorldModelConfig.__dataclass_fields__) - {"spec"}

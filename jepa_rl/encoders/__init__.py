@@ -5,7 +5,6 @@
 
 from jepa_rl.encoders.base import ObservationEncoder, PictureEncoder, runs_of, windows_of
 from jepa_rl.encoders.conv import ConvEncoder
-from jepa_rl.encoders.folded import FoldedEncoder
 from jepa_rl.encoders.frames import FramesEncoder, picture_encoder
 from jepa_rl.encoders.keypoints import KeypointEncoder
 from jepa_rl.encoders.vit import ViTEncoder
@@ -13,7 +12,6 @@ from jepa_rl.registry import register_encoder
 
 __all__ = [
     "ConvEncoder",
-    "FoldedEncoder",
     "FramesEncoder",
     "KeypointEncoder",
     "ObservationEncoder",

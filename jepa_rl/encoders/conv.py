@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from itertools import pairwise
-from typing import ClassVar
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -35,8 +35,6 @@ class PatchConv(nn.Conv2d):
         ValueError: in ``forward``, for anything but uint8.
     """
 
-    WORDS: ClassVar[dict[int, torch.dtype]] = {2: torch.int16, 4: torch.int32, 8: torch.int64}
-
     def __init__(self, channels: int, width: int, patch: int) -> None:
         super().__init__(channels, width, patch, stride=patch)
         self.patch = patch
@@ -47,14 +45,36 @@ class PatchConv(nn.Conv2d):
             raise ValueError(f"expected uint8 pixels, got {pixels.dtype}; 0..255 is scaled inside")
         p, (b, c) = self.patch, pixels.shape[:2]
         y, x = pixels.shape[2] // p, pixels.shape[3] // p
-        whole = pixels[:, :, : y * p, : x * p].contiguous()
-        words = self.WORDS.get(p, torch.uint8)
-        cells = whole.view(b, c, y, p, x * p).view(words).unflatten(-1, (x, -1))  # b c y p x words
-        patches = cells.permute(0, 2, 4, 1, 3, 5).contiguous().view(torch.uint8).view(b * y * x, c * p * p)
+        word = WORDS.get(p, torch.uint8)
+        words = pixels[:, :, : y * p, : x * p].flatten(1).view(word)
+        order = word_order(c, y, x, p, word.itemsize, pixels.device)
+        patches = words.gather(1, order.expand(b, -1)).view(torch.uint8).view(b * y * x, c * p * p)
         half = torch.is_autocast_enabled(pixels.device.type)
         dtype = torch.get_autocast_dtype(pixels.device.type) if half else self.weight.dtype
         flat = F.linear(patches.to(dtype), self.weight.flatten(1) / 255, self.bias)
         return flat.view(b, y, x, -1).permute(0, 3, 1, 2)
+
+
+WORDS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # a row of a patch as one machine word
+
+
+@functools.lru_cache(maxsize=64)
+def word_order(
+    channels: int, rows: int, columns: int, patch: int, itemsize: int, device: torch.device
+) -> Int64[Tensor, " words"]:
+    """Indices of a picture's words, patch after patch.
+
+    Args:
+        channels: of the picture.
+        rows, columns: of patches.
+        patch: rows and columns of a patch, in pixels.
+        itemsize: bytes of a word.
+        device: of the result.
+    """
+    size = channels * rows * columns * patch * patch // itemsize
+    with torch.inference_mode(False):  # it is kept, for training too
+        words = torch.arange(size, device=device).view(channels, rows, patch, columns, patch // itemsize)
+        return words.permute(1, 3, 0, 2, 4).flatten()
 
 
 @register_encoder("conv")

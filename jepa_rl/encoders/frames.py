@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from jepa_rl.encoders.base import PictureEncoder
 from jepa_rl.encoders.conv import ConvEncoder
-from jepa_rl.encoders.folded import FoldedEncoder
 from jepa_rl.encoders.keypoints import KeypointEncoder
 from jepa_rl.registry import register_encoder
 
@@ -23,20 +22,18 @@ def picture_encoder(
     patch: int = 4,
     norm: bool = True,
     keypoints: int = 0,
-    folded: bool = False,
-) -> ConvEncoder | FoldedEncoder | KeypointEncoder:
-    """The encoder of one frame: a ``KeypointEncoder`` if ``keypoints`` is above 0, else a folded or plain conv net.
+) -> ConvEncoder | KeypointEncoder:
+    """The encoder of one frame: a ``KeypointEncoder`` if ``keypoints`` is above 0, a ``ConvEncoder`` otherwise.
 
     Args:
         channels, size, latent_dim, patch, norm: see these.
         widths: see these; None takes the default of the chosen encoder.
         keypoints: number of keypoints; 0: none.
-        folded: a ``FoldedEncoder`` instead of a ``ConvEncoder``.
     """
     options: dict[str, Any] = dict(patch=patch, norm=norm) | ({} if widths is None else dict(widths=widths))
     if keypoints:
         return KeypointEncoder(channels, size, latent_dim, keypoints, **options)
-    return (FoldedEncoder if folded else ConvEncoder)(channels, size, latent_dim, **options)
+    return ConvEncoder(channels, size, latent_dim, **options)
 
 
 @register_encoder("frames")
@@ -52,7 +49,7 @@ class FramesEncoder(PictureEncoder):
         size: input rows and columns.
         latent_dim: width of the latent.
         frames: in the stack.
-        widths, patch, keypoints, folded: of the encoder of one frame, see ``picture_encoder``.
+        widths, patch, keypoints: of the encoder of one frame, see ``picture_encoder``.
         frame_dim: width of the features of one frame.
         width: hidden units of the perceptron that joins them. Keypoints are joined by one linear layer, which suffices
             for positions and overfits less to details that differ between episodes.
@@ -74,13 +71,12 @@ class FramesEncoder(PictureEncoder):
         width: int = 128,
         norm: bool = True,
         keypoints: int = 0,
-        folded: bool = False,
     ) -> None:
         super().__init__()
         if frames < 1 or channels % frames:
             raise ValueError(f"{channels} channels cannot be split into {frames} frames of equal channels")
         self.latent_dim, self.frames, self.channels = latent_dim, frames, channels // frames
-        self.frame = picture_encoder(self.channels, size, frame_dim, widths, patch, False, keypoints, folded)
+        self.frame = picture_encoder(self.channels, size, frame_dim, widths, patch, False, keypoints)
         inputs = frames * frame_dim
         self.join: nn.Module = (
             nn.Linear(inputs, latent_dim)

@@ -63,7 +63,7 @@ class FrozenEncoder(nn.Module):
 
 
 REFINE = TrainConfig(
-    steps=6000, batch_size=256, learning_rate=2e-3, warmup=0.1, weight_decay=1e-3, checkpoint_every=1000
+    steps=6000, batch_size=128, learning_rate=2e-3, warmup=0.1, weight_decay=1e-3, checkpoint_every=1000
 )
 
 
