@@ -1,7 +1,10 @@
-"""Write the figures in ``benchmarks/results/*.json`` into the README, between its two markers.
+"""Write the figures in ``benchmarks/results/*.json`` into README.md and docs/results.md, between their markers.
 
-python benchmarks/readme_table.py           # rewrite the block
-python benchmarks/readme_table.py --check   # exit 1 if the block does not say what the files say
+python benchmarks/readme_table.py           # rewrite the blocks
+python benchmarks/readme_table.py --check   # exit 1 if a block does not say what the files say
+
+``<!-- figures: NAME -->`` and ``<!-- /figures -->`` enclose a block: one of the matrices of ``_matrices.py``, or
+``all``, the list of everything that is recorded.
 
 Fewer than five training seeds are shown as points, with their mean; from five on the mean has an interval. A figure
 whose file does not tell the settings, the commit and the code behind it has a dagger.
@@ -10,34 +13,23 @@ whose file does not tell the settings, the commit and the code behind it has a d
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterator, Set
 from typing import Any
 
 from _intervals import shown, summarise
-from _record import ROOT, not_recorded
+from _matrices import CHOSEN_ON, MATRICES, RESULTS, facts, score, untold
+from _record import ROOT
 
-RESULTS = ROOT / "benchmarks" / "results"
-README = ROOT / "README.md"
-START, END = "<!-- figures: benchmarks/readme_table.py -->", "<!-- /figures -->"
+PAGES = (ROOT / "README.md", ROOT / "docs" / "results.md")
+BLOCK = re.compile(r"(<!-- figures: (\w+) -->\n).*?(<!-- /figures -->)", re.DOTALL)
 Row = tuple[str, str]  # what, figure
 DAGGER = (
     "† Not recorded: the agent's settings, the commit or the code behind the figure; newer files hold them all. Seeds "
     "that come from several such runs are shown without a mean. Bootstrap intervals of three seeds, which newer files "
     "do not have, hold the truth in 75 to 82% of cases, not in 95%."
 )
-
-
-def score(found: dict[str, Any], form: str, pooled: bool = True) -> str:
-    """A summary of seeds; of older files, which do not have the points, their mean and how it was found."""
-    if found["per_seed"]:
-        return shown(found, form, pooled)
-    bounds = found.get("bootstrap_of_these_seeds")
-    spread = f" (bootstrap {bounds[0]:{form}} to {bounds[1]:{form}})" if bounds else ""
-    return f"{found['mean']:{form}}{spread}"
-
-
-CHOSEN_ON = {0, 1, 2}  # training seeds that settings of the goal tasks were chosen on
 
 
 def seeds_of(r: dict[str, Any], chosen_on: Set[int] = frozenset()) -> str:
@@ -326,16 +318,6 @@ ROWS = {
 }
 
 
-def facts(result: Any, name: str) -> Iterator[Any]:
-    """Every value of this name, anywhere in a file."""
-    if isinstance(result, dict):
-        if name in result:
-            yield result[name]
-        result = list(result.values())
-    for value in result if isinstance(result, list) else ():
-        yield from facts(value, name)
-
-
 def machines_of(result: dict[str, Any]) -> list[str]:
     """That the figures of a file were measured on; of a collected one those of its records."""
     found = [machine for several in facts(result, "machines") for machine in several]
@@ -347,15 +329,9 @@ def machines_of(result: dict[str, Any]) -> list[str]:
     ]
 
 
-def untold(result: dict[str, Any]) -> bool:
-    """Whether some figure of the file does not tell how it was made."""
-    told = list(facts(result, "not_recorded"))
-    return any(told) if told else bool(set(not_recorded(result)) - {"settings"})
-
-
-def block() -> str:
-    """The markdown between the markers: one table, and the machines that its rows come from."""
-    lines = ["", "| what | figure | from |", "|---|---|---|"]
+def everything() -> str:
+    """One table of all that is recorded, and the machines that its rows come from."""
+    lines = ["| what | figure | from |", "|---|---|---|"]
     machines, dagger = [], False
     for name, rows in ROWS.items():
         path = RESULTS / f"{name}.json"
@@ -368,25 +344,30 @@ def block() -> str:
         machines += machines_of(result) if found else []
         dagger = dagger or bool(mark and found)
     if not machines:
-        return "\nNo benchmark results are stored yet.\n\n"
+        return "No benchmark results are stored yet.\n"
     notes = [f"Measured on {'; '.join(dict.fromkeys(machines))}.", *([f"\n{DAGGER}"] if dagger else [])]
-    return "\n".join([*lines, "", *notes, ""]) + "\n"
+    return "\n".join([*lines, "", *notes, ""])
 
 
-def rewritten(text: str) -> str:
-    head, start, rest = text.partition(START)
-    _, end, tail = rest.partition(END)
-    if not (start and end):
-        sys.exit(f"{README.name} needs the markers {START} and {END}")
-    return head + start + "\n" + block() + end + tail
+BLOCKS = MATRICES | {"all": everything}
+
+
+def rewritten(text: str, page: str) -> str:
+    """The page with every block as the files have it."""
+    names = [name for _, name, _ in BLOCK.findall(text)]
+    if not names or set(names) - BLOCKS.keys():
+        sys.exit(f"{page} needs markers <!-- figures: NAME --> with names of {sorted(BLOCKS)}, got {names}")
+    return BLOCK.sub(lambda found: f"{found[1]}\n{BLOCKS[found[2]]()}\n{found[3]}", text)
 
 
 def main() -> None:
-    text = README.read_text()
-    new = rewritten(text)
-    if "--check" in sys.argv[1:]:
-        sys.exit(0 if new == text else "README.md is out of date: run python benchmarks/readme_table.py")
-    README.write_text(new)
+    for page in PAGES:
+        text = page.read_text()
+        new = rewritten(text, page.name)
+        if "--check" not in sys.argv[1:]:
+            page.write_text(new)
+        elif new != text:
+            sys.exit(f"{page.name} is out of date: run python benchmarks/readme_table.py")
 
 
 if __name__ == "__main__":

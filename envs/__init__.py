@@ -11,6 +11,7 @@ import gymnasium as gym
 from jepa_rl._moved import renamed
 from jepa_rl.envs.collect import collect
 from jepa_rl.envs.dm_control import register_dm_control
+from jepa_rl.envs.learn import learn_world_model
 from jepa_rl.envs.policies import RandomPolicy, SmoothRandomPolicy
 from jepa_rl.envs.worlds.fork import ForkEnv
 from jepa_rl.envs.worlds.table_edge import TableEdgeEnv
@@ -39,6 +40,7 @@ __all__ = [
     "VectorLatentObservation",
     "action_spec",
     "collect",
+    "learn_world_model",
     "register_dm_control",
     "register_envs",
     "world_spec",

@@ -28,8 +28,9 @@ class SB3LatentObservation(VecEnvWrapper):
         encoder, history, append_state, device: see ``LatentObservation``.
 
     Raises:
-        As ``LatentObservation``; while running, ValueError if an episode ends without its last observation
-            in ``info["terminal_observation"]``, or if that is overwritten already.
+        FileNotFoundError, TypeError: as ``LatentObservation``.
+        ValueError: as ``LatentObservation``; while running, if an episode ends without its last observation in
+            ``info["terminal_observation"]``, or if that is overwritten already.
 
     Warns:
         UserWarning: as ``LatentObservation``; if an episode's last observation equals the next one's first.

@@ -28,8 +28,9 @@ class VectorLatentObservation(VectorWrapper):
         encoder, history, append_state, device: see ``LatentObservation``.
 
     Raises:
-        As ``LatentObservation``; ValueError also if the environment's metadata has no autoreset mode; while running,
-            if SAME_STEP autoreset gives no last observation of an episode, or one that is overwritten already.
+        FileNotFoundError, TypeError: as ``LatentObservation``.
+        ValueError: as ``LatentObservation``; if the environment's metadata has no autoreset mode; while running, if
+            SAME_STEP autoreset gives no last observation of an episode, or one that is overwritten already.
 
     Warns:
         UserWarning: as ``LatentObservation``; if an episode's last observation equals the next one's first.

@@ -38,7 +38,8 @@ def wrap(
         **make_kwargs: passed on to ``gymnasium.make``.
 
     Raises:
-        As ``PixelObservation`` and ``LatentObservation``; TypeError for ``make_kwargs`` with an environment.
+        ValueError: as ``PixelObservation`` and ``LatentObservation``.
+        TypeError: for ``make_kwargs`` with an environment; and as ``LatentObservation``.
 
     Warns:
         UserWarning: if both record how their pictures were made, and the environment makes them differently from those

@@ -39,7 +39,7 @@ class Consistency(Objective):
     with :math:`\hat z` rolled out from the first state of a window, :math:`sg` without gradient, and A VICReg's
     covariance (and variance, where no batch norm fixes it), or SIGReg. TD-MPC2 prevents collapse by
     a simplex (SimNorm), which collapsed from pixels at the learning rates that a few thousand updates need
-    (docs/lab-notes.md). Dynamics that define their own ``loss`` are trained by that instead.
+    (docs/lab-notes/control.md). Dynamics that define their own ``loss`` are trained by that instead.
 
     Args:
         consistency, anti_collapse: weights of the two terms.

@@ -51,8 +51,8 @@ class JEPAMPC(EpisodicAlgorithm):
       window bootstrap from the same later state, which saves encoding one for each.
     - Termination: a head predicts the end of the episode, so that plans and values account for it.
     - Acting weights: a moving average of the model, since single weights are noisy at high learning rates.
-    - Planned action: the mean of many elites (higher returns than the best plan; docs/lab-notes.md), weighted by costs
-      in units of their standard deviation, so that the temperature does not depend on the scale of rewards.
+    - Planned action: the mean of many elites (higher returns than the best plan; docs/lab-notes/search.md), weighted by
+      costs in units of their standard deviation, so that the temperature does not depend on the scale of rewards.
     - Exploration: the agent follows one of the best plans, as the mean of the elites has no noise.
     - Learning rates: high, because updates are few, and falling; the encoder's is not lower than the rest.
     - Observed vectors: symlog, since they come in any unit.

@@ -1,0 +1,173 @@
+"""One small matrix per question, task by method, for the README and docs/results.md.
+
+Each function reads what is recorded and answers markdown: a table, and a caption that says what the figures are, which
+seeds they come from and what differs between the columns. Files that are missing leave their rows out.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from _intervals import shown
+from _record import ROOT, not_recorded
+
+RESULTS = ROOT / "benchmarks" / "results"
+CHOSEN_ON = {0, 1, 2}  # training seeds that settings of the goal tasks were chosen on
+
+
+def load(name: str) -> dict[str, Any] | None:
+    path: Path = RESULTS / f"{name}.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def facts(result: Any, name: str) -> Iterator[Any]:
+    """Every value of this name, anywhere in a file."""
+    if isinstance(result, dict):
+        if name in result:
+            yield result[name]
+        result = list(result.values())
+    for value in result if isinstance(result, list) else ():
+        yield from facts(value, name)
+
+
+def untold(result: dict[str, Any]) -> bool:
+    """Whether some figure of the file does not tell how it was made."""
+    told = list(facts(result, "not_recorded"))
+    return any(told) if told else bool(set(not_recorded(result)) - {"settings"})
+
+
+def score(found: dict[str, Any], form: str, pooled: bool = True) -> str:
+    """A summary of seeds; of older files, which do not have the points, their mean and how it was found."""
+    if found["per_seed"]:
+        return shown(found, form, pooled)
+    bounds = found.get("bootstrap_of_these_seeds")
+    spread = f" (bootstrap {bounds[0]:{form}} to {bounds[1]:{form}})" if bounds else ""
+    return f"{found['mean']:{form}}{spread}"
+
+
+def matrix(corner: str, rows: Sequence[tuple[str, Mapping[str, str]]], caption: str) -> str:
+    """A table whose columns are those that any row has, in the order of first appearance."""
+    columns = list(dict.fromkeys(name for _, cells in rows for name in cells))
+    lines = [f"| {corner} | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
+    lines += [f"| {name} | {' | '.join(cells.get(c, '') for c in columns)} |" for name, cells in rows]
+    return "\n".join([*lines, "", caption, ""])
+
+
+def mark(result: dict[str, Any]) -> str:
+    return " †" if untold(result) else ""
+
+
+# -- the questions ----------------------------------------------------------------------------------
+
+
+def goals() -> str:
+    """Does it reach a goal picture?"""
+    methods = {
+        "agent": "ours", "true_dynamics": "same search, true simulator", "cem": "CEM",
+        "inverse_model": "inverse model", "random": "random",
+    }  # fmt: skip
+    rows, notes = [], []
+    for name, task, how in (
+        ("two_rooms", "Two Rooms, goal in the other room", "TreeSearch"),
+        ("goal_planning", "{task}, goal picture 25 steps ahead", "CEM"),
+    ):
+        if (r := load(name)) is None:
+            continue
+        label = task.format(task=r.get("task", "").removeprefix("dmc/").removesuffix("-v0")) + mark(r)
+        found = r["success"]
+        rows.append((label, {methods[k]: score(found[k], ".1%") for k in methods if k in found}))
+        seeds = ", ".join(map(str, r["seeds"]))
+        tuned = ", which settings were chosen on" if CHOSEN_ON & set(r["seeds"]) else ""
+        notes.append(f"{label.partition(',')[0]}: {how}, training seeds {seeds}{tuned}.")
+    caption = (
+        "Share of unseen episodes in which the goal was reached; in brackets, training seed by training seed. "
+        + " ".join(notes)
+    )
+    return matrix("success", rows, caption) if rows else ""
+
+
+def control() -> str:
+    """What does it reach from reward?"""
+    methods = {
+        "jepa_mpc": "JEPAMPC, pixels", "sac_pixels": "SAC or DQN, pixels", "sac_latents": "..., frozen latents",
+        "sac_online_latents": "..., latents that learn", "sac_state": "..., state", "random": "random",
+    }  # fmt: skip
+    if (r := load("dmc_pixels")) is None:
+        return ""
+    rows, notes = [], []
+    for task, found in r["results"].items():
+        cells = {
+            label: score(found[name], ".0f", pooled=not found[name]["not_recorded"])
+            for name, label in methods.items()
+            if name in found
+        }
+        first = found.get("jepa_mpc") or next(iter(found.values()))
+        rows.append((f"{task}{mark({'results': {task: found}})}", cells))
+        cut = first["train_episode_frames"]
+        notes.append(
+            f"{task}: {first['frames']:,} frames{f' in episodes of {cut}' if cut else ''}, action repeat "
+            f"{first['action_repeat']}, {first['render']} rendering, {first['observations']}."
+        )
+    caption = (
+        "Return of the last evaluation, training seed by training seed; a single number is one seed. "
+        + " ".join(notes)
+    )
+    return matrix("return", rows, caption)
+
+
+def branching() -> str:
+    """Does it help to imagine several futures?"""
+    if (r := load("branching")) is None:
+        return ""
+    kept = r["return_ratio_to_true_dynamics"]
+    kinds = ("flow", "mixture", "ensemble", "point")
+    rows = [
+        (
+            f"{label}{mark(r)}",
+            {k: score(kept[f"{k}{end}"], ".2f") if f"{k}{end}" in kept else "one future" for k in kinds},
+        )
+        for label, end in (("by the mean of the futures", ""), ("by the worst quarter (CVaR)", "_cvar"))
+    ]
+    caption = (
+        "TableEdge: return of plans over drawn futures, divided by that of the same search with the true dynamics; 1 is "
+        f"as good. Training seeds {', '.join(map(str, r['seeds']['table_edge']))}, one encoder for all columns."
+    )
+    return matrix("return ratio, plans", rows, caption)
+
+
+def speed() -> str:
+    """How fast is it?"""
+    r = load("planning_speed")
+    rows = []
+    if r is not None:
+        for label, end in (("both in float32", ""), ("both in bfloat16", "_bfloat16")):
+            cells = {
+                f"{n} environment{'s' * (n > 1)}": f"{r[key]:.1f}x"
+                for n, key in ((1, f"ratio_1_env{end}"), (16, f"ratio_16_envs{end}"))
+                if key in r
+            }
+            rows.append((f"the same weights, {label}{mark(r)}", cells))
+        if "ratio_own_1_env" in r:
+            cells = {
+                "1 environment": f"{r['ratio_own_1_env']:.1f}x",
+                "16 environments": f"{r['ratio_own_16_envs']:.1f}x",
+            }
+            rows.append((f"our best predictor, equal success{mark(r)}", cells))
+    caption = "A plan by CEM: time of stable-worldmodel / ours."
+    if (wrapper := load("wrapper_speed")) is not None:
+        caption += (
+            f" PPO trains on {wrapper['ppo_fps_ratio']:.1f} times as many frames a second from latents as from pixels; "
+            f"encoding an observation takes {wrapper['encode_ms']:.2f} ms{mark(wrapper)}."
+        )
+    if (rendering := load("rendering")) is not None:
+        caption += (
+            f" Our fast look of dm_control draws {rendering['median_ratio']:.0f} times as fast as its own"
+            f"{mark(rendering)} (median of tasks; the pictures differ)."
+        )
+    return matrix("time ratio", rows, caption) if rows else f"{caption}\n"
+
+
+MATRICES = {"goals": goals, "control": control, "branching": branching, "speed": speed}
