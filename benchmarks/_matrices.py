@@ -132,8 +132,8 @@ def branching() -> str:
         for label, end in (("by the mean of the futures", ""), ("by the worst quarter (CVaR)", "_cvar"))
     ]
     caption = (
-        "TableEdge: return of plans over drawn futures, divided by that of the same search with the true dynamics; 1 is "
-        f"as good. Training seeds {', '.join(map(str, r['seeds']['table_edge']))}, one encoder for all columns."
+        "TableEdge: return of plans over drawn futures, divided by that of the same search with the true dynamics; 1 "
+        f"is as good. Training seeds {', '.join(map(str, r['seeds']['table_edge']))}, one encoder for all columns."
     )
     return matrix("return ratio, plans", rows, caption)
 

@@ -49,9 +49,9 @@ def learn_world_model(
     ``preset``, ``fit`` and ``refine_dynamics``: call these where you need other settings.
 
     Args:
-        env: an environment that shows pictures or renders them (``render_mode="rgb_array"``), or its id. It is wrapped in
-            ``PixelObservation`` (64 x 64) unless its observations are stacked uint8 pictures already. Its episodes must
-            end.
+        env: an environment that shows pictures or renders them (``render_mode="rgb_array"``), or its id. Its episodes
+            must end. It is wrapped in ``PixelObservation`` (64 x 64) unless its observations are stacked uint8
+            pictures already.
         out: folder of the run; afterwards ``model.safetensors`` in it is the world model, ``episodes/`` the data,
             and ``joint/`` and ``refined/`` hold TensorBoard events.
         frames: pictures in an observation.

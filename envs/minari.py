@@ -65,7 +65,7 @@ def export_minari(
         raise ValueError(
             f"dataset_id must look like 'name-v0' or 'group/name-v0', got {dataset_id!r}"
         ) from error
-    folder = get_dataset_path(dataset_id)
+    folder = get_dataset_path(dataset_id).resolve()  # a relative one is lost where Minari asks for its size
     if folder.exists():
         raise ValueError(f"the Minari dataset {dataset_id} is there already, at {folder}; raise its version")
     layout = episodes.view().store.layout

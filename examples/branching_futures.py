@@ -117,7 +117,8 @@ def main(args: Args) -> None:
 # -- learn ------------------------------------------------------------------------------------------
 
 # Fallen objects lie at exact points, and so do those at the rim: what the flow has to learn there happens at little
-# noise, so that levels near the data are drawn more often and weigh more (docs/lab-notes/energy_score.md has the measurements).
+# noise, so that levels near the data are drawn more often and weigh more (measured in
+# docs/lab-notes/energy_score.md).
 FLOW: dict[str, Any] = dict(width=64, energy=4.0, shift=0.5, low_noise=2.0)
 
 

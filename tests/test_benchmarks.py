@@ -385,18 +385,21 @@ def test_the_first_world_model_sees_speeds_and_every_step(benchmarks, monkeypatc
     assert "--frames" not in line and "--block" not in line
 
 
-@pytest.mark.gl
-def test_the_control_snippet_is_the_run_of_its_figure(harness, tmp_path):
+@pytest.mark.parametrize(
+    ("page", "name"),
+    [("README.md", "CartPole-v1"), pytest.param("docs/reward.md", "cartpole-swingup", marks=pytest.mark.gl)],
+)
+def test_the_control_snippet_is_the_run_of_its_figure(page, name, harness, tmp_path):
     from jepa_rl.agents.sb3.jepa_mpc.resume import settings_of
 
-    snippets = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    (snippet,) = [text for text in snippets if "JEPAMPC(" in text]
+    snippets = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+    task = harness.TASKS[name]
+    (snippet,) = [text for text in snippets if "JEPAMPC(" in text and task.env_id in text]
     made, learn = snippet.split("model.learn(")
     names: dict = {}
     exec(made, names)
-    task = harness.TASKS["cartpole-swingup"]
     decisions = task.frames // task.repeat
-    assert learn.startswith(f"{decisions:_},")
+    assert re.match(rf"{decisions:_}\b", learn)
     ours = harness.make_jepa_mpc(harness.Args(), task, tmp_path, 0, decisions)
     theirs, expected = settings_of(names["model"]), settings_of(ours)
     assert (

@@ -19,7 +19,7 @@ from jepa_rl.control import ControlConfig
 from jepa_rl.envs import PixelObservation, collect, wrap
 
 PAGE = Path(__file__).parent.parent / "docs" / "own_parts.md"
-BLOCKS = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+BLOCKS = re.findall(r"(?<!-->\n)```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
 
 
 def write_module(folder: Path) -> Path:

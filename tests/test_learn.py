@@ -1,0 +1,94 @@
+"""``learn_world_model``: random play, training and refining of any environment in one call."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+
+from jepa_rl import EpisodeStore, WorldModel
+from jepa_rl.envs import PixelObservation, TwoRoomsEnv, learn_world_model, wrap
+
+FEW = {"steps": 60, "updates": 2, "refine_updates": 2, "progress": False}
+pytestmark = pytest.mark.filterwarnings("ignore:.*is of little use")  # two updates
+
+
+class Bar(gym.Env):
+    """An environment of somebody's own: vectors as observations, pictures by ``render``."""
+
+    metadata: ClassVar = {"render_modes": ["rgb_array"], "render_fps": 30}
+    observation_space = gym.spaces.Box(-1, 1, (1,), np.float32)
+    action_space = gym.spaces.Discrete(3)
+    render_mode = "rgb_array"
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.x = int(self.np_random.integers(0, 24))
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        self.x = int(np.clip(self.x + 4 * (action - 1), 0, 24))
+        return np.zeros(1, np.float32), 0.0, False, False, {}
+
+    def render(self):
+        picture = np.zeros((32, 32, 3), np.uint8)
+        picture[:, self.x : self.x + 8] = 255
+        return picture
+
+
+def bar(steps: int = 20) -> gym.Env:
+    return gym.wrappers.TimeLimit(Bar(), steps)
+
+
+@pytest.fixture(scope="module")
+def learned(tmp_path_factory):
+    out = tmp_path_factory.mktemp("learned") / "run"
+    with pytest.warns(UserWarning, match="is of little use: collapse"):
+        model = learn_world_model(bar(), out, **FEW)
+    return model, out
+
+
+def test_an_own_environment_becomes_latents(learned):
+    model, out = learned
+    assert model.spec.pixels == (9, 64, 64) and model.spec.frames == 3 and model.spec.block == 1
+    assert not model.training
+    latents = [wrap(bar(), source).reset(seed=0)[0] for source in (model, out / "model.safetensors")]
+    np.testing.assert_array_equal(*latents)
+    assert EpisodeStore.open(out / "episodes").num_steps >= 60
+
+
+def test_the_dynamics_are_refined_and_the_encoder_is_not(learned):
+    model, out = learned
+    joint = WorldModel.load(out / "joint" / "model.safetensors")
+    for name, before in joint.state_dict().items():
+        after = model.state_dict()[name]
+        if name.startswith("encoder."):
+            torch.testing.assert_close(after, before, rtol=0, atol=0)
+    moved = [
+        n for n, p in joint.dynamics.named_parameters() if not torch.equal(p, model.dynamics.get_parameter(n))
+    ]
+    assert moved
+
+
+def test_a_finished_run_is_returned_and_another_is_refused(learned):
+    model, out = learned
+    again = learn_world_model(bar(), out, **FEW)
+    for one, other in zip(model.parameters(), again.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+    with pytest.raises(ValueError, match=r"holds a run with .*pass resume=False"):
+        learn_world_model(bar(), out, **FEW | {"seed": 1})
+
+
+def test_pictures_that_are_stacked_already_stay_as_they_are(tmp_path):
+    env = PixelObservation(TwoRoomsEnv(), size=32, frames=2)
+    env = gym.wrappers.TimeLimit(env, 30)
+    model = learn_world_model(env, tmp_path / "run", block=5, **FEW | {"refine_updates": 0})
+    assert model.spec.pixels == (4, 32, 32) and model.spec.frames == 2 and model.spec.block == 5
+
+
+def test_an_environment_without_an_end_is_refused_in_words(tmp_path):
+    with pytest.raises(ValueError, match=r"one episode.*TimeLimit"):
+        learn_world_model(Bar(), tmp_path / "run", **FEW)
