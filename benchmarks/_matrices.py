@@ -52,7 +52,7 @@ def matrix(corner: str, rows: Sequence[tuple[str, Mapping[str, str]]], caption: 
     """A table whose columns are those that any row has, in the order of first appearance."""
     columns = list(dict.fromkeys(name for _, cells in rows for name in cells))
     lines = [f"| {corner} | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
-    lines += [f"| {name} | {' | '.join(cells.get(c, '') for c in columns)} |" for name, cells in rows]
+    lines += [f"| {name} | {' | '.join(cells.get(c, 'not run') for c in columns)} |" for name, cells in rows]
     return "\n".join([*lines, "", caption, ""])
 
 

@@ -288,3 +288,12 @@ def test_version_is_the_newest_in_the_changelog():
     newest = re.search(r"^## (\d+\.\d+\.\d+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
     version = re.search(r'__version__ = "(.+)"', (ROOT / "jepa_rl/version.py").read_text())
     assert newest and version and newest[1] == version[1]
+
+
+def test_the_version_to_cite_is_the_present_one():
+    version = re.search(r'__version__ = "(.+)"', (ROOT / "jepa_rl/version.py").read_text())
+    cited = [
+        re.search(pattern, (ROOT / page).read_text(), re.MULTILINE)
+        for page, pattern in (("CITATION.cff", r"^version: (.+)$"), ("docs/cite.md", r"version = \{(.+)\}"))
+    ]
+    assert version and [found and found[1] for found in cited] == [version[1]] * 2

@@ -1,4 +1,4 @@
-"""Build the sdist and the wheel, install the wheel elsewhere with the core dependencies only, and use it.
+"""Build the sdist and the wheel, check both, install the wheel elsewhere with the core dependencies only, and use it.
 
 Run as ``python tests/wheel_check.py`` (or ``make wheel``); pytest does not collect it, for it takes minutes.
 It finds what the editable install hides: packages missing from ``setup.cfg``, top-level ``agents`` or
@@ -102,6 +102,7 @@ def main() -> None:
             sys.executable, "-m", "build", "--outdir", dist, ROOT, cwd=elsewhere
         )  # the wheel out of the sdist
         (wheel,) = dist.glob("*.whl")
+        run(sys.executable, "-m", "twine", "check", "--strict", *sorted(dist.iterdir()), cwd=elsewhere)
         check_contents(wheel)
         venv.create(here / "venv", with_pip=True)
         python = here / "venv" / "bin" / "python"
