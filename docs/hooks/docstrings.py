@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import griffe
 
-# Modules without __all__ that have a place on the API pages; of packages the names in __all__ count.
-PLAIN = ("costs", "risk", "types", "specs", "batches", "envs.minari", "agents.evaluation", "agents.sb3.baselines",
-         "agents.sb3.online")  # fmt: skip
+# Modules that stand on an API page, where references can lead.
+SHOWN = {
+    module
+    for page in (Path(__file__).parent.parent / "api").glob("*.md")
+    for module in re.findall(r"^::: ([\w.]+)", page.read_text(), re.MULTILINE)
+}
 
 
 class Docstrings(griffe.Extension):
@@ -23,7 +27,9 @@ class Docstrings(griffe.Extension):
         names = dict(public_names(pkg))
         for thing in everything(pkg):
             if thing.docstring is not None:
-                thing.docstring.value = rewritten(thing.docstring.value, names)
+                own = arguments(thing)
+                known = {name: path for name, path in names.items() if name not in own}
+                thing.docstring.value = rewritten(thing.docstring.value, known)
 
 
 def everything(thing: griffe.Object) -> Iterator[griffe.Object]:
@@ -36,10 +42,9 @@ def everything(thing: griffe.Object) -> Iterator[griffe.Object]:
 def public_names(pkg: griffe.Module) -> Iterator[tuple[str, str]]:
     """What a docstring may call a thing, and the path under which the site knows it."""
     for module in everything(pkg):
-        if not isinstance(module, griffe.Module):
+        if not isinstance(module, griffe.Module) or module.path not in SHOWN:
             continue
-        inside = module.path.partition(".")[2]
-        own = [name for name, member in module.members.items() if not member.is_alias and inside in PLAIN]
+        own = [name for name, member in module.members.items() if not member.is_alias]
         for name in map(str, module.exports or own):
             member = module.members.get(name)
             target = resolved(member)
@@ -55,6 +60,13 @@ def public_names(pkg: griffe.Module) -> Iterator[tuple[str, str]]:
                     and not method.name.startswith("_")
                 ):
                     yield f"{name}.{method.name}", method.path
+
+
+def arguments(thing: griffe.Object) -> set[str]:
+    """Names that mean an argument in this docstring, whatever else is called so."""
+    made = thing.members.get("__init__") if isinstance(thing, griffe.Class) else thing
+    own = {p.name for p in made.parameters} if isinstance(made, griffe.Function) else set()
+    return own | (set(thing.members) if isinstance(thing, griffe.Class) else set())
 
 
 def resolved(member: griffe.Object | griffe.Alias | None) -> griffe.Object | griffe.Alias | None:
