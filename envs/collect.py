@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,9 @@ from jepa_rl.types import ActionSpec, WorldSpec
 # (observations, which environments start an episode, which still count) to actions that the space contains.
 _Act = Callable[[Any, np.ndarray, np.ndarray], np.ndarray]
 
+# Seconds between writes: each waits for the disk several times, which for short episodes took longer than playing them.
+WRITE_EVERY = 2.0
+
 
 def collect(
     env: gym.Env | VectorEnv,
@@ -37,8 +42,9 @@ def collect(
 ) -> EpisodeStore:
     """Plays ``policy`` in ``env`` and stores every episode when it ends.
 
-    Finished episodes are on disk and survive an error, Ctrl-C or a killed process. Only the newest frame of each
-    observation is stored; the sampler stacks frames again.
+    Finished episodes are written every two seconds and at the end, also after an error or Ctrl-C; a killed process
+    loses those of the last two seconds. Only the newest frame of each observation is stored; the sampler stacks frames
+    again.
 
     Several environments at once are faster. ``PixelObservation`` gives pictures of any environment::
 
@@ -84,11 +90,17 @@ def collect(
     recorder = Recorder(rows, spec.action)
     store = _open_store(store, states.layout(rows))
     done, unit = 0, "episode" if steps is None else "step"
+    finished: list[Episode] = []
+    written = time.monotonic()
     try:
         with Progress("Collecting", goal, unit, shown=progress) as bar:
             bar.files(store.path)
             for played, ended in _play(venv, act, states, recorder, observations, share):
-                store.append_many(ended)
+                finished += map(_copy, ended)  # the recorder will use their arrays again
+                if time.monotonic() - written > WRITE_EVERY:
+                    waiting, finished = finished, []
+                    store.append_many(waiting)
+                    written = time.monotonic()
                 progressed = played if steps is not None else len(ended)
                 done += progressed
                 bar.update(progressed)
@@ -96,10 +108,19 @@ def collect(
                     break
         if steps is not None:
             running = np.flatnonzero(recorder.lengths > 0).tolist()
-            store.append_many([recorder.episode(i, terminated=False, truncated=True) for i in running])
+            finished += [recorder.episode(i, terminated=False, truncated=True) for i in running]
     finally:
-        store.close()  # releases the writer's lock; the store can still be used
+        try:
+            store.append_many(finished)
+        finally:
+            store.close()  # releases the writer's lock; the store can still be used
     return store
+
+
+def _copy(episode: Episode) -> Episode:
+    extras = {name: values.copy() for name, values in episode.extras.items()}
+    arrays = {name: getattr(episode, name).copy() for name in ("frames", "actions", "rewards")}
+    return replace(episode, **arrays, extras=extras)
 
 
 def _play(

@@ -113,7 +113,9 @@ def commands(page: Path) -> list[str]:
     """Lines of shell blocks, and code in a line that begins like a command."""
     text = page.read_text()
     blocks = [
-        line for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL) for line in block.splitlines()
+        line
+        for block in re.findall(r"```(?:sh|bash)\n(.*?)```", text, re.DOTALL)
+        for line in block.splitlines()
     ]
     rest = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
     inline = re.findall(r"`((?:python|make|pip install|tensorboard) [^`\n]+)`", rest)
