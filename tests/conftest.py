@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -21,7 +22,31 @@ def checked(function: Callable[..., Any]) -> Callable[..., Any]:
     """
     hints = function.__annotations__
     function.__annotations__ = {name: hint for name, hint in hints.items() if _holds_arrays(hint)}
-    return beartype(function) if function.__annotations__ else function
+    if not function.__annotations__:
+        return function
+    strict = beartype(function)
+
+    @functools.wraps(function)
+    def counted(*args: Any, **options: Any) -> Any:
+        global calls
+        calls += 1
+        if calls == CALLS:
+            jaxtyping.config.update("jaxtyping_disable", True)
+        return strict(*args, **options)
+
+    return counted
+
+
+CALLS = 4000  # checked in one test; trainings, which repeat themselves, took twice as long with all of them checked
+calls = 0
+
+
+@pytest.fixture(autouse=True)
+def annotations_are_checked(disabled: bool = jaxtyping.config.jaxtyping_disable) -> None:
+    """Each test has its own first calls checked."""
+    global calls
+    calls = 0
+    jaxtyping.config.update("jaxtyping_disable", disabled)
 
 
 def _holds_arrays(hint: Any) -> bool:

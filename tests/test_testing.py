@@ -174,3 +174,15 @@ def test_broken_planners_are_caught(broken, test):
 
     with pytest.raises(AssertionError):
         run(Contract, test)
+
+
+def test_shapes_are_checked_while_tests_run():
+    """A wrong shape that PyTorch would broadcast is refused (conftest.py), at least among a test's first calls."""
+    from jepa_rl.objectives.terms import prediction
+
+    refused = False
+    try:
+        prediction(torch.zeros(2, 3, 4), torch.zeros(2, 3, 1))
+    except Exception as error:  # jaxtyping's own class; pytest.raises switches the checks off
+        refused = "target" in str(error)
+    assert refused
