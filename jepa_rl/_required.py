@@ -46,4 +46,4 @@ def _torch_version() -> str | None:
     return torch.__version__
 
 
-check_versions(sys.version_info, _torch_version() if sys.version_info >= PYTHON else None)
+check_versions(tuple(sys.version_info[:2]), _torch_version() if sys.version_info >= PYTHON else None)

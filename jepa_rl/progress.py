@@ -138,7 +138,7 @@ class _Lines(tqdm):
     def close(self) -> None:
         """Ends without a line of its own; the summary follows."""
         if not self.disable:
-            self.disable = True
+            self.disable: bool = True
             self._decr_instances(self)
 
     @staticmethod

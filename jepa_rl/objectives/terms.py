@@ -71,7 +71,7 @@ class CharacteristicFunction(torch.autograd.Function):
         return torch.stack(means)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Complex[Tensor, "w t p"]) -> tuple[Float[Tensor, "t b p"], None, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Complex[Tensor, "w t p"]) -> tuple[Float[Tensor, "t b p"], None, None]:
         (unit,) = ctx.saved_tensors
         # d/dx Re(conj(g) e^{ijsx}) = js Re(conj(g) i e^{ijsx}); the sum over j by Horner's rule.
         j = torch.arange(len(gradient), device=unit.device, dtype=unit.real.dtype)

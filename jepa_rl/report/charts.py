@@ -19,7 +19,7 @@ KINDS = {
     b"\x89PNG": "image/png", b"GIF8": "image/gif", b"\xff\xd8\xff": "image/jpeg",
     b"<svg": "image/svg+xml", b"<?xm": "image/svg+xml",
 }  # fmt: skip
-STYLE = {
+STYLE: Any = {
     "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25, "font.size": 8,
     "axes.titlesize": 9, "svg.hashsalt": "jepa-rl", "legend.frameon": False,
 }  # fmt: skip

@@ -96,6 +96,7 @@ class Run:
     @property
     def alarms(self) -> list[tuple[str, int | None, str]]:
         """(part, step, text), without repetitions."""
+        found: list[tuple[str, int | None, str]]
         found = [(part.name, step, text) for part in self.parts for step, text in part.events.alarms]
         texts = {text for _, _, text in found}
         for where, results in self.results.items():
@@ -256,7 +257,7 @@ def _drop_repetitions(run: Run) -> None:
 
 def _status(run: Run) -> tuple[bool | None, str]:
     known = [part for part in run.parts if part.done is not None and part.total is not None]
-    behind = [part for part in known if part.done < part.total]
+    behind = [part for part in known if (part.done or 0) < (part.total or 0)]
     there = {path.name for path in run.folder.glob("*") if path.is_file()}
     if behind:
         where = "; ".join(f"{_named(p)}{p.done:,} of {p.total:,} done at its last checkpoint" for p in behind)

@@ -110,7 +110,9 @@ class EpisodicAlgorithm(OffPolicyAlgorithm):
             self.replay_buffer.forget_running()
             self._last_obs, self._unstored, self._plans = None, False, None
         found = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, *args, **kw)
-        if self.tensorboard_log is not None and not self._custom_logger:  # beside TensorBoard's events
+        if (
+            self.logger.dir is not None and self.tensorboard_log is not None and not self._custom_logger
+        ):  # beside TensorBoard's events
             write_csv(self.logger, self.logger.dir, None)
         return found
 
