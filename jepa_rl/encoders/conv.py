@@ -20,7 +20,7 @@ def bfloat16_is_fast(device: torch.device) -> bool:
         return torch.cuda.is_bf16_supported()
     supported = getattr(torch.cpu, "_is_avx512_bf16_supported", None)  # private: other versions may lack it
     # ATEN_CPU_CAPABILITY=avx2 makes torch behave as on a processor that lacks both.
-    limited = torch.backends.cpu.get_cpu_capability() != "AVX512"
+    limited = not torch.backends.cpu.get_cpu_capability().startswith("AVX512")
     return device.type == "cpu" and supported is not None and supported() and not limited
 
 
