@@ -176,7 +176,7 @@ def test_mistakes_are_named(proposals):
         FlowPlanner(proposals, samples=4)
     with pytest.raises(ValueError, match=r"numbers must be at least 1, got {'updates': 0}"):
         fit_flow_proposals(PointMass(), z, horizon=2, updates=0)
-    with pytest.raises(ValueError, match=r"starts must be \(states, 2\)"):
+    with pytest.raises(ValueError, match=r"starts must be latents \(states, 2\).*got \(3, 4\)"):
         fit_flow_proposals(PointMass(), torch.zeros(3, 4), horizon=2)
     with pytest.raises(ValueError, match="as_goal must keep the shape"):
         fit_flow_proposals(PointMass(), z, horizon=2, paths=10, as_goal=lambda path: path[..., :1])
