@@ -12,12 +12,24 @@ from jepa_rl.registry import register_dynamics
 
 
 class PointDynamics(TrainableDynamics):
-    """Base of predictors with one future. Subclasses give ``step``."""
+    """Base of predictors with one future. Subclasses give ``step``.
+
+    One that reads more than the bare action overrides ``embed`` and ``advance`` too, so that all actions of a plan are
+    embedded at once.
+    """
 
     def step(
         self, z: Float[Tensor, "b d"], action: Float[Tensor, "b a"], generator: torch.Generator | None = None
     ) -> Float[Tensor, "b d"]:
         raise NotImplementedError
+
+    def embed(self, actions: Float[Tensor, "*b a"]) -> Float[Tensor, "*b w"]:
+        """What ``advance`` reads of actions; the actions themselves unless overridden."""
+        return actions
+
+    def advance(self, z: Float[Tensor, "b d"], embedded: Float[Tensor, "b w"]) -> Float[Tensor, "b d"]:
+        """The next latent, given an embedded action."""
+        return self.step(z, embedded)
 
     def rollout(
         self,
@@ -29,8 +41,8 @@ class PointDynamics(TrainableDynamics):
     ) -> Float[Tensor, "b 1 h+1 d"]:
         """The predicted path, ``z`` first. Point dynamics know one future whatever ``futures`` asks for."""
         path = [z]
-        for action in actions.unbind(1):
-            path.append(self.step(path[-1], action))
+        for embedded in self.embed(actions).unbind(1):
+            path.append(self.advance(path[-1], embedded))
         return torch.stack(path, dim=1).unsqueeze(1)
 
 
@@ -73,24 +85,13 @@ class MLPDynamics(PointDynamics):
     def step(
         self, z: Float[Tensor, "b d"], action: Float[Tensor, "b a"], generator: torch.Generator | None = None
     ) -> Float[Tensor, "b d"]:
-        return self._step(z, self.embed_action(action))
+        return self.advance(z, self.embed(action))
 
-    def _step(self, z: Float[Tensor, "b d"], action: Float[Tensor, "b w"]) -> Float[Tensor, "b d"]:
-        return z + self.out(self.hidden(self.embed_latent(z) + action))
+    def embed(self, actions: Float[Tensor, "*b a"]) -> Float[Tensor, "*b w"]:
+        return self.embed_action(actions)
 
-    def rollout(
-        self,
-        z: Float[Tensor, "b d"],
-        actions: Float[Tensor, "b h a"],
-        *,
-        futures: int = 1,
-        generator: torch.Generator | None = None,
-    ) -> Float[Tensor, "b 1 h+1 d"]:
-        """As ``PointDynamics.rollout``; all actions are embedded at once."""
-        path = [z]
-        for action in self.embed_action(actions).unbind(1):
-            path.append(self._step(path[-1], action))
-        return torch.stack(path, dim=1).unsqueeze(1)
+    def advance(self, z: Float[Tensor, "b d"], embedded: Float[Tensor, "b w"]) -> Float[Tensor, "b d"]:
+        return z + self.out(self.hidden(self.embed_latent(z) + embedded))
 
 
 @register_dynamics("gru")

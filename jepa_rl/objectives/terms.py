@@ -56,7 +56,7 @@ class CharacteristicFunction(torch.autograd.Function):
     r"""The empirical characteristic function :math:`\hat\varphi(\omega) = mean_b\, e^{i \omega x_b}` at equal steps.
 
     The values at :math:`\omega = j s` are powers of one complex number: a product each, instead of a sine and a cosine,
-    forwards and backwards, and nothing but ``x`` is kept in between.
+    forwards and backwards, and only that number is kept in between.
     """
 
     @staticmethod
