@@ -98,14 +98,13 @@ def evaluate(args: Args, model: WorldModel, train: Any) -> dict[str, list[Outcom
     agent = planning_agent(args, model)
     inverse = fit_inverse_model(model, train, updates=100 if args.quick else 3000, seed=args.seed)
     board = SummaryWriter(str(args.out / "plan"))
-    outcomes = {
-        "random": play(args, lambda env, _: lambda observation, start: env.action_space.sample()),
-        "inverse_model": play(
-            args, lambda env, _: lambda observation, start: inverse.predict(observation)[0]
-        ),
-        "oracle_dynamics": play(args, partial(oracle, args, agent.planner, agent.cost)),
-        "agent": play(args, lambda env, episode: Driver(agent, board, MAX_STEPS * episode)),
+    policies: dict[str, Callable[[gym.Env, int], Act]] = {
+        "random": lambda env, _: lambda observation, start: env.action_space.sample(),
+        "inverse_model": lambda env, _: lambda observation, start: inverse.predict(observation)[0],
+        "oracle_dynamics": partial(oracle, args, agent.planner, agent.cost),
+        "agent": lambda env, episode: Driver(agent, board, MAX_STEPS * episode),
     }
+    outcomes = {name: play(args, name, make_policy) for name, make_policy in policies.items()}
     board.close()
     return outcomes
 
@@ -203,11 +202,11 @@ def planning_agent(args: Args, model: WorldModel) -> MPCAgent:
 Act = Callable[[dict[str, np.ndarray], bool], np.ndarray]
 
 
-def play(args: Args, make_policy: Callable[[gym.Env, int], Act]) -> list[Outcome]:
+def play(args: Args, name: str, make_policy: Callable[[gym.Env, int], Act]) -> list[Outcome]:
     """The evaluation episodes, one after the other: the same layouts, starts and goals for every policy."""
     env = GoalObservation(gym.make("jepa_rl/TwoRooms-v0", max_episode_steps=MAX_STEPS))
     outcomes = []
-    for episode in track(range(args.episodes), "Evaluating", "episode"):
+    for episode in track(range(args.episodes), f"Evaluating {name}", "episode"):
         observation, _ = env.reset(seed=FIRST_LAYOUT + episode)
         env.action_space.seed(episode)
         act, seconds, over = make_policy(env, episode), 0.0, False
