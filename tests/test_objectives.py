@@ -206,3 +206,26 @@ def test_the_variance_term_acts_before_the_batch_norm():
     assert total > 0.1 and variance(world.encode_windows(pixels)) < 1e-3
     (gradient,) = torch.autograd.grad(total, world.encoder.project.weight)
     assert gradient.abs().sum() > 0
+
+
+def test_consistency_spreads_latents_whose_batch_norm_cannot():
+    """Pictures that differ in one bright square: the variance before the norm is below its epsilon of 1e-5 at first."""
+    spec = WorldSpec((9, 64, 64), 3, ActionSpec("continuous", 1, low=(-1.0,), high=(1.0,)))
+    torch.manual_seed(0)
+    world = WorldModel(
+        WorldModelConfig(spec, 8, encoder="frames", objective="consistency", objective_options={"shift": 0})
+    )
+    pixels = torch.zeros(16, 3, 9, 64, 64, dtype=torch.uint8)
+    for i in range(16):
+        pixels[i, :, :, 4 * (i // 4) : 4 * (i // 4) + 4, 4 * (i % 4) : 4 * (i % 4) + 4] = 100
+    batch = Batch(pixels, torch.zeros(16, 2, 1), torch.zeros(16, 2), torch.zeros(16, 2, dtype=torch.bool))
+    optimiser = torch.optim.Adam(world.parameters(), lr=1e-3)
+    found = []
+    for _ in range(40):
+        found.append(world.encode(pixels[:, 0]).std(0).mean().item())
+        loss, terms = world.objective.loss(world, batch, seeded())
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    assert found[0] < 0.5, found
+    assert found[-1] > 0.8, found

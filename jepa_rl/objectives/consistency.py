@@ -20,7 +20,6 @@ from jepa_rl.objectives.base import (
     checked_loss,
     each,
     future_of,
-    norms_of,
     step_weights,
     weighted_mean,
 )
@@ -37,7 +36,7 @@ class Consistency(Objective):
     .. math:: L = \lambda_p \sum_i w_i \|\hat z_i - sg(z_i)\|^2 + \lambda_a A(z_0)
 
     with :math:`\hat z` rolled out from the first state of a window, :math:`sg` without gradient, and A VICReg's
-    covariance (and variance, where no batch norm fixes it), or SIGReg. TD-MPC2 prevents collapse by
+    variance and covariance, or SIGReg. TD-MPC2 prevents collapse by
     a simplex (SimNorm), which collapsed from pixels at the learning rates that a few thousand updates need
     (docs/lab-notes/control.md). Dynamics that define their own ``loss`` are trained by that instead.
 
@@ -111,8 +110,7 @@ class Consistency(Objective):
         if self.kind == "sigreg":
             apart = terms.sigreg(z.transpose(0, 1), generator)
         else:
-            apart = terms.VICREG_COVARIANCE * terms.covariance(z)
-            if not norms_of(world.encoder):  # a batch norm already makes every standard deviation 1
-                apart = apart + terms.variance(z)
+            # Behind a batch norm, too: where the variance before it is below the norm's epsilon, latents stay small.
+            apart = terms.variance(z) + terms.VICREG_COVARIANCE * terms.covariance(z)
         found = {"consistency": error, "anti_collapse": apart}
         return torch.stack([self.weights[name] * value for name, value in found.items()]).sum(), found
