@@ -223,7 +223,7 @@ def test_consistency_spreads_latents_whose_batch_norm_cannot():
     found = []
     for _ in range(40):
         found.append(world.encode(pixels[:, 0]).std(0).mean().item())
-        loss, terms = world.objective.loss(world, batch, seeded())
+        loss, _ = world.objective.loss(world, batch, seeded())
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
