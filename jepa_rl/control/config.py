@@ -76,6 +76,9 @@ def world_config(spec: WorldSpec, options: Mapping[str, Any] | None = None) -> W
             "is taken up by JEPAMPC(...).policy.warm_start(model_or_path)"
         )
     given = dict(options or {})
+    if given.get("encoder", defaults["encoder"]) in ("frames", "conv"):
+        # Twice as wide they take twice as long on a processor (docs/lab-notes/processors.md).
+        defaults["encoder_options"] = {"widths": (16, 16, 32)}
     if given.get("dynamics", "mlp") == "mlp":
         defaults["dynamics_options"] = {"width": 128, "depth": 2}
     known = set(WorldModelConfig.__dataclass_fields__) - {"spec"}

@@ -109,7 +109,7 @@ class JEPAMPC(EpisodicAlgorithm):
         learning_rate: float | Schedule = LinearSchedule(1e-3, 1e-4, 1.0),  # noqa: B008  (it holds no state)
         buffer_size: int = 100_000,
         learning_starts: int = 1000,
-        batch_size: int = 128,
+        batch_size: int = 96,
         gamma: float = 0.99,
         train_freq: int | tuple[int, str] = 1,
         gradient_steps: int = 1,

@@ -67,7 +67,7 @@ class JEPAMPCPolicy(BasePolicy):
         horizon: int = 5,
         samples: int = 64,
         elites: int = 32,
-        iterations: int = 3,
+        iterations: int = 2,
         init_std: float = 0.5,
         temperature: float = 1.0,
         proposals: int = 8,

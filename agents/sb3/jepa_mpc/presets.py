@@ -10,6 +10,8 @@ from stable_baselines3.common.utils import LinearSchedule
 from jepa_rl._moved import renamed
 from jepa_rl.control import ControlConfig
 
+WIDE = {"widths": (32, 32, 64)}  # of the convolutions
+
 
 def laptop() -> dict[str, Any]:
     """Two processor cores and no GPU: the defaults.
@@ -33,7 +35,7 @@ def small() -> dict[str, Any]:
     Measured on one core, another run on the other: 414 ms an update, 128 ms a decision. Not timed on a GPU yet.
     """
     search = {"samples": 256, "elites": 128, "iterations": 4, "proposals": 16}
-    world = {"latent_dim": 128, "dynamics_options": {"width": 256, "depth": 2}}
+    world = {"latent_dim": 128, "encoder_options": WIDE, "dynamics_options": {"width": 256, "depth": 2}}
     control = ControlConfig(width=256, values=3, bins=101)
     return {"batch_size": 256, "policy_kwargs": {"world": world, "control": control, **search}}
 
@@ -44,7 +46,7 @@ def base() -> dict[str, Any]:
     Measured on one core, another run on the other: 0.8 s an update, 1.3 s a decision. Not timed on a GPU yet.
     """
     search = {"samples": 512, "elites": 256, "iterations": 6, "proposals": 24}
-    world = {"latent_dim": 256, "dynamics_options": {"width": 512, "depth": 2}}
+    world = {"latent_dim": 256, "encoder_options": WIDE, "dynamics_options": {"width": 512, "depth": 2}}
     control = ControlConfig(width=512, values=5, bins=101)
     rate = LinearSchedule(3e-4, 3e-5, 1.0)
     return {
