@@ -472,3 +472,17 @@ def test_costs_and_risks_of_the_wrong_shape_are_named():
         CEM(4).plan(PointMass(), lambda latents, actions: latents[:, 0].sum(-1), torch.zeros(1, 2))
     with pytest.raises(ValueError, match="a risk must answer"):
         CEM(4, risk=lambda costs: costs).plan(PointMass(), GoalCost(torch.zeros(1, 2)), torch.zeros(1, 2))
+
+
+@pytest.mark.parametrize("samples", [2, 3, 7, 8])
+def test_mppi_draws_pairs_that_are_mirrored_at_the_mean(samples):
+    mean = torch.tensor([[[0.1], [-0.2]], [[0.0], [0.3]]])
+    planner = MPPI(2, samples=samples, elites=2, init_std=0.05, min_std=0.05)
+    drawn = planner.propose(planner.begin(mean), 0, seeded())
+    assert drawn.shape == (2, samples, 2, 1)
+    torch.testing.assert_close(drawn.mean(1), mean)
+    torch.testing.assert_close(drawn[:, 0], mean)
+    pairs = (samples - 1) // 2
+    for i in range(1, 1 + pairs):
+        torch.testing.assert_close(drawn[:, i] + drawn[:, i + pairs], 2 * mean)
+        assert not torch.equal(drawn[:, i], mean)

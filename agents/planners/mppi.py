@@ -32,9 +32,10 @@ def softmin(costs: Float[Tensor, "b k"], temperature: float) -> Float[Tensor, "b
 class MPPI(SamplingPlanner[Gaussian]):
     """Model-predictive path integral control (Williams et al. 2017), iterated over elites as in TD-MPC2.
 
-    Each iteration draws ``samples`` plans around a mean (the mean is one of them) and sets mean and
-    standard deviation to those of the ``elites`` cheapest, weighted by ``softmin`` (Hansen et al.
-    2024, section 3.2). Returned is the cheaper of the last mean and the best plan seen, or the mean in any case:
+    Each iteration draws ``samples`` plans around a mean (the mean is one of them), in pairs that are mirrored at the
+    mean (antithetic variates, Hammersley and Morton 1956: the noise of a pair cancels where the cost is flat), and
+    sets mean and standard deviation to those of the ``elites`` cheapest, weighted by ``softmin`` (Hansen et al. 2024,
+    section 3.2). Returned is the cheaper of the last mean and the best plan seen, or the mean in any case:
     the best of many plans in a learned model is also the one whose cost the model gets most wrong, while a mean over
     many elites averages such errors out.
 
@@ -72,8 +73,10 @@ class MPPI(SamplingPlanner[Gaussian]):
     def propose(
         self, state: Gaussian, iteration: int, generator: torch.Generator | None
     ) -> Float[Tensor, "b s h a"]:
-        noise = normal((self.samples, *state.mean.shape[1:]), state.mean, generator)
-        return perturb(state.mean, state.std, noise)
+        pairs = normal(((self.samples - 1) // 2, *state.mean.shape[1:]), state.mean, generator)
+        centre = torch.zeros_like(state.mean[:1])
+        # An even number takes the mean twice: a plan without its mirror image would pull every search its way.
+        return perturb(state.mean, state.std, torch.cat([centre, pairs, -pairs, centre])[: self.samples])
 
     def refit(
         self, state: Gaussian, elites: Float[Tensor, "b k h a"], costs: Float[Tensor, "b k"]

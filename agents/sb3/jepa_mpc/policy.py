@@ -66,7 +66,7 @@ class JEPAMPCPolicy(BasePolicy):
         control: ControlConfig | None = None,
         horizon: int = 5,
         samples: int = 64,
-        elites: int = 32,
+        elites: int = 16,
         iterations: int = 2,
         init_std: float = 0.5,
         temperature: float = 1.0,

@@ -34,7 +34,7 @@ def small() -> dict[str, Any]:
 
     Measured on one core, another run on the other: 414 ms an update, 128 ms a decision. Not timed on a GPU yet.
     """
-    search = {"samples": 256, "elites": 128, "iterations": 4, "proposals": 16}
+    search = {"samples": 256, "elites": 64, "iterations": 4, "proposals": 16}
     world = {"latent_dim": 128, "encoder_options": WIDE, "dynamics_options": {"width": 256, "depth": 2}}
     control = ControlConfig(width=256, values=3, bins=101)
     return {"batch_size": 256, "policy_kwargs": {"world": world, "control": control, **search}}
@@ -45,7 +45,7 @@ def base() -> dict[str, Any]:
 
     Measured on one core, another run on the other: 0.8 s an update, 1.3 s a decision. Not timed on a GPU yet.
     """
-    search = {"samples": 512, "elites": 256, "iterations": 6, "proposals": 24}
+    search = {"samples": 512, "elites": 128, "iterations": 6, "proposals": 24}
     world = {"latent_dim": 256, "encoder_options": WIDE, "dynamics_options": {"width": 512, "depth": 2}}
     control = ControlConfig(width=512, values=5, bins=101)
     rate = LinearSchedule(3e-4, 3e-5, 1.0)
