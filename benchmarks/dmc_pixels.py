@@ -1,6 +1,6 @@
 """Learning control from pixels within 100,000 frames: JEPAMPC beside Stable-Baselines3's SAC and random play.
 
-    python benchmarks/dmc_pixels.py --tasks cartpole-swingup --methods jepa_mpc random --seeds 0 1 2
+    python benchmarks/dmc_pixels.py --tasks cartpole-swingup --methods jepa_mpc random --seeds 14 15 16
     python benchmarks/dmc_pixels.py --report
     python benchmarks/dmc_pixels.py --quick
 
@@ -126,8 +126,8 @@ TASKS = {
 class Args:
     tasks: tuple[str, ...] = ("cartpole-swingup", "reacher-easy", "CartPole-v1")
     methods: tuple[str, ...] = METHODS
-    seeds: tuple[int, ...] = (1, 2, 3)
-    """Of training; JEPAMPC's settings were chosen on 0 and 100."""
+    seeds: tuple[int, ...] = (14, 15, 16)
+    """Of training; JEPAMPC's settings were chosen on 0, 10 and 100, and 1 to 5 were looked at meanwhile."""
     preset: str = "laptop"
     """Of JEPAMPC."""
     frames: int | None = None
