@@ -11,6 +11,7 @@ import gymnasium as gym
 from jepa_rl._moved import renamed
 from jepa_rl.envs.collect import collect
 from jepa_rl.envs.dm_control import register_dm_control
+from jepa_rl.envs.dream_envs import DreamEnv, DreamVecEnv, DreamVectorEnv
 from jepa_rl.envs.learn import learn_world_model
 from jepa_rl.envs.policies import RandomPolicy, SmoothRandomPolicy
 from jepa_rl.envs.worlds.fork import ForkEnv
@@ -27,6 +28,9 @@ from jepa_rl.spaces import action_spec, world_spec
 
 __all__ = [
     "ActionRepeat",
+    "DreamEnv",
+    "DreamVecEnv",
+    "DreamVectorEnv",
     "ForkEnv",
     "GoalObservation",
     "LatentObservation",

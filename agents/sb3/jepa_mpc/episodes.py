@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+import torch
+from jaxtyping import Float
 from stable_baselines3.common.callbacks import BaseCallback, ConvertCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
+from torch import Tensor
 
 from jepa_rl.acting import scalar_rewards
 from jepa_rl.agents.sb3.checks import check_terminal_observations
@@ -18,6 +21,8 @@ from jepa_rl.agents.sb3.jepa_mpc.monitor import EnvClock, PlanRecord, search_met
 from jepa_rl.agents.sb3.jepa_mpc.policy import JEPAMPCPolicy
 from jepa_rl.agents.sb3.progress import LearningProgress, write_csv
 from jepa_rl.data.replay import EpisodeReplay
+from jepa_rl.modes import evaluating
+from jepa_rl.objectives.base import each
 from jepa_rl.spaces import by_name, observation_boxes
 
 
@@ -192,6 +197,28 @@ class EpisodicAlgorithm(OffPolicyAlgorithm):
         if self.replay_buffer is None:
             self._make_replay()
         self.replay_buffer.load(_path(path), replace=True)
+
+    @torch.no_grad()
+    def seen_latents(self, count: int = 2000, seed: int = 0) -> Float[Tensor, "m d"]:
+        """Latents of states drawn from the replay, as the world model that acts encodes them: starts of a dream.
+
+        Args:
+            count: number of states, drawn with replacement.
+            seed: of the draw.
+
+        Raises:
+            ValueError: if ``count`` is below 1, or no episode has ended yet.
+        """
+        if count < 1:
+            raise ValueError(f"count must be at least 1, got {count}")
+        if self.replay_buffer is None or not len(self.replay_buffer):
+            raise ValueError("no episode has ended yet, so no state is known; call learn first")
+        rng, found = np.random.default_rng(seed), []
+        with evaluating(self.policy.world):
+            for rows in np.array_split(np.arange(count), -(-count // 256)):
+                batch = self.replay_buffer.sample(len(rows), 1, rng).to(self.device)
+                found.append(self.policy.world.encode(each(batch.observations, lambda x: x[:, 0])))
+        return torch.cat(found)
 
 
 def _path(path: str | Path | io.BufferedIOBase) -> Path:

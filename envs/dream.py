@@ -1,0 +1,197 @@
+"""A world model with reward as an environment: agents train in imagined states, many at a time.
+
+Episodes start in states that were seen and are cut off after a few steps, before errors of the model add up
+(model-based policy optimisation, Janner et al. 2019, arXiv:1906.08253; Dreamer, Hafner et al. 2020, arXiv:1912.01603).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Float32, UInt8
+from torch import Tensor
+
+from jepa_rl.checks import check_each
+from jepa_rl.data.latent_windows import LatentEpisodes
+from jepa_rl.modes import evaluating
+from jepa_rl.world_model import WorldModel
+
+# latents "b d" -> pictures "b c y x" in [0, 1], such as ``jepa_rl.heads.PictureDecoder``.
+Decoder = Callable[[Tensor], Tensor]
+
+
+class RewardingWorld(Protocol):
+    """A world model with reward and termination, such as ``jepa_rl.control.ControlModel``."""
+
+    world: WorldModel
+
+    def reward(self, z: Float[Tensor, "b d"], action: Float[Tensor, "b a"]) -> Float[Tensor, " b"]: ...
+
+    def alive(self, z: Float[Tensor, "b d"]) -> Float[Tensor, " b"]: ...
+
+
+class Dreamt(NamedTuple):
+    """What one step of all dreams gave.
+
+    Attributes:
+        latents: the states reached, before new episodes start.
+        rewards: of the step, less the penalty.
+        terminated: where the model says that the episode ended.
+        truncated: where the horizon was reached.
+    """
+
+    latents: Float32[np.ndarray, "b d"]
+    rewards: Float32[np.ndarray, " b"]
+    terminated: Bool[np.ndarray, " b"]
+    truncated: Bool[np.ndarray, " b"]
+
+
+class Dream:
+    """Imagined episodes side by side; the environments of ``dream_envs`` are thin shells around it.
+
+    Args:
+        model: a ``ControlModel`` (of an agent: ``agent.policy.average``), or whatever has its ``world``, ``reward`` and
+            ``alive``. It stays as it is.
+        starts: latents "m d" of states in which episodes may start, or encoded episodes.
+        num_envs: dreams that are stepped as one batch.
+        horizon: steps of an episode, unless the model ends it before.
+        futures: next states that the dynamics draw (ensemble, mixture, flow); each dream goes on from one of them, so
+            that no single prediction is exploited.
+        penalty: taken off the reward for each unit of standard deviation of these futures, averaged over latent
+            dimensions (MOPO, Yu et al. 2020, arXiv:2005.13239).
+        seed: of starts, futures and ends.
+
+    Raises:
+        TypeError: if the model has no reward or termination, or is no world model.
+        ValueError: for numbers out of range, starts of another width or not finite, a penalty without futures that
+            differ, or dynamics with a memory.
+    """
+
+    def __init__(
+        self,
+        model: RewardingWorld,
+        starts: Float[Tensor, "m d"] | LatentEpisodes,
+        num_envs: int = 1,
+        horizon: int = 15,
+        futures: int = 1,
+        penalty: float = 0.0,
+        seed: int | None = None,
+    ) -> None:
+        missing = [name for name in ("world", "reward", "alive") if not hasattr(model, name)]
+        if missing:
+            raise TypeError(
+                f"a dream needs a world model with reward and termination, but {type(model).__name__} has no "
+                f"{', '.join(missing)}; take a jepa_rl.control.ControlModel, such as agent.policy.average of a JEPAMPC"
+            )
+        check_each(lambda n: n >= 1, "be at least 1", num_envs=num_envs, horizon=horizon, futures=futures)
+        check_each(lambda n: 0 <= n < float("inf"), "be finite and at least 0", penalty=penalty)
+        world = model.world
+        if world.spec.block != 1:
+            raise ValueError(
+                f"an agent acts in every environment step, the world model predicts blocks of {world.spec.block}; "
+                "train it with block=1"
+            )
+        if not world.markov:
+            raise ValueError(
+                f"a dream goes on from imagined states, but {type(world.dynamics).__name__} remembers more than the "
+                "newest one; choose dynamics without a memory"
+            )
+        seen = starts.latents if isinstance(starts, LatentEpisodes) else starts
+        if seen.ndim != 2 or seen.shape[1] != world.latent_dim or not len(seen):
+            raise ValueError(
+                f"starts must be latents of shape (m, {world.latent_dim}) of this world model, got "
+                f"{tuple(seen.shape)}; encode states with model.world.encode, or a store with "
+                "LatentEpisodes.encode(model.world, store)"
+            )
+        if not torch.isfinite(seen).all():
+            raise ValueError("starts hold NaN or infinite latents")
+        self.model, self.spec = model, world.spec.action
+        self.starts = seen.detach().to(next(world.parameters()).device, torch.float32)
+        self.num_envs, self.horizon, self.futures, self.penalty = num_envs, horizon, futures, penalty
+        self.generator = torch.Generator(self.starts.device)
+        self.seed(seed)
+        self._latents, self._steps = self.starts[:1].repeat(num_envs, 1), np.zeros(num_envs, np.int64)
+        if penalty and self._futures(self._latents, self._no_action()).shape[1] < 2:
+            raise ValueError(
+                f"a penalty needs futures that differ, but {futures} of {type(world.dynamics).__name__} give one; take "
+                "futures of 2 or more and dynamics that draw them (ensemble, mixture, flow)"
+            )
+
+    def seed(self, seed: int | None) -> None:
+        """Seeds starts, futures and ends; with None, from the operating system."""
+        self.generator.manual_seed(int(np.random.SeedSequence(seed).generate_state(1)[0]))
+
+    @property
+    def latents(self) -> Float32[np.ndarray, "b d"]:
+        """A copy of the present states."""
+        return self._latents.cpu().numpy().copy()
+
+    def start(self, rows: Bool[np.ndarray, " b"]) -> None:
+        """Starts new episodes in these rows."""
+        at = torch.from_numpy(np.flatnonzero(rows)).to(self.starts.device)
+        drawn = torch.randint(
+            len(self.starts), (len(at),), generator=self.generator, device=self.starts.device
+        )
+        self._latents = self._latents.index_copy(0, at, self.starts[drawn])
+        self._steps[rows] = 0
+
+    @torch.no_grad()
+    def step(self, actions: np.ndarray) -> Dreamt:
+        """One step of every dream; those that end stay where they are until ``start``.
+
+        Args:
+            actions: of the environment, one for each dream.
+
+        Raises:
+            ValueError: for actions of another shape or range, or if the model's reward or next state is not finite.
+        """
+        shape = (self.num_envs, *self.spec.shape)
+        if np.shape(actions) != shape:
+            raise ValueError(f"actions must have shape {shape}, got {np.shape(actions)}")
+        z, device = self._latents, self.starts.device
+        taken = torch.from_numpy(self.spec.encode(np.asarray(actions))).to(device)
+        with evaluating(self.model):
+            drawn = self._futures(z, taken)
+            rewards = self.model.reward(z, taken)
+            if self.penalty:
+                rewards = rewards - self.penalty * drawn.std(1).mean(-1)
+            chosen = torch.randint(drawn.shape[1], (self.num_envs,), generator=self.generator, device=device)
+            self._latents = drawn[torch.arange(self.num_envs, device=device), chosen]
+            alive = self.model.alive(self._latents)
+        for name, value in (("reward", rewards), ("next state", self._latents)):
+            if not torch.isfinite(value).all():
+                raise ValueError(f"the model's {name} is NaN or infinite; train it anew, at a lower rate")
+        ended = torch.rand(self.num_envs, generator=self.generator, device=device) >= alive
+        self._steps += 1
+        terminated = ended.cpu().numpy()
+        truncated = (self._steps >= self.horizon) & ~terminated
+        return Dreamt(self.latents, rewards.float().cpu().numpy(), terminated, truncated)
+
+    def _futures(self, z: Float[Tensor, "b d"], actions: Float[Tensor, "b a"]) -> Float[Tensor, "b n d"]:
+        """Next states as the dynamics draw them; point dynamics know one."""
+        dynamics = self.model.world.dynamics
+        return dynamics.rollout(z, actions.unsqueeze(1), futures=self.futures, generator=self.generator)[
+            :, :, 1
+        ]
+
+    def _no_action(self) -> Float[Tensor, "b a"]:
+        return torch.zeros(self.num_envs, self.spec.size, device=self.starts.device)
+
+    @torch.no_grad()
+    def pictures(self, decoder: Decoder | None) -> UInt8[np.ndarray, "b y x c"]:
+        """The present states as pictures, of stacked frames the newest.
+
+        Raises:
+            ValueError: if there is no decoder.
+        """
+        if decoder is None:
+            raise ValueError(
+                "latents cannot be drawn without a decoder; pass decoder=, a module from latents to pictures in [0, 1] "
+                "such as jepa_rl.heads.PictureDecoder"
+            )
+        drawn = decoder(self._latents)
+        newest = drawn[:, -3:] if drawn.shape[1] >= 3 else drawn[:, -1:].repeat(1, 3, 1, 1)
+        return (255 * newest.clamp(0, 1)).round().byte().permute(0, 2, 3, 1).cpu().numpy()

@@ -1,0 +1,214 @@
+"""Dreams as environments of Gymnasium and Stable-Baselines3."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+from jaxtyping import Float
+from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
+from torch import Tensor
+
+from jepa_rl.data.latent_windows import LatentEpisodes
+from jepa_rl.envs.dream import Decoder, Dream, RewardingWorld
+from jepa_rl.specs import ActionSpec
+
+
+def action_space(spec: ActionSpec) -> spaces.Space:
+    """The Gymnasium space of these actions."""
+    if spec.choices:
+        return spaces.MultiDiscrete(spec.choices, start=spec.starts)
+    if spec.kind == "discrete":
+        return spaces.Discrete(spec.size, start=spec.start)
+    low, high = (np.array(bound, spec.dtype) for bound in (spec.low, spec.high))
+    return spaces.Box(low, high, dtype=np.dtype(spec.dtype).type)
+
+
+def latent_space(latent_dim: int) -> spaces.Box:
+    """The space of latents, which have no bounds."""
+    return spaces.Box(-np.inf, np.inf, (latent_dim,), np.float32)
+
+
+class DreamEnv(gym.Env[np.ndarray, Any]):
+    """One dream as a Gymnasium environment. Arguments and errors as ``Dream``.
+
+    Args:
+        decoder: draws the states for ``render``.
+        render_mode: ``"rgb_array"`` or None.
+    """
+
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 15}
+
+    def __init__(
+        self,
+        model: RewardingWorld,
+        starts: Float[Tensor, "m d"] | LatentEpisodes,
+        horizon: int = 15,
+        futures: int = 1,
+        penalty: float = 0.0,
+        decoder: Decoder | None = None,
+        render_mode: str | None = None,
+    ) -> None:
+        self.dream = Dream(model, starts, 1, horizon, futures, penalty)
+        self.observation_space = latent_space(model.world.latent_dim)
+        self.action_space = action_space(self.dream.spec)
+        self.decoder, self.render_mode = decoder, render_mode
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        super().reset(seed=seed)
+        if seed is not None:
+            self.dream.seed(seed)
+        self.dream.start(np.ones(1, bool))
+        return self.dream.latents[0], {}
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        found = self.dream.step(np.asarray(action)[None])
+        terminated, truncated = bool(found.terminated[0]), bool(found.truncated[0])
+        return found.latents[0], float(found.rewards[0]), terminated, truncated, {}
+
+    def render(self) -> np.ndarray | None:
+        return None if self.render_mode is None else self.dream.pictures(self.decoder)[0]
+
+
+class DreamVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
+    """Dreams as a Gymnasium vector environment; a new episode starts in the step in which one ended (SAME_STEP).
+
+    Arguments and errors as ``Dream``; ``decoder`` and ``render_mode`` as ``DreamEnv``.
+    """
+
+    metadata: ClassVar[dict[str, Any]] = {
+        **DreamEnv.metadata,
+        "autoreset_mode": AutoresetMode.SAME_STEP,
+    }
+
+    def __init__(
+        self,
+        model: RewardingWorld,
+        starts: Float[Tensor, "m d"] | LatentEpisodes,
+        num_envs: int = 256,
+        horizon: int = 15,
+        futures: int = 1,
+        penalty: float = 0.0,
+        decoder: Decoder | None = None,
+        render_mode: str | None = None,
+    ) -> None:
+        self.dream = Dream(model, starts, num_envs, horizon, futures, penalty)
+        self.num_envs, self.decoder, self.render_mode = num_envs, decoder, render_mode
+        self.single_observation_space = latent_space(model.world.latent_dim)
+        self.single_action_space = action_space(self.dream.spec)
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+
+    def reset(
+        self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """All dreams anew; they share one generator, which the first seed of a list seeds."""
+        first = seed[0] if isinstance(seed, list) else seed
+        if first is not None:
+            self.dream.seed(first)
+        self.dream.start(np.ones(self.num_envs, bool))
+        return self.dream.latents, {}
+
+    def step(
+        self, actions: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        found = self.dream.step(actions)
+        ended = found.terminated | found.truncated
+        infos: dict[str, Any] = {}
+        latents = found.latents
+        if ended.any():
+            final = np.full(self.num_envs, None, dtype=object)
+            for row in np.flatnonzero(ended):
+                final[row] = found.latents[row]
+            infos = {"final_obs": final, "_final_obs": ended}
+            self.dream.start(ended)
+            latents = self.dream.latents
+        return latents, found.rewards, found.terminated, found.truncated, infos
+
+    def render(self) -> tuple[np.ndarray, ...] | None:
+        return None if self.render_mode is None else tuple(self.dream.pictures(self.decoder))
+
+
+class DreamVecEnv(VecEnv):
+    """Dreams as a Stable-Baselines3 ``VecEnv``: ``PPO("MlpPolicy", DreamVecEnv(agent.policy.average, starts))``.
+
+    Arguments and errors as ``Dream``; ``decoder`` and ``render_mode`` as ``DreamEnv``.
+    """
+
+    def __init__(
+        self,
+        model: RewardingWorld,
+        starts: Float[Tensor, "m d"] | LatentEpisodes,
+        num_envs: int = 256,
+        horizon: int = 15,
+        futures: int = 1,
+        penalty: float = 0.0,
+        decoder: Decoder | None = None,
+        render_mode: str | None = None,
+    ) -> None:
+        self.dream = Dream(model, starts, num_envs, horizon, futures, penalty)
+        self.decoder, self.render_mode = decoder, render_mode  # asked for by VecEnv's constructor
+        self._actions: np.ndarray | None = None
+        super().__init__(num_envs, latent_space(model.world.latent_dim), action_space(self.dream.spec))
+
+    def reset(self) -> np.ndarray:
+        """All dreams anew; they share one generator, which the first of ``seed``'s numbers seeds."""
+        if self._seeds[0] is not None:
+            self.dream.seed(self._seeds[0])
+        self._reset_seeds()
+        self.dream.start(np.ones(self.num_envs, bool))
+        return self.dream.latents
+
+    def step_async(self, actions: np.ndarray) -> None:
+        self._actions = actions
+
+    def step_wait(self) -> VecEnvStepReturn:
+        assert self._actions is not None, "step_async comes first"
+        found = self.dream.step(self._actions)
+        ended = found.terminated | found.truncated
+        infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
+        latents = found.latents
+        if ended.any():
+            for row in np.flatnonzero(ended).tolist():
+                infos[row] = {
+                    "terminal_observation": found.latents[row],
+                    "TimeLimit.truncated": bool(found.truncated[row]),
+                }
+            self.dream.start(ended)
+            latents = self.dream.latents
+        return latents, found.rewards, ended, infos
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+    def get_images(self) -> Sequence[np.ndarray | None]:
+        return list(self.dream.pictures(self.decoder))
+
+    def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
+        return [getattr(self, attr_name)] * len(list(self._get_indices(indices)))
+
+    def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
+        """All dreams share their settings, so ``indices`` must name all.
+
+        Raises:
+            ValueError: if they do not.
+        """
+        if len(set(self._get_indices(indices))) != self.num_envs:
+            raise ValueError(f"dreams share their settings: {attr_name} can be set for all of them alone")
+        setattr(self, attr_name, value)
+
+    def env_method(
+        self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
+    ) -> list[Any]:
+        raise AttributeError(f"dreams are no environments of their own, so they have no method {method_name}")
+
+    def env_is_wrapped(self, wrapper_class: type[gym.Wrapper], indices: VecEnvIndices = None) -> list[bool]:
+        return [False] * len(list(self._get_indices(indices)))
