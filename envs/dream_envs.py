@@ -23,7 +23,7 @@ from jepa_rl.specs import ActionSpec
 def action_space(spec: ActionSpec) -> spaces.Space:
     """The Gymnasium space of these actions."""
     if spec.choices:
-        return spaces.MultiDiscrete(spec.choices, start=spec.starts)
+        return spaces.MultiDiscrete(list(spec.choices), start=list(spec.starts))
     if spec.kind == "discrete":
         return spaces.Discrete(spec.size, start=spec.start)
     low, high = (np.array(bound, spec.dtype) for bound in (spec.low, spec.high))
