@@ -30,7 +30,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted(p for p in (ROOT / "docs").rglob("*.md") if "api" not in p.parts)]
 SHORT = os.environ.get("JEPA_RL_SHORT", "1") != "0"
 SHORTER = (
-    (r"\.learn\(\d[\d_]*", ".learn(40"),
+    (r"model\.learn\(50_000", "model.learn(99"),  # until an episode of CartPole has ended
+    (r"\.learn\(\d[\d_]{2,}", ".learn(40"),
     (r"\b(updates|refine_updates)=\d[\d_]*", r"\1=3"),
     (r"TrainConfig\(steps=\d[\d_]*", "TrainConfig(steps=3"),
     (r"replace\(training, steps=\d[\d_]*", "replace(training, steps=3"),
