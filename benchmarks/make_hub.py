@@ -93,7 +93,8 @@ def make(args: Args, name: str) -> None:
         "recipe": f"python benchmarks/make_hub.py --names {name}",
         **recipe.describe(record),
     }
-    write(name, lambda path: recipe.save(folder, record, path), card, args.out)
+    note = card.pop("note", "")
+    write(name, lambda path: recipe.save(folder, record, path), card, args.out, note)
 
 
 def check_run(record_file: Path, record: Mapping[str, Any], folder: Path) -> None:
@@ -254,7 +255,7 @@ def save_control(task_name: str) -> Callable[[Path, dict[str, Any], Path], None]
     return save
 
 
-def control(task_name: str, seed: int, words: str) -> Recipe:
+def control(task_name: str, seed: int, words: str, note: str = "") -> Recipe:
     def describe(record: dict[str, Any]) -> dict[str, Any]:
         last = record["curve"][-1]
         return {
@@ -262,6 +263,7 @@ def control(task_name: str, seed: int, words: str) -> Recipe:
             "data": f"{record['frames']:,} frames of its own play on {words}, action repeat {record['action_repeat']}",
             "score": mean_return("return of an episode", last["returns"]),
             "protocol": "benchmarks/dmc_pixels.py: last evaluation, deterministic actions, seeds no training uses",
+            "note": note,
         }
 
     return Recipe(
@@ -322,7 +324,12 @@ RECIPES = {
         4, ("benchmarks/branching.py", "--seeds", "4"), "branching/table_edge/seed_4",
         "branching/table_edge/seed_4.json", save_table_edge, table_edge,
     ),
-    "cartpole-swingup": control("cartpole-swingup", 14, "dmc/cartpole-swingup-v0"),
+    "cartpole-swingup": control(
+        "cartpole-swingup",
+        14,
+        "dmc/cartpole-swingup-v0",
+        "an earlier version with a defect was also run on this seed, and the defect was sought there",
+    ),
     "cartpole": control("CartPole-v1", 14, "CartPole-v1"),
 }  # fmt: skip
 

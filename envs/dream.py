@@ -11,6 +11,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
+from gymnasium.error import ResetNeeded
 from jaxtyping import Bool, Float, Float32, UInt8
 from torch import Tensor
 
@@ -33,12 +34,12 @@ class RewardingWorld(Protocol):
     def alive(self, z: Float[Tensor, "b d"]) -> Float[Tensor, " b"]: ...
 
 
-class Dreamt(NamedTuple):
+class DreamStep(NamedTuple):
     """What one step of all dreams gave.
 
     Attributes:
         latents: the states reached, before new episodes start.
-        rewards: of the step, less the penalty.
+        rewards: of the step, minus the penalty.
         terminated: where the model says that the episode ended.
         truncated: where the horizon was reached.
     """
@@ -54,12 +55,12 @@ class Dream:
 
     Args:
         model: a ``ControlModel`` (of an agent: ``agent.policy.average``), or whatever has its ``world``, ``reward`` and
-            ``alive``. It stays as it is.
-        starts: latents "m d" of states in which episodes may start, or encoded episodes.
+            ``alive``. It is not changed here; where an agent goes on learning it, draw its starts anew.
+        starts: latents "m d" of states in which episodes may start, or encoded episodes (without their last states).
         num_envs: dreams that are stepped as one batch.
         horizon: steps of an episode, unless the model ends it before.
-        futures: next states that the dynamics draw (ensemble, mixture, flow); each dream goes on from one of them, so
-            that no single prediction is exploited.
+        futures: next states that the dynamics draw for each dream (ensemble, mixture, flow), which goes on from one of
+            them. More than one serve the penalty.
         penalty: taken off the reward for each unit of standard deviation of these futures, averaged over latent
             dimensions (MOPO, Yu et al. 2020, arXiv:2005.13239).
         seed: of starts, futures and ends.
@@ -99,24 +100,40 @@ class Dream:
                 f"a dream goes on from imagined states, but {type(world.dynamics).__name__} remembers more than the "
                 "newest one; choose dynamics without a memory"
             )
-        seen = starts.latents if isinstance(starts, LatentEpisodes) else starts
-        if seen.ndim != 2 or seen.shape[1] != world.latent_dim or not len(seen):
+        if isinstance(starts, LatentEpisodes):  # an episode's last state may be one in which it is over
+            last = starts.lengths.cumsum(0) + torch.arange(len(starts.lengths))
+            kept = torch.ones(len(starts.latents), dtype=torch.bool)
+            kept[last] = False
+            starts = starts.latents[kept.to(starts.latents.device)]
+        if starts.ndim != 2 or starts.shape[1] != world.latent_dim or not len(starts):
             raise ValueError(
                 f"starts must be latents of shape (m, {world.latent_dim}) of this world model, got "
-                f"{tuple(seen.shape)}; encode states with model.world.encode, or a store with "
+                f"{tuple(starts.shape)}; encode states with model.world.encode, or a store with "
                 "LatentEpisodes.encode(model.world, store)"
             )
-        if not torch.isfinite(seen).all():
+        if not torch.isfinite(starts).all():
             raise ValueError("starts hold NaN or infinite latents")
         self.model, self.spec = model, world.spec.action
-        self.starts = seen.detach().to(next(world.parameters()).device, torch.float32)
+        device = next(world.parameters()).device
+        self.starts = starts.detach().to(device, torch.float32, copy=True)
         self.num_envs, self.horizon, self.futures, self.penalty = num_envs, horizon, futures, penalty
-        self.generator = torch.Generator(self.starts.device)
+        self.generator = torch.Generator(device)
         self.seed(seed)
         self._latents, self._steps = self.starts[:1].repeat(num_envs, 1), np.zeros(num_envs, np.int64)
-        if penalty and self._futures(self._latents, self._no_action()).shape[1] < 2:
+        self._begun = False
+        if penalty:
+            self._check_penalty()
+
+    @torch.no_grad()
+    def _check_penalty(self) -> None:
+        dynamics, generator = self.model.world.dynamics, torch.Generator(self.starts.device).manual_seed(0)
+        z = self.starts[:64]
+        action = torch.zeros(len(z), self.spec.size, device=z.device)
+        with evaluating(self.model.world):
+            drawn = dynamics.draw(z, action, self.futures, generator)
+        if drawn.shape[1] < 2 or not drawn.std(1).any():
             raise ValueError(
-                f"a penalty needs futures that differ, but {futures} of {type(world.dynamics).__name__} give one; take "
+                f"a penalty needs futures that differ, but {self.futures} of {type(dynamics).__name__} do not; take "
                 "futures of 2 or more and dynamics that draw them (ensemble, mixture, flow)"
             )
 
@@ -131,6 +148,7 @@ class Dream:
 
     def start(self, rows: Bool[np.ndarray, " b"]) -> None:
         """Starts new episodes in these rows."""
+        self._begun = True
         at = torch.from_numpy(np.flatnonzero(rows)).to(self.starts.device)
         drawn = torch.randint(
             len(self.starts), (len(at),), generator=self.generator, device=self.starts.device
@@ -139,22 +157,28 @@ class Dream:
         self._steps[rows] = 0
 
     @torch.no_grad()
-    def step(self, actions: np.ndarray) -> Dreamt:
+    def step(self, actions: np.ndarray) -> DreamStep:
         """One step of every dream; those that end stay where they are until ``start``.
 
         Args:
-            actions: of the environment, one for each dream.
+            actions: of the environment, one for each dream; continuous ones are clipped to their bounds.
 
         Raises:
-            ValueError: for actions of another shape or range, or if the model's reward or next state is not finite.
+            gymnasium.error.ResetNeeded: before the first ``start``.
+            ValueError: for actions of another shape, NaN or choices that there are not, or if the model's reward or
+                next state is not finite.
         """
+        if not self._begun:
+            raise ResetNeeded("call reset() before using the environment")
         shape = (self.num_envs, *self.spec.shape)
         if np.shape(actions) != shape:
             raise ValueError(f"actions must have shape {shape}, got {np.shape(actions)}")
-        z, device = self._latents, self.starts.device
-        taken = torch.from_numpy(self.spec.encode(np.asarray(actions))).to(device)
-        with evaluating(self.model):
-            drawn = self._futures(z, taken)
+        self.spec.encode(np.asarray(actions))  # refuses NaN and choices that there are not
+        inside = self.spec.clip(actions) if self.spec.kind == "continuous" else np.asarray(actions)
+        z, device, world = self._latents, self.starts.device, self.model.world
+        taken = torch.from_numpy(self.spec.encode(inside)).to(device)
+        with evaluating(self.model), evaluating(world):
+            drawn = world.dynamics.draw(z, taken, self.futures, self.generator)
             rewards = self.model.reward(z, taken)
             if self.penalty:
                 rewards = rewards - self.penalty * drawn.std(1).mean(-1)
@@ -168,17 +192,7 @@ class Dream:
         self._steps += 1
         terminated = ended.cpu().numpy()
         truncated = (self._steps >= self.horizon) & ~terminated
-        return Dreamt(self.latents, rewards.float().cpu().numpy(), terminated, truncated)
-
-    def _futures(self, z: Float[Tensor, "b d"], actions: Float[Tensor, "b a"]) -> Float[Tensor, "b n d"]:
-        """Next states as the dynamics draw them; point dynamics know one."""
-        dynamics = self.model.world.dynamics
-        return dynamics.rollout(z, actions.unsqueeze(1), futures=self.futures, generator=self.generator)[
-            :, :, 1
-        ]
-
-    def _no_action(self) -> Float[Tensor, "b a"]:
-        return torch.zeros(self.num_envs, self.spec.size, device=self.starts.device)
+        return DreamStep(self.latents, rewards.float().cpu().numpy(), terminated, truncated)
 
     @torch.no_grad()
     def pictures(self, decoder: Decoder | None) -> UInt8[np.ndarray, "b y x c"]:
@@ -192,6 +206,10 @@ class Dream:
                 "latents cannot be drawn without a decoder; pass decoder=, a module from latents to pictures in [0, 1] "
                 "such as jepa_rl.heads.PictureDecoder"
             )
-        drawn = decoder(self._latents)
-        newest = drawn[:, -3:] if drawn.shape[1] >= 3 else drawn[:, -1:].repeat(1, 3, 1, 1)
+        with evaluating(decoder):
+            drawn = decoder(self._latents)
+        channels = max(1, drawn.shape[1] // self.model.world.spec.frames)  # of one frame
+        newest = drawn[:, -channels:]
+        if channels != 3:
+            newest = newest[:, -1:].repeat(1, 3, 1, 1)
         return (255 * newest.clamp(0, 1)).round().byte().permute(0, 2, 3, 1).cpu().numpy()

@@ -19,6 +19,9 @@ from jepa_rl.data.latent_windows import LatentEpisodes
 from jepa_rl.envs.dream import Decoder, Dream, RewardingWorld
 from jepa_rl.specs import ActionSpec
 
+# Of a ``Dream``; shared by all of its rows.
+SETTINGS = ("horizon", "futures", "penalty", "starts", "model")
+
 
 def action_space(spec: ActionSpec) -> spaces.Space:
     """The Gymnasium space of these actions."""
@@ -110,11 +113,24 @@ class DreamVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     def reset(
         self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
-        """All dreams anew; they share one generator, which the first seed of a list seeds."""
-        first = seed[0] if isinstance(seed, list) else seed
-        if first is not None:
-            self.dream.seed(first)
-        self.dream.start(np.ones(self.num_envs, bool))
+        """Starts all dreams, or those of ``options["reset_mask"]``. They share one generator, which all seeds seed.
+
+        Raises:
+            ValueError: for a list of another number of seeds, or a mask of another shape.
+        """
+        mask = (options or {}).get("reset_mask")
+        rows = np.ones(self.num_envs, bool) if mask is None else np.asarray(mask, bool)
+        if rows.shape != (self.num_envs,):
+            raise ValueError(f"reset_mask must have shape ({self.num_envs},), got {rows.shape}")
+        if isinstance(seed, list):
+            if len(seed) != self.num_envs:
+                raise ValueError(f"seed must be an int or {self.num_envs} values, got {len(seed)}")
+            given = [value for value in seed if value is not None]
+            seed = int(np.random.SeedSequence(given).generate_state(1)[0]) if given else None
+        super().reset(seed=seed)
+        if seed is not None:
+            self.dream.seed(seed)
+        self.dream.start(rows)
         return self.dream.latents, {}
 
     def step(
@@ -128,7 +144,12 @@ class DreamVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
             final = np.full(self.num_envs, None, dtype=object)
             for row in np.flatnonzero(ended):
                 final[row] = found.latents[row]
-            infos = {"final_obs": final, "_final_obs": ended}
+            infos = {
+                "final_obs": final,
+                "_final_obs": ended.copy(),
+                "final_info": {},
+                "_final_info": ended.copy(),
+            }
             self.dream.start(ended)
             latents = self.dream.latents
         return latents, found.rewards, found.terminated, found.truncated, infos
@@ -138,9 +159,13 @@ class DreamVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
 
 
 class DreamVecEnv(VecEnv):
-    """Dreams as a Stable-Baselines3 ``VecEnv``: ``PPO("MlpPolicy", DreamVecEnv(agent.policy.average, starts))``.
+    """Dreams as a Stable-Baselines3 ``VecEnv``: ``PPO("MlpPolicy", VecMonitor(DreamVecEnv(model, starts)))``.
 
-    Arguments and errors as ``Dream``; ``decoder`` and ``render_mode`` as ``DreamEnv``.
+    ``VecMonitor`` logs returns of dreams as ``rollout/ep_rew_mean``. Arguments and errors as ``Dream``; ``decoder`` and
+    ``render_mode`` as ``DreamEnv``.
+
+    Raises:
+        ValueError: also if choices do not count from 0, as Stable-Baselines3 takes them to.
     """
 
     def __init__(
@@ -155,15 +180,21 @@ class DreamVecEnv(VecEnv):
         render_mode: str | None = None,
     ) -> None:
         self.dream = Dream(model, starts, num_envs, horizon, futures, penalty)
+        if any((self.dream.spec.start, *self.dream.spec.starts)):
+            raise ValueError(
+                "Stable-Baselines3 counts choices from 0, but this world's start at "
+                f"{self.dream.spec.starts or self.dream.spec.start}; train on an environment whose choices do, too"
+            )
         self.decoder, self.render_mode = decoder, render_mode  # asked for by VecEnv's constructor
         self._actions: np.ndarray | None = None
         super().__init__(num_envs, latent_space(model.world.latent_dim), action_space(self.dream.spec))
 
     def reset(self) -> np.ndarray:
-        """All dreams anew; they share one generator, which the first of ``seed``'s numbers seeds."""
+        """Starts all dreams. They share one generator, which the first of the numbers of ``seed`` seeds."""
         if self._seeds[0] is not None:
             self.dream.seed(self._seeds[0])
         self._reset_seeds()
+        self._reset_options()
         self.dream.start(np.ones(self.num_envs, bool))
         return self.dream.latents
 
@@ -187,28 +218,33 @@ class DreamVecEnv(VecEnv):
         return latents, found.rewards, ended, infos
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Does nothing: there is nothing to close."""
 
     def get_images(self) -> Sequence[np.ndarray | None]:
         return list(self.dream.pictures(self.decoder))
 
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
-        return [getattr(self, attr_name)] * len(list(self._get_indices(indices)))
+        """The setting of that name, which all dreams share, once for each of ``indices``."""
+        owner = self.dream if attr_name in SETTINGS else self
+        return [getattr(owner, attr_name)] * len(list(self._get_indices(indices)))
 
     def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
-        """All dreams share their settings, so ``indices`` must name all.
+        """Sets the decoder. Everything else was checked when the dreams were made.
 
         Raises:
-            ValueError: if they do not.
+            AttributeError: for another name; make a new ``DreamVecEnv``.
+            ValueError: if ``indices`` are not all dreams, which share their settings.
         """
+        if attr_name != "decoder":
+            raise AttributeError(f"{attr_name} of dreams cannot be set, only decoder; make a new DreamVecEnv")
         if len(set(self._get_indices(indices))) != self.num_envs:
-            raise ValueError(f"dreams share their settings: {attr_name} can be set for all of them alone")
-        setattr(self, attr_name, value)
+            raise ValueError("dreams share their decoder: it can only be set for all of them")
+        self.decoder = value
 
     def env_method(
         self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
     ) -> list[Any]:
-        raise AttributeError(f"dreams are no environments of their own, so they have no method {method_name}")
+        raise AttributeError(f"dreams are no environments of their own and have no method {method_name}")
 
     def env_is_wrapped(self, wrapper_class: type[gym.Wrapper], indices: VecEnvIndices = None) -> list[bool]:
         return [False] * len(list(self._get_indices(indices)))

@@ -2,20 +2,25 @@
 
 import copy
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
 from gymnasium.utils.env_checker import check_env
 from stable_baselines3 import PPO
 from stable_baselines3.common.env_checker import check_env as check_env_of_sb3
+from stable_baselines3.common.vec_env import VecMonitor
 
 from jepa_rl import WorldModel, WorldSpec
 from jepa_rl.agents import JEPAMPC
 from jepa_rl.control import ControlConfig, ControlModel, world_config
+from jepa_rl.data.latent_windows import LatentEpisodes
+from jepa_rl.dynamics import EnsembleDynamics, FlowDynamics, MixtureDynamics
 from jepa_rl.dynamics.base import TrainableDynamics
 from jepa_rl.envs import DreamEnv, DreamVecEnv, DreamVectorEnv
 from jepa_rl.heads import PictureDecoder
 from jepa_rl.specs import ActionSpec
+from jepa_rl.testing import seeded
 
 CONTINUOUS = ActionSpec("continuous", 1, low=(-2.0,), high=(2.0,))
 HORIZON = 4
@@ -28,7 +33,7 @@ class Push(TrainableDynamics):
         super().__init__(latent_dim, action_dim)
         self.gap = gap
 
-    def rollout(self, z, actions, *, futures=1, generator=None):
+    def rollout(self, z, actions, *, futures=1, generator=None):  # no noise: draw answers the same
         n = futures if self.gap else 1
         moved = 0.5 * actions[..., :1].cumsum(1)
         path = torch.cat([torch.zeros_like(moved[:, :1]), moved], 1)[:, None].repeat(1, n, 1, 1)
@@ -131,6 +136,39 @@ def test_dreams_follow_one_of_the_futures_and_pay_for_their_spread():
     np.testing.assert_allclose(rewards, -1.0 - 2.0 * spread, rtol=1e-5)
 
 
+def scrambled(dynamics):
+    """With weights that answer something: a new flow predicts that nothing changes."""
+    generator = seeded()
+    with torch.no_grad():
+        for weights in dynamics.parameters():
+            weights.copy_(0.2 * torch.randn(weights.shape, generator=generator))
+    return dynamics
+
+
+@pytest.mark.parametrize("make", [MixtureDynamics, EnsembleDynamics, FlowDynamics])
+def test_dreams_side_by_side_draw_their_own_futures(make):
+    """Planners want the same noise in all rows; 64 dreams of one state would be one dream."""
+    model = known()
+    model.world.dynamics = scrambled(make(2, 1))
+    env = DreamVectorEnv(model, STARTS[:1], 64)
+    env.reset(seed=0)
+    after, *_ = env.step(np.zeros((64, 1), np.float32))
+    assert len(np.unique(after.round(5), axis=0)) == (5 if make is EnsembleDynamics else 64)
+
+
+def test_draws_have_the_distribution_of_rollouts():
+    z, action = torch.randn(3, 2, generator=seeded()), torch.zeros(3, 1)
+    for make in (MixtureDynamics, FlowDynamics):
+        dynamics = scrambled(make(2, 1)).eval()
+        with torch.no_grad():
+            own = dynamics.draw(z, action, 4000, seeded())
+            common = dynamics.rollout(z, action[:, None], futures=4000, generator=seeded(1))[:, :, 1]
+        error = own.std(1) * (2 / 4000) ** 0.5  # of the difference of two means
+        assert ((own.mean(1) - common.mean(1)).abs() < 5 * error).all()
+        torch.testing.assert_close(own.std(1), common.std(1), rtol=0.1, atol=0)
+        assert own.std(1).min() > 0.01
+
+
 def test_the_seed_decides_all_of_it_and_the_model_stays_as_it_is():
     model = known(gap=0.4).train()
     before = copy.deepcopy(model.state_dict())
@@ -143,14 +181,68 @@ def test_the_seed_decides_all_of_it_and_the_model_stays_as_it_is():
     torch.testing.assert_close(before, model.state_dict(), rtol=0, atol=0)
 
 
+def test_grey_stacks_show_their_newest_frame():
+    spec = WorldSpec((3, 64, 64), 3, CONTINUOUS)
+    model = Known(WorldModel(world_config(spec, {"latent_dim": 2})), ControlConfig(width=8), 0.9)
+    model.world.dynamics = Push(2, 1)
+    env = DreamEnv(model, STARTS, decoder=PictureDecoder(2, 3, 64), render_mode="rgb_array")
+    env.reset(seed=0)
+    drawn = env.render()
+    assert (drawn == drawn[..., :1]).all()
+
+
+def test_masks_and_seeds_of_vector_environments():
+    env = DreamVectorEnv(known(), STARTS, 3, 8)
+    with pytest.raises(gym.error.ResetNeeded):
+        env.step(np.zeros((3, 1), np.float32))
+    env.reset(seed=[1, 2, 3])
+    moved, *_ = env.step(np.full((3, 1), 0.8, np.float32))
+    after, _ = env.reset(options={"reset_mask": np.array([True, False, False])})
+    assert after[0].tolist() in STARTS.tolist()
+    np.testing.assert_array_equal(after[1:], moved[1:])
+    with pytest.raises(ValueError, match=r"seed must be an int or 3 values, got 2"):
+        env.reset(seed=[1, 2])
+    with pytest.raises(ValueError, match=r"reset_mask must have shape \(3,\), got \(2,\)"):
+        env.reset(options={"reset_mask": np.ones(2, bool)})
+
+
+def test_actions_beyond_their_bounds_are_clipped():
+    env = DreamEnv(known(), STARTS)
+    first, _ = env.reset(seed=0)
+    latent, *_ = env.step(np.array([50.0], np.float32))
+    assert latent[0] == pytest.approx(first[0] + 0.5)
+    with pytest.raises(ValueError, match="NaN"):
+        env.step(np.array([np.nan], np.float32))
+
+
+def test_dreams_do_not_start_where_episodes_are_over():
+    latents = torch.arange(10.0).view(5, 2)
+    episodes = LatentEpisodes(latents, torch.zeros(3, 1), torch.tensor([2, 1]))
+    env = DreamVectorEnv(known(), episodes, 200)
+    first, _ = env.reset(seed=0)
+    assert {row for row, _ in first.tolist()} == {0.0, 2.0, 6.0}
+
+
+def test_a_monitor_of_sb3_logs_dreams_and_ends_are_told_apart():
+    model = known()
+    model.survival = 0.0
+    env = VecMonitor(DreamVecEnv(model, STARTS, 2, HORIZON))
+    env.reset()
+    _, _, dones, infos = env.step(np.zeros((2, 1), np.float32))
+    assert dones.all()
+    assert [info["TimeLimit.truncated"] for info in infos] == [False, False]
+    assert [info["episode"]["l"] for info in infos] == [1, 1]
+    assert env.get_attr("horizon") == [HORIZON, HORIZON]
+
+
 def test_states_are_drawn_by_a_decoder():
-    decoder = PictureDecoder(2, 9, 64)
+    decoder = PictureDecoder(2, 3, 64)
     env = DreamEnv(known(), STARTS, decoder=decoder, render_mode="rgb_array")
     env.reset(seed=0)
     drawn = env.render()
     assert (drawn.shape, drawn.dtype) == ((64, 64, 3), np.uint8)
     with torch.no_grad():
-        newest = decoder(torch.from_numpy(env.dream.latents))[0, -3:].clamp(0, 1)
+        newest = decoder(torch.from_numpy(env.dream.latents))[0].clamp(0, 1)
     np.testing.assert_array_equal(drawn, (255 * newest).round().byte().permute(1, 2, 0).numpy())
     both = DreamVecEnv(known(), STARTS, 2, decoder=decoder, render_mode="rgb_array")
     both.reset()
@@ -215,6 +307,7 @@ def with_memory():
         (lambda: DreamEnv(known(), torch.zeros(0, 2)), ValueError, r"shape \(m, 2\).*, got \(0, 2\)"),
         (lambda: DreamEnv(known(), STARTS * torch.nan), ValueError, r"starts hold NaN"),
         (lambda: DreamEnv(with_memory(), STARTS), ValueError, r"choose dynamics without a memory"),
+        (lambda: DreamVecEnv(known(ActionSpec("discrete", 3, start=1)), STARTS), ValueError, r"counts choices from 0"),
         (lambda: DreamVecEnv(known(), STARTS, 0), ValueError, r"num_envs must be at least 1, got 0"),
     ],
 )  # fmt: skip
@@ -232,5 +325,7 @@ def test_wrong_actions_and_rewards_that_are_no_numbers():
     with pytest.raises(ValueError, match=r"the model's reward is NaN"):
         env.step(np.zeros((3, 1), np.float32))
     sb3 = DreamVecEnv(known(), STARTS, 3)
-    with pytest.raises(ValueError, match=r"can be set for all of them alone"):
-        sb3.set_attr("render_mode", None, indices=[0])
+    with pytest.raises(ValueError, match=r"can only be set for all of them"):
+        sb3.set_attr("decoder", None, indices=[0])
+    with pytest.raises(AttributeError, match=r"horizon of dreams cannot be set"):
+        sb3.set_attr("horizon", 3)

@@ -474,7 +474,7 @@ def test_costs_and_risks_of_the_wrong_shape_are_named():
         CEM(4, risk=lambda costs: costs).plan(PointMass(), GoalCost(torch.zeros(1, 2)), torch.zeros(1, 2))
 
 
-@pytest.mark.parametrize("samples", [2, 3, 7, 8])
+@pytest.mark.parametrize("samples", [3, 4, 7, 8])
 def test_mppi_draws_pairs_that_are_mirrored_at_the_mean(samples):
     mean = torch.tensor([[[0.1], [-0.2]], [[0.0], [0.3]]])
     planner = MPPI(2, samples=samples, elites=2, init_std=0.05, min_std=0.05)

@@ -40,7 +40,8 @@ class MPPI(SamplingPlanner[Gaussian]):
     many elites averages such errors out.
 
     Attributes:
-        horizon, samples, elites, iterations, futures, risk: see ``SamplingPlanner``.
+        horizon, samples, elites, iterations, futures, risk: see ``SamplingPlanner``. Of an even number of samples, two
+            are the mean.
         init_std: first standard deviation; actions live in [-1, 1].
         min_std: floor of the standard deviation, against freezing too early.
         temperature: small follows the best elite, large averages them; in units of the spread of
@@ -60,6 +61,7 @@ class MPPI(SamplingPlanner[Gaussian]):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_each(lambda count: count >= 3, "be at least 3: the mean and a pair", samples=self.samples)
         check_each(positive, "be positive and finite", init_std=self.init_std, temperature=self.temperature)
         check_each(
             lambda std: 0.0 <= std <= self.init_std,

@@ -56,6 +56,20 @@ class TrainableDynamics(nn.Module):
         """The next latent, or one draw of it."""
         return self.rollout(z, action.unsqueeze(1), generator=generator)[:, 0, 1]
 
+    def draw(
+        self,
+        z: Float[Tensor, "b d"],
+        action: Float[Tensor, "b a"],
+        futures: int = 1,
+        generator: torch.Generator | None = None,
+    ) -> Float[Tensor, "b n d"]:
+        """Next latents, drawn for each row on its own, where ``rollout`` gives all rows the same noise.
+
+        Planners compare rows, so they want common noise; imagined episodes side by side do not. The default is for
+        dynamics without noise, which may answer fewer futures than were asked for.
+        """
+        return self.rollout(z, action.unsqueeze(1), futures=futures, generator=generator)[:, :, 1]
+
     def loss(
         self,
         latents: Float[Tensor, "b t d"],

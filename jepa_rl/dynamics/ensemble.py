@@ -56,6 +56,18 @@ class EnsembleDynamics(Standardised):
 
         return in_chunks(part, z, actions, self.width, futures * (actions.shape[1] + 1) * self.latent_dim)
 
+    def draw(
+        self,
+        z: Float[Tensor, "b d"],
+        action: Float[Tensor, "b a"],
+        futures: int = 1,
+        generator: torch.Generator | None = None,
+    ) -> Float[Tensor, "b n d"]:
+        """See ``TrainableDynamics.draw``: members in a random order for each row, at most as many as there are."""
+        every = self.rollout(z, action.unsqueeze(1), futures=len(self.members))[:, :, 1]
+        order = torch.rand(every.shape[:2], generator=generator, device=z.device).argsort(1)[:, :futures]
+        return every.gather(1, order[..., None].expand(-1, -1, self.latent_dim))
+
     def loss(
         self,
         latents: Float[Tensor, "b t d"],

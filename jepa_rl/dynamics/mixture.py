@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from jepa_rl.checks import check_each
 from jepa_rl.dynamics.base import Standardised, in_chunks, input_layer
 from jepa_rl.dynamics.point import GatedBlock
+from jepa_rl.noise import normal
 from jepa_rl.registry import register_dynamics
 
 
@@ -81,6 +82,21 @@ class MixtureDynamics(Standardised):
 
         held = futures * (h + 1) * self.latent_dim
         return in_chunks(part, z, actions, futures * self.out.out_features, held)
+
+    def draw(
+        self,
+        z: Float[Tensor, "b d"],
+        action: Float[Tensor, "b a"],
+        futures: int = 1,
+        generator: torch.Generator | None = None,
+    ) -> Float[Tensor, "b n d"]:
+        """See ``TrainableDynamics.draw``."""
+        self.check(z, action.unsqueeze(1), futures)
+        logits, mean, scale = self._step(self.standardise(z), self.standardise_actions(action))
+        share = logits.softmax(-1)
+        chosen = torch.multinomial(share, futures, replacement=True, generator=generator)[..., None]
+        mean, scale = (x.gather(1, chosen.expand(-1, -1, self.latent_dim)) for x in (mean, scale))
+        return (mean + scale.exp() * normal(tuple(mean.shape), mean, generator)) * self.std + self.mean
 
     def loss(
         self,

@@ -18,6 +18,7 @@ from jepa_rl.dynamics.flow.losses import flow_matching, sampler_energy
 from jepa_rl.dynamics.flow.network import Denoiser, Modulation, Past
 from jepa_rl.dynamics.flow.schedule import FEW_EVALUATIONS, jump, levels_of, schedule
 from jepa_rl.dynamics.flow.settings import FlowNetwork, FlowSampling, FlowSettings, FlowTraining
+from jepa_rl.noise import normal
 from jepa_rl.registry import register_dynamics
 
 
@@ -133,6 +134,22 @@ class FlowDynamics(Standardised):
         width, layers = self.network.width, self.network.depth
         held = h * width * (count * (1 + 6 * layers) if sampling.lag == 1 else (1 + 6 + 4 * futures) * layers)
         return in_chunks(part, z, actions, futures * width, held + futures * (h + 1) * self.latent_dim)
+
+    def draw(
+        self,
+        z: Float[Tensor, "b d"],
+        action: Float[Tensor, "b a"],
+        futures: int = 1,
+        generator: torch.Generator | None = None,
+    ) -> Float[Tensor, "b n d"]:
+        """See ``TrainableDynamics.draw``."""
+        actions = action.unsqueeze(1)
+        self.check(z, actions, futures)
+        noise = normal((len(z), futures, 1, self.latent_dim), z, generator)
+        drawn = self.draw_states(
+            self.standardise(z), self.steering(actions), noise, self.settings.sampling.evaluations
+        )
+        return self.destandardise(drawn, z)[:, :, 1]
 
     def steering(
         self, actions: Float[Tensor, "b h a"], generator: torch.Generator | None = None
