@@ -162,6 +162,11 @@ def speed() -> str:
             f" PPO trains on {wrapper['ppo_fps_ratio']:.1f} times as many frames a second from latents as from pixels; "
             f"encoding an observation takes {wrapper['encode_ms']:.2f} ms{mark(wrapper)}."
         )
+    if (now := load("processor_speed")) is not None:
+        caption += (
+            f" On a processor with {now['isa']} this version needs 1/{now['joint_update_ratio']:.1f} of the time of 0.1.0 "
+            f"for an update of the world model and 1/{now['jepa_mpc_update_ratio']:.1f} for one of JEPAMPC{mark(now)}."
+        )
     if (rendering := load("rendering")) is not None:
         caption += (
             f" Our fast look of dm_control draws {rendering['median_ratio']:.0f} times as fast as its own"

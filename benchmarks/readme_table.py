@@ -84,6 +84,25 @@ def planning_speed(r: dict[str, Any]) -> list[Row]:
     ]
 
 
+def processor_speed(r: dict[str, Any]) -> list[Row]:
+    parts = {
+        "joint_update": "joint update of the world model",
+        "refine_update": "refine update",
+        "tree_plan": "plan of the tree",
+        "jepa_mpc_update": "update of JEPAMPC",
+        "jepa_mpc_decision": "decision of JEPAMPC",
+        "encode": "encoding one observation",
+    }
+    cases = r["cases"][str(r["threads"])]
+    return [
+        (
+            f"{words}, preset `laptop`, {r['isa']}, {r['threads']} threads: time of 0.1.0 / now (now with the sizes of 0.1.0)",
+            f"{r[f'{part}_ratio']:.1f}x ({r[f'{part}_ratio_same_sizes']:.1f}x), now {cases[part]['new_ms']:.1f} ms",
+        )
+        for part, words in parts.items()
+    ]
+
+
 def wrapper_speed(r: dict[str, Any]) -> list[Row]:
     return [
         ("PPO training frames per second, latents / CnnPolicy on pixels", f"{r['ppo_fps_ratio']:.1f}x"),
@@ -179,7 +198,7 @@ def branching(r: dict[str, Any]) -> list[Row]:
 
     rows = [
         (
-            f"TableEdge, fall probability, error of 10 bins: flow, 4 evaluations, {seeds['table_edge']} seeds",
+            f"TableEdge, fall probability, error of 10 bins: flow, 4 evaluations, {seeds['table_edge']} seed{'s' * (seeds['table_edge'] != 1)}",
             f"{r['frequency_mae']['flow_4']:.3f}",
         ),
         (
@@ -307,6 +326,7 @@ ROWS = {
     "two_rooms": two_rooms,
     "goal_planning": goal_planning,
     "planning_speed": planning_speed,
+    "processor_speed": processor_speed,
     "wrapper_speed": wrapper_speed,
     "dmc_pixels": dmc_pixels,
     "jepa_mpc_ablations": jepa_mpc_ablations,
