@@ -164,8 +164,8 @@ def speed() -> str:
         )
     if (now := load("processor_speed")) is not None:
         caption += (
-            f" On a processor with {now['isa']} this version needs 1/{now['joint_update_ratio']:.1f} of the time of 0.1.0 "
-            f"for an update of the world model and 1/{now['jepa_mpc_update_ratio']:.1f} for one of JEPAMPC{mark(now)}."
+            f" On a processor with {now['isa']} an update of the world model is {now['joint_update_ratio']:.1f} times as "
+            f"fast as in 0.1.0, one of JEPAMPC {now['jepa_mpc_update_ratio']:.1f} times{mark(now)}."
         )
     if (rendering := load("rendering")) is not None:
         caption += (

@@ -96,7 +96,8 @@ def processor_speed(r: dict[str, Any]) -> list[Row]:
     cases = r["cases"][str(r["threads"])]
     return [
         (
-            f"{words}, preset `laptop`, {r['isa']}, {r['threads']} threads: time of 0.1.0 / now (now with the sizes of 0.1.0)",
+            f"{words}, preset `laptop`, {r['isa']}, {r['threads']} threads: time of 0.1.0 / now "
+            "(now with the sizes of 0.1.0)",
             f"{r[f'{part}_ratio']:.1f}x ({r[f'{part}_ratio_same_sizes']:.1f}x), now {cases[part]['new_ms']:.1f} ms",
         )
         for part, words in parts.items()
@@ -198,7 +199,8 @@ def branching(r: dict[str, Any]) -> list[Row]:
 
     rows = [
         (
-            f"TableEdge, fall probability, error of 10 bins: flow, 4 evaluations, {seeds['table_edge']} seed{'s' * (seeds['table_edge'] != 1)}",
+            "TableEdge, fall probability, error of 10 bins: flow, 4 evaluations, "
+            f"{seeds['table_edge']} seed{'s' * (seeds['table_edge'] != 1)}",
             f"{r['frequency_mae']['flow_4']:.3f}",
         ),
         (
