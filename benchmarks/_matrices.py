@@ -164,8 +164,8 @@ def speed() -> str:
         )
     if (now := load("processor_speed")) is not None:
         caption += (
-            f" On a processor with {now['isa']} an update of the world model is {now['joint_update_ratio']:.1f} times as "
-            f"fast as in 0.1.0, one of JEPAMPC {now['jepa_mpc_update_ratio']:.1f} times{mark(now)}."
+            f" On a processor with {now['isa']} an update of the world model is {now['joint_update_ratio']:.1f} times "
+            f"as fast as in 0.1.0, one of JEPAMPC {now['jepa_mpc_update_ratio']:.1f} times{mark(now)}."
         )
     if (rendering := load("rendering")) is not None:
         caption += (
