@@ -247,6 +247,7 @@ def machine() -> dict[str, Any]:
     if "torch" in sys.modules:  # a benchmark that does not use torch need not load it for this
         torch = sys.modules["torch"]
         described["torch_threads"] = torch.get_num_threads()
+        described["isa"] = torch.backends.cpu.get_cpu_capability()  # that torch uses
         described["gpu"] = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     for name in ("OMP_NUM_THREADS", "MUJOCO_GL"):
         if name in os.environ:
