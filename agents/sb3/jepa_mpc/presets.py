@@ -16,11 +16,11 @@ WIDE = {"widths": (32, 32, 64)}  # of the convolutions
 def laptop() -> dict[str, Any]:
     """Two processor cores and no GPU: the defaults.
 
-    cartpole-swingup from pixels, 100,000 frames (action repeat 8, 12,500 decisions, two updates each) and evaluations of
-    ten episodes take 36 minutes on one core limited to AVX2 (AMD EPYC), another program on the other. An update from
-    9 x 64 x 64 pixels takes 55 ms there, a decision 10. With version 0.1.0's sizes and AVX512-BF16: reacher-easy (action
-    repeat 4, 16 keypoints, 25,000 decisions, one update each) 121 minutes on one core, CartPole-v1 (50,000 decisions, one
-    update for every fourth) 32 to 57.
+    cartpole-swingup from pixels, 100,000 frames (action repeat 8, 12,500 decisions, two updates each) and evaluations
+    of ten episodes take 36 minutes on one core limited to AVX2 (AMD EPYC), another program on the other. An update from
+    9 x 64 x 64 pixels takes 55 ms there, a decision 10. With version 0.1.0's sizes and AVX512-BF16: reacher-easy
+    (action repeat 4, 16 keypoints, 25,000 decisions, one update each) 121 minutes on one core, CartPole-v1 (50,000
+    decisions, one update for every fourth) 32 to 57.
     """
     return {"policy_kwargs": {"control": ControlConfig()}}
 
