@@ -873,6 +873,12 @@ def test_the_defaults_are_the_laptop_preset():
     assert settings_of(one) == settings_of(other)
 
 
+def test_agents_of_two_seeds_differ_in_the_seed_alone():
+    """Benchmarks report such agents together, and refuse all others."""
+    one, other = (settings_of(tiny(Goal1D(), seed=seed)) for seed in (1, 2))
+    assert {name for name in one if one[name] != other[name]} == {"seed"}
+
+
 def test_an_unknown_preset_is_refused():
     with pytest.raises(ValueError, match="no preset 'desktop'; choose one of"):
         jepa_mpc_preset("desktop")

@@ -282,7 +282,8 @@ def settings_of(model: JEPAMPC) -> dict[str, Any]:
         "action_space": str(model.action_space),
         "learning_rate": [rate(left) for left in (1.0, 0.5, 0.0)] if callable(rate) else rate,
         "train_freq": [freq.frequency, freq.unit.value],
-        "policy": str(sorted(_plain_numbers(model.policy.settings).items())),
+        # Its seed is the agent's.
+        "policy": str(sorted(_plain_numbers(model.policy.settings | {"seed": None}).items())),
     }
     return json.loads(json.dumps(found, default=plain))
 
