@@ -426,6 +426,7 @@ def test_a_processor_with_avx2_alone_has_no_fast_bfloat16(benchmarks, monkeypatc
         "architecture": "x86",
     }
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
     assert bfloat16_is_fast(torch.device("cpu"))
     hide_newer_instructions()
     assert not bfloat16_is_fast(torch.device("cpu"))

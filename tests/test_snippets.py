@@ -25,6 +25,7 @@ from typing import NamedTuple
 import pytest
 
 from jepa_rl.envs import learn_world_model
+from jepa_rl.registry import DYNAMICS, ENCODERS, OBJECTIVES
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted(p for p in (ROOT / "docs").rglob("*.md") if "api" not in p.parts)]
@@ -71,6 +72,9 @@ def run(page: Path, several: list[Snippet], monkeypatch: pytest.MonkeyPatch, fol
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(folder / "minari"))  # restored, whatever a block sets
     if SHORT:
         monkeypatch.setattr(learn_world_model, "__kwdefaults__", learn_world_model.__kwdefaults__ | FEWER)
+    for registry in (DYNAMICS, ENCODERS, OBJECTIVES):  # what a page registers is its own
+        own = {name: part for name, part in registry._parts.items() if part.__module__.startswith("jepa_rl.")}
+        monkeypatch.setattr(registry, "_parts", own)
     module = ModuleType(name(page).replace("/", "_").replace("-", "_"))
     monkeypatch.setitem(sys.modules, module.__name__, module)
     for snippet in several:
