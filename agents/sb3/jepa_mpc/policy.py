@@ -45,7 +45,8 @@ class JEPAMPCPolicy(BasePolicy):
         terminal_value: whether the value of the last state is part of a plan's cost.
         average_rate: how far the average moves towards the model after an update; 1 acts with the model itself.
         compile: whether rollouts and costs of plans go through ``torch.compile``, as CUDA graphs on a GPU. The first
-            decisions then take a minute; on a processor it needs a C++ compiler and gains little.
+            decisions then take a minute; on a processor it needs a C++ compiler and gains little, and on one limited to
+            AVX2 what torch 2.13 compiles answers NaN, which the search refuses.
         discount: of one step; JEPAMPC gives its own ``gamma``.
         frames: stacked in every picture; JEPAMPC asks its environment.
         source: how the environment is made, see ``WorldSpec``; JEPAMPC asks its environment.
