@@ -93,8 +93,7 @@ def make(args: Args, name: str) -> None:
         "recipe": f"python benchmarks/make_hub.py --names {name}",
         **recipe.describe(record),
     }
-    note = card.pop("note", "")
-    write(name, lambda path: recipe.save(folder, record, path), card, args.out, note)
+    write(name, lambda path: recipe.save(folder, record, path), card, args.out)
 
 
 def check_run(record_file: Path, record: Mapping[str, Any], folder: Path) -> None:
@@ -111,9 +110,7 @@ def check_run(record_file: Path, record: Mapping[str, Any], folder: Path) -> Non
         )
 
 
-def write(
-    name: str, save: Callable[[Path], None], card: Mapping[str, Any], out: Path = FOLDER, note: str = ""
-) -> Path:
+def write(name: str, save: Callable[[Path], None], card: Mapping[str, Any], out: Path = FOLDER) -> Path:
     """Writes a checkpoint and its card; an older pair is replaced only by one that fits.
 
     Args:
@@ -121,7 +118,6 @@ def write(
         save: writes the file.
         card: entries of ``Card``, except name and sha256.
         out: folder of checkpoints.
-        note: of the card.
 
     Raises:
         SystemExit: if the file, or all of them together, would be too large.
@@ -138,7 +134,7 @@ def write(
             f"{name} takes {len(data) / MB:.2f} MB, the others {others / MB:.2f}; at most {LARGEST / MB:.0f} MB a file "
             f"and {TOGETHER / MB:.0f} together ship"
         )
-    told = Card(name=name, sha256=hashlib.sha256(data).hexdigest(), note=note, **card)
+    told = Card(name=name, sha256=hashlib.sha256(data).hexdigest(), **card)
     write_atomic(out / f"{name}.safetensors", data)
     write_atomic(out / f"{name}.json", (json.dumps(asdict(told), indent=2) + "\n").encode())
     print(f"{name}: {len(data) / MB:.2f} MB, {told.score}")

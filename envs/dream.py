@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from gymnasium.error import ResetNeeded
 from jaxtyping import Bool, Float, Float32, UInt8
-from torch import Tensor
+from torch import Tensor, nn
 
 from jepa_rl.checks import check_each
 from jepa_rl.data.latent_windows import LatentEpisodes
@@ -48,6 +48,11 @@ class DreamStep(NamedTuple):
     rewards: Float32[np.ndarray, " b"]
     terminated: Bool[np.ndarray, " b"]
     truncated: Bool[np.ndarray, " b"]
+
+    @property
+    def ended(self) -> Bool[np.ndarray, " b"]:
+        """Where the episode is over, for either reason."""
+        return self.terminated | self.truncated
 
 
 class Dream:
@@ -114,6 +119,8 @@ class Dream:
         if not torch.isfinite(starts).all():
             raise ValueError("starts hold NaN or infinite latents")
         self.model, self.spec = model, world.spec.action
+        # The model need not be a module, and the world is usually a part of it: a list goes through each once.
+        self._modules = nn.ModuleList(part for part in (model, world) if isinstance(part, nn.Module))
         device = next(world.parameters()).device
         self.starts = starts.detach().to(device, torch.float32, copy=True)
         self.num_envs, self.horizon, self.futures, self.penalty = num_envs, horizon, futures, penalty
@@ -129,7 +136,7 @@ class Dream:
         dynamics, generator = self.model.world.dynamics, torch.Generator(self.starts.device).manual_seed(0)
         z = self.starts[:64]
         action = torch.zeros(len(z), self.spec.size, device=z.device)
-        with evaluating(self.model.world):
+        with evaluating(self._modules):
             drawn = dynamics.draw(z, action, self.futures, generator)
         if drawn.shape[1] < 2 or not drawn.std(1).any():
             raise ValueError(
@@ -173,12 +180,11 @@ class Dream:
         shape = (self.num_envs, *self.spec.shape)
         if np.shape(actions) != shape:
             raise ValueError(f"actions must have shape {shape}, got {np.shape(actions)}")
-        self.spec.encode(np.asarray(actions))  # refuses NaN and choices that there are not
-        inside = self.spec.clip(actions) if self.spec.kind == "continuous" else np.asarray(actions)
-        z, device, world = self._latents, self.starts.device, self.model.world
-        taken = torch.from_numpy(self.spec.encode(inside)).to(device)
-        with evaluating(self.model), evaluating(world):
-            drawn = world.dynamics.draw(z, taken, self.futures, self.generator)
+        encoded = self.spec.encode(np.asarray(actions))  # refuses NaN and choices that there are not
+        z, device = self._latents, self.starts.device
+        taken = torch.from_numpy(encoded.clip(-1.0, 1.0)).to(device)
+        with evaluating(self._modules):
+            drawn = self.model.world.dynamics.draw(z, taken, self.futures, self.generator)
             rewards = self.model.reward(z, taken)
             if self.penalty:
                 rewards = rewards - self.penalty * drawn.std(1).mean(-1)
@@ -193,6 +199,14 @@ class Dream:
         terminated = ended.cpu().numpy()
         truncated = (self._steps >= self.horizon) & ~terminated
         return DreamStep(self.latents, rewards.float().cpu().numpy(), terminated, truncated)
+
+    def step_and_restart(self, actions: np.ndarray) -> tuple[DreamStep, Float32[np.ndarray, "b d"]]:
+        """``step``, then new episodes where one ended; the step, and the states to act in."""
+        found = self.step(actions)
+        if not found.ended.any():
+            return found, found.latents
+        self.start(found.ended)
+        return found, self.latents
 
     @torch.no_grad()
     def pictures(self, decoder: Decoder | None) -> UInt8[np.ndarray, "b y x c"]:

@@ -17,20 +17,10 @@ from torch import Tensor
 
 from jepa_rl.data.latent_windows import LatentEpisodes
 from jepa_rl.envs.dream import Decoder, Dream, RewardingWorld
-from jepa_rl.specs import ActionSpec
+from jepa_rl.spaces import action_space
 
 # Of a ``Dream``; shared by all of its rows.
 SETTINGS = ("horizon", "futures", "penalty", "starts", "model")
-
-
-def action_space(spec: ActionSpec) -> spaces.Space:
-    """The Gymnasium space of these actions."""
-    if spec.choices:
-        return spaces.MultiDiscrete(list(spec.choices), start=list(spec.starts))
-    if spec.kind == "discrete":
-        return spaces.Discrete(spec.size, start=spec.start)
-    low, high = (np.array(bound, spec.dtype) for bound in (spec.low, spec.high))
-    return spaces.Box(low, high, dtype=np.dtype(spec.dtype).type)
 
 
 def latent_space(latent_dim: int) -> spaces.Box:
@@ -136,10 +126,9 @@ class DreamVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     def step(
         self, actions: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
-        found = self.dream.step(actions)
-        ended = found.terminated | found.truncated
+        found, latents = self.dream.step_and_restart(actions)
+        ended = found.ended
         infos: dict[str, Any] = {}
-        latents = found.latents
         if ended.any():
             final = np.full(self.num_envs, None, dtype=object)
             for row in np.flatnonzero(ended):
@@ -150,8 +139,6 @@ class DreamVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
                 "final_info": {},
                 "_final_info": ended.copy(),
             }
-            self.dream.start(ended)
-            latents = self.dream.latents
         return latents, found.rewards, found.terminated, found.truncated, infos
 
     def render(self) -> tuple[np.ndarray, ...] | None:
@@ -203,19 +190,14 @@ class DreamVecEnv(VecEnv):
 
     def step_wait(self) -> VecEnvStepReturn:
         assert self._actions is not None, "step_async comes first"
-        found = self.dream.step(self._actions)
-        ended = found.terminated | found.truncated
+        found, latents = self.dream.step_and_restart(self._actions)
         infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
-        latents = found.latents
-        if ended.any():
-            for row in np.flatnonzero(ended).tolist():
-                infos[row] = {
-                    "terminal_observation": found.latents[row],
-                    "TimeLimit.truncated": bool(found.truncated[row]),
-                }
-            self.dream.start(ended)
-            latents = self.dream.latents
-        return latents, found.rewards, ended, infos
+        for row in np.flatnonzero(found.ended).tolist():
+            infos[row] = {
+                "terminal_observation": found.latents[row],
+                "TimeLimit.truncated": bool(found.truncated[row]),
+            }
+        return latents, found.rewards, found.ended, infos
 
     def close(self) -> None:
         """Does nothing: there is nothing to close."""

@@ -90,6 +90,16 @@ def action_spec(space: gym.Space) -> ActionSpec:
     return ActionSpec("continuous", space.shape[0], *bounds, dtype=space.dtype.name)
 
 
+def action_space(spec: ActionSpec) -> spaces.Space:
+    """The Gymnasium space of these actions; the inverse of ``action_spec``."""
+    if spec.choices:
+        return spaces.MultiDiscrete(list(spec.choices), start=list(spec.starts))
+    if spec.kind == "discrete":
+        return spaces.Discrete(spec.size, start=spec.start)
+    low, high = (np.array(bound, spec.dtype) for bound in (spec.low, spec.high))
+    return spaces.Box(low, high, dtype=np.dtype(spec.dtype).type)
+
+
 def check_actions(actions: Any, shape: tuple[int, ...]) -> np.ndarray:
     """Finite actions as float64.
 

@@ -96,7 +96,8 @@ class MixtureDynamics(Standardised):
         share = logits.softmax(-1)
         chosen = torch.multinomial(share, futures, replacement=True, generator=generator)[..., None]
         mean, scale = (x.gather(1, chosen.expand(-1, -1, self.latent_dim)) for x in (mean, scale))
-        return (mean + scale.exp() * normal(tuple(mean.shape), mean, generator)) * self.std + self.mean
+        drawn = mean + scale.exp() * normal(tuple(mean.shape), mean, generator)
+        return self.destandardise(drawn.unsqueeze(2), z)[:, :, 1]
 
     def loss(
         self,
