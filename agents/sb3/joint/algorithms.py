@@ -1,0 +1,314 @@
+"""SAC, TD3, DQN and PPO whose encoder learns from their own loss and from a JEPA objective.
+
+    agent = JEPASAC("CnnPolicy", PixelObservation(env))
+    agent.learn(50_000)
+    latent_env = wrap(env, agent.world)
+
+Everything else is Stable-Baselines3's: its losses, networks, callbacks, ``save``, ``load`` and ``evaluate_policy``.
+That a self-predictive loss on the agent's own data makes pixels learnable in few steps is known from SPR (Schwarzer et
+al. 2021, arXiv:2007.05929) for DQN and MLR (Yu et al. 2022, arXiv:2201.12096) for SAC; random shifts come from DrQ
+(Kostrikov et al. 2020, arXiv:2004.13649). Here the objective is any of this library's, the default that of JEPAMPC.
+"""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from stable_baselines3 import DQN, PPO, SAC, TD3
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.type_aliases import GymEnv, Schedule
+from stable_baselines3.common.vec_env import VecEnv
+
+from jepa_rl.agents.sb3.checks import check_terminal_observations
+from jepa_rl.agents.sb3.joint.buffers import JEPAReplayBuffer, JEPARolloutBuffer
+from jepa_rl.agents.sb3.joint.encoder import JointConfig, JointEncoder, JointFeatures, jepa_policy_kwargs
+from jepa_rl.control import world_config
+from jepa_rl.memory import keep_freed_memory
+from jepa_rl.spaces import by_name, observed_spec, pixel_space, source_of
+from jepa_rl.world_model import WorldModel
+
+
+class Joint(BaseAlgorithm):
+    """What the algorithms share: the encoder, its place in files, and its learning rate.
+
+    Attributes:
+        joint: the encoder, and the world model around it.
+        frames: stacked in every picture.
+    """
+
+    joint: JointEncoder
+    averaged = True  # whether a moving average of the encoder acts
+
+    def __init__(self, policy: Any, env: GymEnv | str | None, *args: Any, **settings: Any) -> None:
+        given = settings.pop("policy_kwargs", None)
+        settings["policy_kwargs"] = jepa_policy_kwargs() | (given or {})
+        self.frames, self.source = 1, ""
+        super().__init__(policy, env, *args, **settings)
+
+    @property
+    def config(self) -> JointConfig:
+        """How the encoder learns."""
+        options = self.policy_kwargs.get("features_extractor_kwargs", {})
+        if self.policy_kwargs.get("features_extractor_class") is not JointFeatures or "joint" not in options:
+            raise ValueError(
+                f"{type(self).__name__} has a features extractor of its own; pass "
+                "policy_kwargs=jepa_policy_kwargs(...), with other policy_kwargs inside the parentheses"
+            )
+        found: JointConfig = options["joint"]
+        return found
+
+    @property
+    def world(self) -> WorldModel:
+        """The world model that acts: ``wrap(env, agent.world)``, ``agent.world.save(path)``."""
+        return self.joint.acts
+
+    def _setup_model(self) -> None:
+        config = self.config
+        pixel_space(self.observation_space)
+        if self.env is not None:
+            self.frames, self.source = stacked_frames(self.env), source_of(self.env)
+        spec = observed_spec(self.observation_space, self.action_space, self.frames, self.source)
+        options = world_config(spec, config.world | {"latent_dim": config.latent_dim})
+        keep_freed_memory()
+        super()._setup_model()  # seeds torch
+        world = WorldModel(options).to(self.device)
+        seed = 0 if self.seed is None else self.seed
+        self.joint = JointEncoder(world, config, self.averaged, seed)
+        for part in self.policy.modules():
+            if isinstance(part, JointFeatures):
+                part.use(self.joint)
+
+    def _begin_update(self) -> None:
+        self._update_learning_rate(self.joint.optimizer)
+        for group in self.joint.optimizer.param_groups:
+            group["lr"] *= self.config.encoder_rate
+
+    def _end_update(self) -> None:
+        self.joint.update()
+        for name, value in self.joint.checked_terms().items():
+            self.logger.record(f"jepa/{name}", value)
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "joint"]
+
+    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
+        modules, tensors = super()._get_torch_save_params()
+        return [*modules, "joint", "joint.optimizer"], tensors
+
+
+def stacked_frames(env: VecEnv) -> int:
+    """How many frames are stacked in the pictures; 1 unless the environment's ``metadata["frames"]`` says so."""
+    if not env.has_attr("metadata"):
+        return 1
+    found: int = env.get_attr("metadata", indices=0)[0].get("frames", 1)
+    return found
+
+
+class JointOffPolicy(Joint, OffPolicyAlgorithm):
+    """Off-policy algorithms: the replay stores whole episodes, and training begins when the first is over."""
+
+    _unstored = False  # whether a step was begun and is not in the replay yet
+
+    def _setup_model(self) -> None:
+        given = self.replay_buffer_class
+        if given is not None and not issubclass(given, JEPAReplayBuffer):
+            raise ValueError(
+                f"the replay must be a JEPAReplayBuffer, which makes latents of pixels, got {given.__name__}; leave out "
+                "replay_buffer_class"
+            )
+        self.replay_buffer_class = given or JEPAReplayBuffer
+        frames = 1 if self.env is None else stacked_frames(self.env)
+        self.replay_buffer_kwargs = self.replay_buffer_kwargs | {
+            "frames": frames if self.env is not None else self.frames,
+            "steps": self.config.steps,
+            "gamma": self.gamma,
+            "seed": self.seed,
+        }
+        # Stable-Baselines3 warns that n_steps is ignored by replays of others; this one does not ignore it.
+        n_steps, self.n_steps = self.n_steps, 1
+        self.replay_buffer_kwargs["n_steps"] = n_steps
+        try:
+            super()._setup_model()
+        finally:
+            self.n_steps = n_steps
+        self._replay.encoder = self.joint
+
+    @property
+    def _replay(self) -> JEPAReplayBuffer:
+        assert isinstance(self.replay_buffer, JEPAReplayBuffer)
+        return self.replay_buffer
+
+    def train(self, gradient_steps: int, batch_size: int = 64) -> None:
+        """As in Stable-Baselines3; nothing happens before the first episode is over."""
+        if not self._replay.size():
+            return
+        self._begin_update()
+        super().train(gradient_steps, batch_size)  # type: ignore[safe-super]
+        self._end_update()
+
+    # -- whole episodes ----------------------------------------------------------------------------
+
+    def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
+        """As in Stable-Baselines3; running episodes are cut off at their present state."""
+        seen = self._last_obs
+        super().set_env(env, force_reset)
+        if seen is not None and self._last_obs is None:
+            self._replay.episodes.cut(by_name(seen))
+
+    def _setup_learn(
+        self, total_timesteps: int, callback: Any = None, reset_num_timesteps: bool = True, *args: Any, **kw: Any
+    ) -> Any:
+        if reset_num_timesteps or self._last_obs is None or self._unstored:
+            # The environments are reset, so running episodes end here; also after a step that was begun and not stored
+            # (a callback or an exception ended the training), since the environments' state is then unknown.
+            if self._last_obs is not None:
+                self._replay.episodes.cut(by_name(self._last_obs))
+            self._replay.episodes.forget_running()
+            self._last_obs, self._unstored = None, False
+        return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, *args, **kw)
+
+    def _sample_action(self, *args: Any, **kwargs: Any) -> tuple[np.ndarray, np.ndarray]:
+        self._unstored = True
+        return super()._sample_action(*args, **kwargs)
+
+    def _store_transition(
+        self, replay_buffer: Any, buffer_action: np.ndarray, new_obs: Any, reward: np.ndarray, dones: np.ndarray,
+        infos: list[dict[str, Any]],
+    ) -> None:  # fmt: skip
+        check_terminal_observations(dones, infos)
+        super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
+        self._unstored = False
+
+    def save_replay_buffer(self, path: str | Path | io.BufferedIOBase) -> None:
+        """Writes the finished episodes to one safetensors file, whatever the suffix."""
+        self._replay.episodes.save(_path(path))
+
+    def load_replay_buffer(
+        self, path: str | Path | io.BufferedIOBase, truncate_last_traj: bool = True
+    ) -> None:
+        """Replaces the replay's episodes by those of a file of ``save_replay_buffer``; no code in it is executed.
+
+        Raises:
+            ValueError, FileNotFoundError: as ``EpisodeReplay.load``.
+        """
+        self._replay.episodes.load(_path(path), replace=True)
+
+
+def _path(path: str | Path | io.BufferedIOBase) -> Path:
+    if isinstance(path, io.BufferedIOBase):
+        raise TypeError(
+            f"a replay is saved under a path, not in an open file, got {type(path).__name__}; pass its name"
+        )
+    return Path(path)
+
+
+class JEPASAC(JointOffPolicy, SAC):
+    """SAC from pixels. The defaults differ from SAC's where few updates need it; other arguments are SAC's.
+
+    Args:
+        policy: ``"CnnPolicy"``.
+        env: shows uint8 pixels, such as ``PixelObservation(env)``.
+        learning_rate: of agent and encoder.
+        batch_size, tau, ent_coef: see ``SAC``.
+        **settings: of ``SAC``; ``policy_kwargs=jepa_policy_kwargs(...)``.
+
+    Raises:
+        ValueError: for other observations, a foreign features extractor or replay, a replay larger than memory; while
+            training for NaN or infinite rewards, observations or losses.
+    """
+
+    def __init__(
+        self,
+        policy: Any,
+        env: GymEnv | str | None,
+        learning_rate: float | Schedule = 1e-3,
+        *,
+        batch_size: int = 128,
+        tau: float = 0.01,
+        ent_coef: str | float = "auto_0.1",
+        **settings: Any,
+    ) -> None:
+        settings |= {"batch_size": batch_size, "tau": tau, "ent_coef": ent_coef}
+        super().__init__(policy, env, learning_rate=learning_rate, **settings)
+
+
+class JEPATD3(JointOffPolicy, TD3):
+    """TD3 from pixels; arguments and errors as ``JEPASAC``."""
+
+    def __init__(
+        self,
+        policy: Any,
+        env: GymEnv | str | None,
+        learning_rate: float | Schedule = 1e-3,
+        *,
+        batch_size: int = 128,
+        tau: float = 0.01,
+        **settings: Any,
+    ) -> None:
+        super().__init__(policy, env, learning_rate=learning_rate, batch_size=batch_size, tau=tau, **settings)
+
+
+class JEPADQN(JointOffPolicy, DQN):
+    """DQN from pixels; arguments and errors as ``JEPASAC``."""
+
+    def __init__(
+        self,
+        policy: Any,
+        env: GymEnv | str | None,
+        learning_rate: float | Schedule = 5e-4,
+        *,
+        batch_size: int = 64,
+        **settings: Any,
+    ) -> None:
+        super().__init__(policy, env, learning_rate=learning_rate, batch_size=batch_size, **settings)
+
+
+class JEPAPPO(Joint, PPO):
+    """PPO from pixels; other arguments are PPO's.
+
+    The objective learns on the windows of each rollout. Batch norms of the encoder use fixed statistics while a rollout
+    is collected and learned from, since the probabilities of its actions must not change with the minibatch; they are
+    measured anew after each training.
+
+    Args:
+        policy: ``"CnnPolicy"``.
+        env: shows uint8 pixels, such as ``PixelObservation(env)``.
+        learning_rate: of agent and encoder.
+        **settings: of ``PPO``; ``policy_kwargs=jepa_policy_kwargs(...)``.
+
+    Raises:
+        ValueError: as ``JEPASAC``.
+    """
+
+    averaged = False
+    rollout_buffer: JEPARolloutBuffer
+
+    def _setup_model(self) -> None:
+        given = self.rollout_buffer_class
+        if given is not None and not issubclass(given, JEPARolloutBuffer):
+            raise ValueError(
+                f"the rollouts must be stored in a JEPARolloutBuffer, which makes latents of pixels, got "
+                f"{given.__name__}; leave out rollout_buffer_class"
+            )
+        self.rollout_buffer_class = given or JEPARolloutBuffer
+        self.rollout_buffer_kwargs = self.rollout_buffer_kwargs | {"steps": self.config.steps}
+        super()._setup_model()
+        self.rollout_buffer.encoder = self.joint
+
+    def train(self) -> None:
+        """As in Stable-Baselines3."""
+        self._begin_update()
+        super().train()
+        self._end_update()
+        self.joint.measure(self._some_pixels())
+
+    def _some_pixels(self, count: int = 512) -> Any:
+        """Pixels of the rollout, evenly spaced."""
+        seen = self.rollout_buffer.observations
+        flat = seen.reshape(-1, *seen.shape[2:])
+        rows = np.unique(np.linspace(0, len(flat) - 1, min(count, len(flat))).astype(int))
+        return self.rollout_buffer.to_torch(flat[rows])

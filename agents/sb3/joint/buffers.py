@@ -1,0 +1,191 @@
+"""Buffers of Stable-Baselines3 that store pixels and give latents."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from jaxtyping import Int64
+from stable_baselines3.common.buffers import BaseBuffer, ReplayBuffer, RolloutBuffer
+from stable_baselines3.common.type_aliases import ReplayBufferSamples, RolloutBufferSamples
+from stable_baselines3.common.vec_env import VecNormalize
+
+from jepa_rl.acting import scalar_rewards
+from jepa_rl.agents.sb3.joint.encoder import JointEncoder
+from jepa_rl.data.replay import EpisodeReplay
+from jepa_rl.objectives.augment import shifted
+from jepa_rl.spaces import action_spec, by_name, observation_boxes
+from jepa_rl.types import Batch
+
+SHIFT = 3  # pixels by which next states are shifted at random, as the objective shifts the others
+
+
+class JEPAReplayBuffer(ReplayBuffer):
+    """Whole episodes of pixels, each frame stored once; sampled batches hold latents.
+
+    The arguments are those of ``ReplayBuffer``, and:
+
+    Args:
+        frames: stacked in every picture.
+        steps: that the JEPA objective predicts ahead.
+        n_steps: rewards in a value target.
+        gamma: discount of one step.
+        seed: of the draws.
+
+    Raises:
+        ValueError: for ``optimize_memory_usage`` (each frame is stored once as it is), more than memory, or ``n_steps``
+            below 1.
+    """
+
+    encoder: JointEncoder  # set by the algorithm
+
+    def __init__(
+        self,
+        buffer_size: int,
+        observation_space: spaces.Space,
+        action_space: spaces.Space,
+        device: torch.device | str = "auto",
+        n_envs: int = 1,
+        optimize_memory_usage: bool = False,
+        *,
+        frames: int = 1,
+        steps: int = 3,
+        n_steps: int = 1,
+        gamma: float = 0.99,
+        seed: int | None = None,
+    ) -> None:
+        if optimize_memory_usage:
+            raise ValueError("this replay stores each frame once already; leave out optimize_memory_usage")
+        if n_steps < 1:
+            raise ValueError(f"n_steps must be at least 1, got {n_steps}")
+        BaseBuffer.__init__(self, buffer_size, observation_space, action_space, device, n_envs)
+        self.optimize_memory_usage, self.handle_timeout_termination = False, True
+        self.steps, self.n_steps, self.gamma = steps, n_steps, gamma
+        self.action = action_spec(action_space)
+        self.rng = np.random.default_rng(seed)
+        boxes = observation_boxes(observation_space)
+        self.episodes = EpisodeReplay(boxes, self.action.size, buffer_size, frames=frames, num_envs=n_envs)
+
+    def size(self) -> int:
+        """Steps of episodes that are over."""
+        return len(self.episodes)
+
+    def add(
+        self,
+        obs: np.ndarray,
+        next_obs: np.ndarray,
+        action: np.ndarray,
+        reward: np.ndarray,
+        done: np.ndarray,
+        infos: list[dict[str, Any]],
+    ) -> None:
+        """One step of every environment, see ``ReplayBuffer``; continuous actions are scaled to [-1, 1].
+
+        Raises:
+            ValueError: for NaN or infinite rewards or actions; nothing is stored then.
+        """
+        if self.action.kind == "discrete":
+            action = self.action.encode(np.asarray(action).reshape(self.n_envs, *self.action.shape))
+        cut = np.array([info.get("TimeLimit.truncated", False) for info in infos])
+        done = np.asarray(done, bool)
+        self.episodes.add(
+            by_name(np.asarray(obs)),
+            np.asarray(action, np.float32).reshape(self.n_envs, self.action.size),
+            scalar_rewards(reward, self.n_envs),
+            by_name(np.asarray(next_obs)),
+            done & ~cut,
+            done,
+        )
+
+    def sample(self, batch_size: int, env: VecNormalize | None = None) -> ReplayBufferSamples:
+        """A batch in latents. Those of the present states get the gradient that the encoder learns from.
+
+        Args:
+            batch_size: rows.
+            env: scales the rewards, if it is a ``VecNormalize``.
+        """
+        n, reach = self.n_steps, max(self.steps, self.n_steps)
+        drawn = self.episodes.sample(batch_size, reach, self.rng)
+        if env is not None:
+            scaled = self._normalize_reward(drawn.rewards.numpy(), env)
+            drawn.rewards.copy_(torch.from_numpy(scaled))
+        drawn = drawn.to(self.device)
+        assert drawn.valid is not None, "an EpisodeReplay says which steps are valid"
+        within, rows = drawn.valid[:, :n], torch.arange(batch_size, device=self.device)
+        share = self.gamma ** torch.arange(n, device=self.device)
+        taken = within.sum(1)
+        following = shifted(drawn.pixels[rows, taken], SHIFT, self.encoder.generator)
+        assert isinstance(following, torch.Tensor)
+        h = self.steps
+        windows = Batch(
+            drawn.pixels[:, : h + 1], drawn.actions[:, :h], drawn.rewards[:, :h], drawn.terminated[:, :h],
+            drawn.valid[:, :h],
+        )  # fmt: skip
+        actions = drawn.actions[:, 0]
+        if self.action.kind == "discrete":
+            actions = (actions.argmax(-1, keepdim=True) + self.action.start).long()
+        return ReplayBufferSamples(
+            observations=self.encoder.latents(windows),
+            actions=actions,
+            next_observations=self.encoder.acting(following),
+            dones=(drawn.terminated[:, :n] & within).any(1, keepdim=True).float(),
+            rewards=(drawn.rewards[:, :n] * within * share).sum(1, keepdim=True),
+            discounts=(self.gamma**taken).unsqueeze(1).float(),
+        )
+
+
+class JEPARolloutBuffer(RolloutBuffer):
+    """A rollout of pixels; its minibatches hold latents. Windows of the JEPA objective end where the rollout ends.
+
+    Args:
+        steps: that the JEPA objective predicts ahead; the other arguments are those of ``RolloutBuffer``.
+    """
+
+    encoder: JointEncoder  # set by the algorithm
+
+    def __init__(self, *args: Any, steps: int = 3, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.steps = steps
+        self.action = action_spec(self.action_space)
+
+    def get(self, batch_size: int | None = None) -> Generator[RolloutBufferSamples, None, None]:
+        """Minibatches of one pass over the rollout, in random order."""
+        assert self.full, "SB3 asks for minibatches of a whole rollout"
+        rows = self.buffer_size * self.n_envs
+        order = np.random.permutation(rows)
+        for first in range(0, rows, batch_size or rows):
+            yield self._minibatch(order[first : first + (batch_size or rows)])
+
+    def _minibatch(self, rows: Int64[np.ndarray, " b"]) -> RolloutBufferSamples:
+        at = (rows // self.n_envs, rows % self.n_envs)
+        floats = (self.values, self.log_probs, self.advantages, self.returns)
+        return RolloutBufferSamples(
+            self.encoder.latents(self.windows(*at)),
+            self.to_torch(self.actions[at].astype(np.float32)),
+            *(self.to_torch(values[at]) for values in floats),
+        )
+
+    def windows(self, step: Int64[np.ndarray, " b"], env: Int64[np.ndarray, " b"]) -> Batch:
+        """Windows from given steps of given environments; valid until the episode or the rollout ends."""
+        offset = step[:, None] + np.arange(self.steps + 1)
+        last = self.buffer_size - 1
+        clipped, column = np.minimum(offset, last), env[:, None]
+        follows = (offset[:, 1:] <= last) & (self.episode_starts[clipped, column] == 0)[:, 1:]
+        valid = np.logical_and.accumulate(follows, axis=1)
+        # Beyond the end the last state is repeated.
+        state = np.minimum(clipped, (step + valid.sum(1))[:, None])
+        actions = self.actions[clipped[:, :-1], column]
+        if self.action.kind == "discrete":
+            model_actions = self.action.encode(actions.reshape(*valid.shape, *self.action.shape).astype(np.int64))
+        else:
+            model_actions = self.action.encode(self.action.clip(actions))
+        return Batch(
+            torch.from_numpy(self.observations[state, column]).to(self.device),
+            torch.from_numpy(model_actions).to(self.device),
+            torch.from_numpy(self.rewards[clipped[:, :-1], column]).to(self.device),
+            torch.zeros(valid.shape, dtype=torch.bool, device=self.device),
+            torch.from_numpy(valid).to(self.device),
+        )
