@@ -287,6 +287,11 @@ class JEPAPPO(Joint, PPO):
     averaged = False
     rollout_buffer: JEPARolloutBuffer
 
+    def __init__(self, policy: Any, env: GymEnv | str | None, *args: Any, **settings: Any) -> None:
+        if foreign := sorted(name for name in settings if name.startswith("replay_buffer")):
+            raise ValueError(f"PPO learns on rollouts and has no replay; leave out {', '.join(foreign)}")
+        super().__init__(policy, env, *args, **settings)
+
     def _setup_model(self) -> None:
         given = self.rollout_buffer_class
         if given is not None and not issubclass(given, JEPARolloutBuffer):
@@ -300,7 +305,16 @@ class JEPAPPO(Joint, PPO):
         self.rollout_buffer.encoder = self.joint
 
     def train(self) -> None:
-        """As in Stable-Baselines3."""
+        """As in Stable-Baselines3.
+
+        Raises:
+            ValueError: for NaN or infinite rewards; nothing is learned then.
+        """
+        rewards = self.rollout_buffer.rewards
+        if not np.isfinite(rewards).all():
+            raise ValueError(
+                f"rewards hold NaN or infinite values: {rewards[~np.isfinite(rewards)][:5]}; check the environment"
+            )
         self._begin_update()
         super().train()
         self._end_update()

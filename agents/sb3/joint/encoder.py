@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from jepa_rl.checks import check_each, check_not_negative
 from jepa_rl.control import move_towards
-from jepa_rl.modes import evaluating
 from jepa_rl.objectives.base import norms_of
 from jepa_rl.spaces import pixel_space
 from jepa_rl.training import descend
@@ -148,7 +147,7 @@ class JointEncoder(nn.Module):
 
     def __init__(self, world: WorldModel, config: JointConfig, averaged: bool, seed: int) -> None:
         super().__init__()
-        self.world, self.config = world, config
+        self.world, self.config = world.eval(), config
         self.average = copy.deepcopy(world).requires_grad_(False) if averaged else None
         self.batch_statistics = averaged  # else batch norms use statistics that ``measure`` took
         self.learning = [p for p in world.parameters() if p.requires_grad]
@@ -170,8 +169,7 @@ class JointEncoder(nn.Module):
     @torch.no_grad()
     def acting(self, pixels: Tensor) -> Float[Tensor, "b d"]:
         """Latents of pixels "b c y x" of any dtype with values from 0 to 255, without a gradient."""
-        with evaluating(self.acts):
-            return self.acts.encode(pixels.to(torch.uint8))
+        return self.acts.encode(pixels.to(torch.uint8))
 
     def latents(self, batch: Batch) -> Float[Tensor, "b d"]:
         """Latents of the windows' first states, for the agent's losses. ``update`` uses the first gradient they get."""

@@ -1,0 +1,374 @@
+"""Agents whose encoder also learns a JEPA objective: Stable-Baselines3's contract, and what moves what."""
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from stable_baselines3 import DQN, PPO, SAC
+from stable_baselines3.common.callbacks import CheckpointCallback, EvalCallback, StopTrainingOnMaxEpisodes
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+
+from jepa_rl.agents.evaluation import EvaluationCallback
+from jepa_rl.agents.sb3.baselines import SaveAtEvaluation, load_saved
+from jepa_rl.agents.sb3.joint import (
+    JEPADQN,
+    JEPAPPO,
+    JEPASAC,
+    JEPATD3,
+    JEPAReplayBuffer,
+    JEPARolloutBuffer,
+    JointEncoder,
+    jepa_policy_kwargs,
+)
+from jepa_rl.envs import wrap
+from jepa_rl.spaces import observed_spec
+from jepa_rl.types import Batch
+from jepa_rl.world_model import WorldModel, WorldModelConfig
+
+SIZE = 16
+ALGORITHMS = {"sac": JEPASAC, "td3": JEPATD3, "dqn": JEPADQN, "ppo": JEPAPPO}
+
+
+class Dot(gym.Env):
+    """A bright column on a dark picture; every step pays what it lacks to the middle. The best action is known."""
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012
+    observation_space = spaces.Box(0, 255, (1, SIZE, SIZE), np.uint8)
+    render_mode = "rgb_array"
+
+    def __init__(self, discrete=False, length=12):
+        self.action_space = spaces.Discrete(3) if discrete else spaces.Box(-1, 1, (1,), np.float32)
+        self.discrete, self.length = discrete, length
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.x, self.t = float(self.np_random.integers(1, SIZE - 1)), 0
+        return self._see(), {}
+
+    def step(self, action):
+        push = float(np.squeeze(action)) - self.discrete
+        self.x = float(np.clip(self.x + 2 * push, 0, SIZE - 1))
+        self.t += 1
+        return self._see(), -abs(self.x - SIZE / 2) / SIZE, False, self.t >= self.length, {}
+
+    def _see(self):
+        picture = np.zeros((1, SIZE, SIZE), np.uint8)
+        column = round(self.x)
+        picture[..., max(0, column - 1) : column + 2] = 255
+        return picture
+
+    def render(self):
+        return np.repeat(self._see()[0][..., None], 3, axis=-1)
+
+
+def dot(name, **options):
+    return Dot(discrete=name == "dqn", **options)
+
+
+WORLD = {
+    "encoder_options": {"widths": (8, 16)},
+    "dynamics_options": {"width": 32, "depth": 1},
+    "objective_options": {"shift": 0},
+}
+
+
+def tiny(name, env=None, world=WORLD, joint=None, **settings):
+    """A small agent."""
+    options = {"latent_dim": 8, "world": world, "net_arch": [32]} | (joint or {})
+    own = {"n_steps": 32, "batch_size": 16, "n_epochs": 2} if name == "ppo" else {
+        "batch_size": 16, "buffer_size": 2000, "learning_starts": 30,
+    }  # fmt: skip
+    return ALGORITHMS[name](
+        "CnnPolicy", env or dot(name), policy_kwargs=jepa_policy_kwargs(**options), **own | {"seed": 0} | settings
+    )
+
+
+def weights(module):
+    return {name: value.clone() for name, value in module.state_dict().items() if value.is_floating_point()}
+
+
+def moved(before, module):
+    return {name for name, value in weights(module).items() if not torch.equal(value, before[name])}
+
+
+@pytest.mark.parametrize(
+    ("name", "steps", "settings"),
+    [
+        ("sac", 500, {"learning_starts": 100}),
+        ("td3", 600, {"learning_starts": 150}),
+        ("dqn", 700, {"train_freq": 1, "target_update_interval": 50, "exploration_fraction": 0.4}),
+        ("ppo", 2500, {"n_steps": 128, "n_epochs": 8, "batch_size": 32, "learning_rate": 2e-3, "gamma": 0.9}),
+    ],
+)
+def test_learns_from_pixels(name, steps, settings):
+    agent = tiny(name, **{"gamma": 0.9} | settings)
+    agent.learn(steps)
+    found, _ = evaluate_policy(agent, make_vec_env(lambda: dot(name), 1, seed=7), 20, warn=False)
+    rng = np.random.default_rng(0)
+    env, random = dot(name), []
+    for episode in range(20):
+        env.reset(seed=episode)
+        env.action_space.seed(int(rng.integers(2**31)))
+        random.append(sum(env.step(env.action_space.sample())[1] for _ in range(12)))
+    assert found > 0.5 * np.mean(random), (found, np.mean(random))  # both are below 0
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_saved_and_loaded_it_is_the_same_and_goes_on(name, tmp_path):
+    agent = tiny(name)
+    agent.learn(64)
+    agent.save(tmp_path / "agent.zip")
+    loaded = type(agent).load(tmp_path / "agent.zip", env=dot(name))
+    seen = np.stack([dot(name).reset(seed=s)[0] for s in range(5)])
+    np.testing.assert_array_equal(
+        agent.predict(seen, deterministic=True)[0], loaded.predict(seen, deterministic=True)[0]
+    )
+    kept, found = agent.get_parameters(), loaded.get_parameters()
+    assert kept.keys() == found.keys() and {"joint", "joint.optimizer"} <= kept.keys()
+    for key in kept["joint"]:
+        torch.testing.assert_close(kept["joint"][key], found["joint"][key], rtol=0, atol=0)
+    assert loaded.joint.optimizer.state_dict()["state"][0]["step"] > 0
+    before = weights(loaded.joint)
+    loaded.learn(64, reset_num_timesteps=False)
+    assert moved(before, loaded.joint)
+    alone = type(agent).load(tmp_path / "agent.zip")  # to act, without an environment
+    np.testing.assert_array_equal(
+        alone.predict(seen, deterministic=True)[0], agent.predict(seen, deterministic=True)[0]
+    )
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_equal_seeds_give_equal_runs(name):
+    learned = []
+    for _ in range(2):
+        agent = tiny(name)
+        agent.learn(70)
+        learned.append([*agent.joint.state_dict().values(), *agent.policy.state_dict().values()])
+    for one, other in zip(*learned, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", ["sac", "td3", "dqn"])
+def test_the_agents_loss_moves_the_encoder_and_nothing_else_of_the_world_model(name):
+    agent = tiny(name, joint={"weight": 0.0})
+    agent.learn(30)
+    before = weights(agent.joint.world)
+    agent.train(3, 16)
+    changed = moved(before, agent.joint.world)
+    assert any(key.startswith("encoder.") and key.endswith("weight") for key in changed)
+    assert not any(key.startswith("dynamics.") for key in changed)
+
+
+@pytest.mark.parametrize("name", ["sac", "td3", "dqn", "ppo"])
+def test_the_objective_moves_no_weight_of_the_agent(name):
+    """In its first update the agent sees the same latents, whatever the objective's weight is."""
+    found = []
+    for weight in (0.0, 50.0):
+        once = {"n_epochs": 1, "batch_size": 32} if name == "ppo" else {"learning_starts": 10_000}
+        agent = tiny(name, joint={"weight": weight}, **once)
+        agent.learn(32)
+        if name != "ppo":
+            agent.train(1, 16)
+        found.append((weights(agent.policy), weights(agent.joint.world)))
+    (one, first), (other, second) = found
+    for key in one:
+        torch.testing.assert_close(one[key], other[key], rtol=0, atol=0)
+    assert any(not torch.equal(first[key], second[key]) for key in first)
+
+
+def test_only_the_first_gradient_that_reaches_the_latents_trains_the_encoder():
+    env = Dot()
+    spec = observed_spec(env.observation_space, env.action_space)
+    torch.manual_seed(0)
+    world = WorldModel(WorldModelConfig(spec, 8, objective="consistency", **{k: WORLD[k] for k in WORLD}))
+    config = jepa_policy_kwargs(latent_dim=8, weight=0.0)["features_extractor_kwargs"]["joint"]
+    pixels = torch.randint(0, 255, (6, 3, 1, SIZE, SIZE), dtype=torch.uint8)
+    batch = Batch(pixels, torch.zeros(6, 2, 1), torch.zeros(6, 2), torch.zeros(6, 2, dtype=torch.bool))
+    after = []
+    for second in (False, True):
+        torch.manual_seed(1)
+        encoder = JointEncoder(WorldModel(world.config), config, averaged=True, seed=0)
+        encoder.world.load_state_dict(world.state_dict())
+        z = encoder.latents(batch)
+        z.sum().backward()
+        if second:
+            (100 * z.square().sum()).backward()
+        encoder.update()
+        after.append(weights(encoder.world))
+    for key in after[0]:
+        torch.testing.assert_close(after[0][key], after[1][key], rtol=0, atol=0)
+
+
+def test_a_batch_that_the_agent_does_not_learn_from_does_not_move_the_encoder():
+    agent = tiny("sac")
+    agent.learn(30)
+    before = weights(agent.joint.world.dynamics) | weights(agent.joint.world.objective)
+    agent.replay_buffer.sample(8)
+    agent.joint.update()
+    assert not moved(before, agent.joint.world.dynamics)
+
+
+def test_the_share_of_the_objective_does_not_depend_on_the_scale_of_rewards():
+    found = []
+    for scale in (1.0, 1000.0):
+        env = gym.wrappers.TransformReward(Dot(), lambda r, scale=scale: scale * r)
+        agent = tiny("td3", env=env, learning_starts=10_000)
+        agent.learn(36)
+        agent.critic.requires_grad_(True)
+        batch = agent.replay_buffer.sample(16)
+        (scale * batch.observations.sum(1)).square().sum().backward()
+        agent.joint.update()
+        found.append(weights(agent.joint.world.encoder))
+    for key in found[0]:
+        torch.testing.assert_close(found[0][key], found[1][key], rtol=1e-3, atol=1e-4)
+
+
+class Counting(gym.Env):
+    """Shows the step it is in and pays it; the third episode ends by itself, the others by their length."""
+
+    observation_space = spaces.Box(0, 255, (1, SIZE, SIZE), np.uint8)
+    action_space = spaces.Discrete(2)
+    played = 0
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.t, self.ends = 0, self.played % 2 == 1
+        self.played += 1
+        return np.full((1, SIZE, SIZE), self.t, np.uint8), {}
+
+    def step(self, action):
+        self.t += 1
+        over = self.t >= 5
+        seen = np.full((1, SIZE, SIZE), self.t, np.uint8)
+        return seen, float(self.t), over and self.ends, over and not self.ends, {}
+
+
+@pytest.mark.parametrize("n_steps", [1, 4])
+def test_the_replay_gives_the_rewards_discounts_and_ends_of_its_episodes(n_steps):
+    agent = tiny("dqn", env=Counting(), gamma=0.5, n_steps=n_steps, learning_starts=10_000)
+    agent.learn(40)
+    shown = []
+    agent.joint.latents = lambda batch: shown.append(batch) or torch.zeros(len(batch.actions), 8)
+    agent.joint.acting = lambda pixels: pixels.float().mean((1, 2, 3)).unsqueeze(1)
+    batch = agent.replay_buffer.sample(200)
+    now = shown[0].pixels[:, 0, 0, 0, 0]
+    for row in range(200):
+        t = int(now[row])
+        taken = min(n_steps, 5 - t)
+        assert batch.rewards[row] == pytest.approx(sum(0.5**i * (t + 1 + i) for i in range(taken)))
+        assert batch.discounts[row] == pytest.approx(0.5**taken)
+        assert batch.next_observations[row] == pytest.approx(t + taken)
+        if t + taken < 5:
+            assert not batch.dones[row]
+    at_end = now.numpy() + n_steps >= 5
+    assert {0.0, 1.0} == set(batch.dones.numpy()[at_end].ravel().tolist())  # time limits are no ends
+    valid = shown[0].valid
+    np.testing.assert_array_equal(valid.sum(1).numpy(), np.minimum(3, 5 - now.numpy()))
+
+
+def test_windows_of_a_rollout_end_with_their_episode_and_with_the_rollout():
+    agent = JEPAPPO(
+        "CnnPolicy", make_vec_env(Counting, 2), n_steps=12, batch_size=8, n_epochs=1,
+        policy_kwargs=jepa_policy_kwargs(latent_dim=8, world=WORLD),
+    )  # fmt: skip
+    agent.learn(24)
+    step, env = np.divmod(np.arange(24), 2)
+    batch = agent.rollout_buffer.windows(step, env)
+    t = batch.pixels[:, 0, 0, 0, 0].numpy()
+    # The last state of an episode is not in a rollout, so the transition into it is no example.
+    expected = np.minimum(np.minimum(3, 4 - t), 11 - step)
+    np.testing.assert_array_equal(batch.valid.sum(1).numpy(), expected)
+    shown = batch.pixels[:, :, 0, 0, 0].numpy()
+    for row in range(24):
+        np.testing.assert_array_equal(shown[row], t[row] + np.minimum(np.arange(4), expected[row]))
+
+
+def test_callbacks_wrappers_and_files_of_stable_baselines3_work(tmp_path):
+    agent = tiny("sac", tensorboard_log=str(tmp_path))
+    evaluate = EvalCallback(make_vec_env(Dot, 1), eval_freq=40, log_path=str(tmp_path), verbose=0)
+    agent.learn(80, callback=[evaluate, CheckpointCallback(40, str(tmp_path))], progress_bar=False)
+    assert sorted(path.name for path in tmp_path.glob("*.zip")) == ["rl_model_40_steps.zip", "rl_model_80_steps.zip"]
+    latent = wrap(Dot(), agent.world)
+    assert latent.observation_space.shape == (8,)
+    agent.world.save(tmp_path / "world.safetensors")
+    pixels = torch.as_tensor(Dot().reset(seed=0)[0])[None]
+    torch.testing.assert_close(WorldModel.load(tmp_path / "world.safetensors").encode(pixels), agent.world.encode(pixels))
+    terms = agent.logger.name_to_value
+    agent.train(1, 8)
+    assert {"jepa/consistency", "jepa/anti_collapse", "train/critic_loss"} <= terms.keys()
+
+
+def test_a_killed_run_goes_on_from_its_last_evaluation(tmp_path):
+    def callbacks():
+        curve = EvaluationCallback(Dot, 40, 1, 0, tmp_path / "curve.json")
+        return [curve, SaveAtEvaluation(curve, tmp_path / "saved")]
+
+    agent = tiny("sac")
+    agent.learn(80, callback=callbacks())
+    saved = SaveAtEvaluation.newest(tmp_path / "saved")
+    loaded = load_saved(JEPASAC, saved, make_vec_env(Dot, 1))
+    assert loaded.num_timesteps == 80 and loaded.replay_buffer.size() == agent.replay_buffer.size() > 0
+    loaded.learn(40, callback=callbacks(), reset_num_timesteps=False)
+    assert loaded.num_timesteps == 120
+
+
+def test_learning_that_was_stopped_in_a_step_begins_a_new_episode():
+    agent = tiny("sac")
+    agent.learn(500, callback=StopTrainingOnMaxEpisodes(2))
+    stored = agent.replay_buffer.size()
+    agent.learn(30, reset_num_timesteps=False)
+    lengths = agent.replay_buffer.episodes.episodes[:, 1]
+    assert agent.replay_buffer.size() > stored and lengths.max() <= 12
+
+
+def test_several_environments_and_scaled_rewards():
+    venv = VecNormalize(DummyVecEnv([Dot, Dot]), norm_obs=False)
+    agent = tiny("sac", env=venv)
+    agent.learn(60)
+    drawn = agent.replay_buffer.sample(64, venv).rewards
+    plain = agent.replay_buffer.sample(64).rewards
+    assert abs(float(drawn.mean() / plain.mean()) - 1) > 0.2
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: tiny("ppo", replay_buffer_class=JEPAReplayBuffer), "PPO learns on rollouts and has no replay"),
+        (lambda: tiny("sac", replay_buffer_class=JEPARolloutBuffer), "must be a JEPAReplayBuffer"),
+        (lambda: tiny("sac", optimize_memory_usage=True), "stores each frame once already"),
+        (lambda: tiny("sac", buffer_size=10**12), "GB"),
+        (lambda: tiny("sac", n_steps=0), "n_steps must be at least 1"),
+        (lambda: tiny("sac", joint={"steps": 0}), "steps must be at least 1"),
+        (lambda: tiny("sac", joint={"weight": -1.0}), "weight must be at least 0"),
+        (lambda: tiny("sac", joint={"average_rate": 0.0}), "average_rate must lie in"),
+        (lambda: tiny("sac", world={"encoder": "vit", "encoder_options": {"patch": 5}}), "patch"),
+        (lambda: JEPASAC("CnnPolicy", Dot(), policy_kwargs={"features_extractor_class": None}), "jepa_policy_kwargs"),
+        (lambda: JEPASAC("MlpPolicy", "Pendulum-v1"), "PixelObservation"),
+    ],
+)  # fmt: skip
+def test_bad_settings_are_refused_in_words(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_other_algorithms_are_told_apart():
+    for algorithm, env in ((SAC, Dot()), (PPO, Dot()), (DQN, Dot(discrete=True))):
+        settings = {"n_steps": 4, "batch_size": 4} if algorithm is PPO else {"buffer_size": 10}
+        agent = algorithm("CnnPolicy", env, policy_kwargs=jepa_policy_kwargs(world=WORLD), **settings)
+        with pytest.raises(RuntimeError, match=f"JEPA{algorithm.__name__} instead of {algorithm.__name__}"):
+            agent.predict(env.reset(seed=0)[0])
+    with pytest.raises(AssertionError, match="Discrete"):
+        JEPADQN("CnnPolicy", Dot())
+
+
+@pytest.mark.parametrize("name", ["sac", "ppo"])
+def test_rewards_that_are_no_numbers_are_refused_before_anything_is_learned(name):
+    env = gym.wrappers.TransformReward(Dot(), lambda r: float("nan"))
+    agent = tiny(name, env=env)
+    before = weights(agent.policy)
+    with pytest.raises(ValueError, match="rewards hold NaN"):
+        agent.learn(64)
+    assert not moved(before, agent.policy)
