@@ -15,6 +15,7 @@ from jepa_rl.agents.planners import (
     TreeSearch,
 )
 from jepa_rl.agents.sb3.jepa_mpc import JEPAMPC, JEPAMPCPolicy, ResumableRun, jepa_mpc_preset
+from jepa_rl.agents.sb3.joint import JEPADQN, JEPAPPO, JEPASAC, JEPATD3, jepa_policy_kwargs
 from jepa_rl.dynamics.flow.proposals import FlowProposals
 from jepa_rl.inverse import InverseModel
 from jepa_rl.training.proposals import fit_flow_proposals
@@ -22,8 +23,12 @@ from jepa_rl.training.proposals import fit_flow_proposals
 __all__ = [
     "CEM",
     "ICEM",
+    "JEPADQN",
     "JEPAMPC",
     "JEPAMPCPolicy",
+    "JEPAPPO",
+    "JEPASAC",
+    "JEPATD3",
     "MPPI",
     "BasePlanner",
     "CategoricalCEM",
@@ -41,5 +46,6 @@ __all__ = [
     "fit_flow_proposals",
     "fit_inverse_model",
     "jepa_mpc_preset",
+    "jepa_policy_kwargs",
     "play_episodes",
 ]

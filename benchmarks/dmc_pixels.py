@@ -25,7 +25,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, is_dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,7 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 import jepa_rl.envs
 from jepa_rl import EpisodeStore, WindowSampler, WorldModel, fit, preset
-from jepa_rl.agents import JEPAMPC, ResumableRun
+from jepa_rl.agents import JEPADQN, JEPAMPC, JEPASAC, ResumableRun, jepa_policy_kwargs
 from jepa_rl.agents.evaluation import EvaluationCallback
 from jepa_rl.agents.sb3.baselines import SHORT_DQN, LeanCnnPolicy, SaveAtEvaluation, load_saved
 from jepa_rl.agents.sb3.jepa_mpc import jepa_mpc_preset
@@ -75,10 +75,11 @@ RECORDS = ROOT / "benchmarks/results/dmc_pixels"
 EVALUATION_SEED = 3_000_000
 RANDOM_FRAMES = 10_000  # of random play for the frozen world model
 QUICK = {"frames": 600, "evaluate_every": 300, "episodes": 2}
-METHODS = ("jepa_mpc", "sac_latents", "sac_online_latents", "sac_pixels", "sac_state", "random")
+METHODS = ("jepa_mpc", "sac_joint", "sac_latents", "sac_online_latents", "sac_pixels", "sac_state", "random")
 CURVES = ROOT / "docs/pixel_control.png"
 LABELS = {
     "jepa_mpc": "JEPAMPC from pixels",
+    "sac_joint": "JEPASAC or JEPADQN from pixels",
     "sac_pixels": "SAC or DQN from pixels",
     "sac_latents": "... on frozen latents",
     "sac_online_latents": "... on latents that go on learning",
@@ -310,12 +311,17 @@ def run_jepa_mpc(args: Args, task: Task, folder: Path, seed: int, decisions: int
 
 
 def run_sac(method: str, args: Args, task: Task, folder: Path, seed: int, decisions: int) -> dict[str, Any]:
-    algorithm = DQN if is_discrete(task) else SAC
+    discrete = is_discrete(task)
+    algorithm: type[OffPolicyAlgorithm] = DQN if discrete else SAC
     settings: dict[str, Any] = {
         "gamma": task.gamma, "learning_starts": min(500, decisions // 4), "device": args.device, "seed": seed,
     }  # fmt: skip
-    if algorithm is DQN:
+    if discrete:
         settings |= SHORT_DQN
+    if method == "sac_joint":
+        algorithm = JEPADQN if discrete else JEPASAC
+        settings |= {} if discrete else {"gradient_steps": task.updates}
+        settings |= {"policy_kwargs": jepa_policy_kwargs()}
     callbacks: list[BaseCallback] = []
     make: Callable[..., gym.Env] = partial(make_pixels, task)
     policy: str | type[LeanCnnPolicy] = "CnnPolicy"
@@ -336,7 +342,8 @@ def run_sac(method: str, args: Args, task: Task, folder: Path, seed: int, decisi
             "policy_kwargs": latent_policy_kwargs(world_model),
             "replay_buffer_class": LatentReplayBuffer,
         }
-    settings["buffer_size"] = decisions
+    # A row of JEPASAC's replay is a state: one more for each episode.
+    settings["buffer_size"] = decisions + (1000 if method == "sac_joint" else 0)
     train = partial(make, training=True)
     saved, env = SaveAtEvaluation.newest(folder / "saved"), make_vec_env(train, 1, seed=seed)
     model: OffPolicyAlgorithm = (
@@ -369,11 +376,13 @@ def run_sac(method: str, args: Args, task: Task, folder: Path, seed: int, decisi
     return facts
 
 
-def name_of(part: Any) -> str:
-    """Of a class; of a model, its configuration."""
-    return (
-        str(part.config) if isinstance(part, WorldModel) else getattr(part, "__name__", type(part).__name__)
-    )
+def name_of(part: Any) -> Any:
+    """Of a class; of a model, its configuration; a configuration itself."""
+    if isinstance(part, WorldModel):
+        return str(part.config)
+    if is_dataclass(part) and not isinstance(part, type):
+        return asdict(part)
+    return getattr(part, "__name__", type(part).__name__)
 
 
 def frozen_world_model(args: Args, task: Task, folder: Path, seed: int) -> tuple[Path, int]:

@@ -82,7 +82,10 @@ def tiny(name, env=None, world=WORLD, joint=None, **settings):
         "batch_size": 16, "buffer_size": 2000, "learning_starts": 30,
     }  # fmt: skip
     return ALGORITHMS[name](
-        "CnnPolicy", env or dot(name), policy_kwargs=jepa_policy_kwargs(**options), **own | {"seed": 0} | settings
+        "CnnPolicy",
+        env or dot(name),
+        policy_kwargs=jepa_policy_kwargs(**options),
+        **own | {"seed": 0} | settings,
     )
 
 
@@ -290,12 +293,17 @@ def test_callbacks_wrappers_and_files_of_stable_baselines3_work(tmp_path):
     agent = tiny("sac", tensorboard_log=str(tmp_path))
     evaluate = EvalCallback(make_vec_env(Dot, 1), eval_freq=40, log_path=str(tmp_path), verbose=0)
     agent.learn(80, callback=[evaluate, CheckpointCallback(40, str(tmp_path))], progress_bar=False)
-    assert sorted(path.name for path in tmp_path.glob("*.zip")) == ["rl_model_40_steps.zip", "rl_model_80_steps.zip"]
+    assert sorted(path.name for path in tmp_path.glob("*.zip")) == [
+        "rl_model_40_steps.zip",
+        "rl_model_80_steps.zip",
+    ]
     latent = wrap(Dot(), agent.world)
     assert latent.observation_space.shape == (8,)
     agent.world.save(tmp_path / "world.safetensors")
     pixels = torch.as_tensor(Dot().reset(seed=0)[0])[None]
-    torch.testing.assert_close(WorldModel.load(tmp_path / "world.safetensors").encode(pixels), agent.world.encode(pixels))
+    torch.testing.assert_close(
+        WorldModel.load(tmp_path / "world.safetensors").encode(pixels), agent.world.encode(pixels)
+    )
     terms = agent.logger.name_to_value
     agent.train(1, 8)
     assert {"jepa/consistency", "jepa/anti_collapse", "train/critic_loss"} <= terms.keys()

@@ -117,8 +117,8 @@ class JointOffPolicy(Joint, OffPolicyAlgorithm):
         given = self.replay_buffer_class
         if given is not None and not issubclass(given, JEPAReplayBuffer):
             raise ValueError(
-                f"the replay must be a JEPAReplayBuffer, which makes latents of pixels, got {given.__name__}; leave out "
-                "replay_buffer_class"
+                f"the replay must be a JEPAReplayBuffer, which makes latents of pixels, got {given.__name__}; leave "
+                "out replay_buffer_class"
             )
         self.replay_buffer_class = given or JEPAReplayBuffer
         frames = 1 if self.env is None else stacked_frames(self.env)
@@ -160,7 +160,12 @@ class JointOffPolicy(Joint, OffPolicyAlgorithm):
             self._replay.episodes.cut(by_name(seen))
 
     def _setup_learn(
-        self, total_timesteps: int, callback: Any = None, reset_num_timesteps: bool = True, *args: Any, **kw: Any
+        self,
+        total_timesteps: int,
+        callback: Any = None,
+        reset_num_timesteps: bool = True,
+        *args: Any,
+        **kw: Any,
     ) -> Any:
         if reset_num_timesteps or self._last_obs is None or self._unstored:
             # The environments are reset, so running episodes end here; also after a step that was begun and not stored
@@ -300,7 +305,10 @@ class JEPAPPO(Joint, PPO):
                 f"{given.__name__}; leave out rollout_buffer_class"
             )
         self.rollout_buffer_class = given or JEPARolloutBuffer
-        self.rollout_buffer_kwargs = self.rollout_buffer_kwargs | {"steps": self.config.steps}
+        self.rollout_buffer_kwargs = self.rollout_buffer_kwargs | {
+            "steps": self.config.steps,
+            "seed": self.seed,
+        }
         super()._setup_model()
         self.rollout_buffer.encoder = self.joint
 

@@ -141,21 +141,22 @@ class JEPARolloutBuffer(RolloutBuffer):
     """A rollout of pixels; its minibatches hold latents. Windows of the JEPA objective end where the rollout ends.
 
     Args:
-        steps: that the JEPA objective predicts ahead; the other arguments are those of ``RolloutBuffer``.
+        steps: that the JEPA objective predicts ahead.
+        seed: of the order of rows. The other arguments are those of ``RolloutBuffer``.
     """
 
     encoder: JointEncoder  # set by the algorithm
 
-    def __init__(self, *args: Any, steps: int = 3, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, steps: int = 3, seed: int | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.steps = steps
+        self.steps, self.rng = steps, np.random.default_rng(seed)
         self.action = action_spec(self.action_space)
 
     def get(self, batch_size: int | None = None) -> Generator[RolloutBufferSamples, None, None]:
         """Minibatches of one pass over the rollout, in random order."""
         assert self.full, "SB3 asks for minibatches of a whole rollout"
         rows = self.buffer_size * self.n_envs
-        order = np.random.permutation(rows)
+        order = self.rng.permutation(rows)
         for first in range(0, rows, batch_size or rows):
             yield self._minibatch(order[first : first + (batch_size or rows)])
 
@@ -179,7 +180,9 @@ class JEPARolloutBuffer(RolloutBuffer):
         state = np.minimum(clipped, (step + valid.sum(1))[:, None])
         actions = self.actions[clipped[:, :-1], column]
         if self.action.kind == "discrete":
-            model_actions = self.action.encode(actions.reshape(*valid.shape, *self.action.shape).astype(np.int64))
+            model_actions = self.action.encode(
+                actions.reshape(*valid.shape, *self.action.shape).astype(np.int64)
+            )
         else:
             model_actions = self.action.encode(self.action.clip(actions))
         return Batch(

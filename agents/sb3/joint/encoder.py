@@ -14,7 +14,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor, nn
 
 from jepa_rl.checks import check_each, check_not_negative
-from jepa_rl.control import move_towards
+from jepa_rl.control import MOMENTUM, move_towards
 from jepa_rl.objectives.base import norms_of
 from jepa_rl.spaces import pixel_space
 from jepa_rl.training import descend
@@ -122,8 +122,8 @@ class JointFeatures(BaseFeaturesExtractor):
             return seen
         if not self._encoder:
             raise RuntimeError(
-                "jepa_policy_kwargs needs an algorithm that trains the encoder: JEPASAC instead of SAC, JEPATD3 instead "
-                "of TD3, JEPADQN instead of DQN, JEPAPPO instead of PPO"
+                "jepa_policy_kwargs needs an algorithm that trains the encoder: JEPASAC instead of SAC, JEPATD3 "
+                "instead of TD3, JEPADQN instead of DQN, JEPAPPO instead of PPO"
             )
         return self._encoder[0].acting(seen)
 
@@ -151,6 +151,8 @@ class JointEncoder(nn.Module):
         self.average = copy.deepcopy(world).requires_grad_(False) if averaged else None
         self.batch_statistics = averaged  # else batch norms use statistics that ``measure`` took
         self.learning = [p for p in world.parameters() if p.requires_grad]
+        for norm in norms_of(world.encoder):
+            norm.momentum = MOMENTUM
         device = self.learning[0].device
         self.optimizer = torch.optim.Adam(self.learning, fused=True)
         self.generator = torch.Generator(device).manual_seed(seed)
