@@ -46,16 +46,8 @@ class Recording(gym.Wrapper):
         if terminated or truncated:
             frames = np.stack([row["pixels"][-self.channels :] for row in self.rows])
             states = np.stack([row["state"] for row in self.rows]).astype(np.float32)
-            self.store.append(
-                Episode(
-                    frames,
-                    np.stack(self.actions),
-                    np.array(self.rewards),
-                    terminated,
-                    truncated,
-                    {"state": states},
-                )
-            )
+            actions, rewards = np.stack(self.actions), np.array(self.rewards)
+            self.store.append(Episode(frames, actions, rewards, terminated, truncated, {"state": states}))
         return seen["state"], float(reward), terminated, truncated, info
 
 
