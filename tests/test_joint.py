@@ -255,7 +255,7 @@ def test_the_replay_gives_the_rewards_discounts_and_ends_of_its_episodes(n_steps
     agent.learn(40)
     shown = []
     agent.joint.latents = lambda batch: shown.append(batch) or torch.zeros(len(batch.actions), 8)
-    agent.joint.acting = lambda pixels: pixels.float().mean((1, 2, 3)).unsqueeze(1)
+    agent.joint.following = lambda pixels, online: pixels.float().mean((1, 2, 3)).unsqueeze(1)
     batch = agent.replay_buffer.sample(200)
     now = shown[0].pixels[:, 0, 0, 0, 0]
     for row in range(200):

@@ -41,7 +41,7 @@ class Joint(BaseAlgorithm):
     """
 
     joint: JointEncoder
-    averaged = True  # whether a moving average of the encoder acts
+    averaged = True  # whether there is a moving average of the encoder, for target networks
 
     def __init__(self, policy: Any, env: GymEnv | str | None, *args: Any, **settings: Any) -> None:
         given = settings.pop("policy_kwargs", None)
@@ -63,8 +63,8 @@ class Joint(BaseAlgorithm):
 
     @property
     def world(self) -> WorldModel:
-        """The world model that acts: ``wrap(env, agent.world)``, ``agent.world.save(path)``."""
-        return self.joint.acts
+        """The world model: ``wrap(env, agent.world)``, ``agent.world.save(path)``."""
+        return self.joint.world
 
     def _setup_model(self) -> None:
         config = self.config
@@ -78,9 +78,9 @@ class Joint(BaseAlgorithm):
         world = WorldModel(options).to(self.device)
         seed = 0 if self.seed is None else self.seed
         self.joint = JointEncoder(world, config, self.averaged, seed)
-        for part in self.policy.modules():
+        for name, part in self.policy.named_modules():
             if isinstance(part, JointFeatures):
-                part.use(self.joint)
+                part.use(self.joint, of_target="target" in name)
 
     def _begin_update(self) -> None:
         self._update_learning_rate(self.joint.optimizer)
@@ -111,6 +111,7 @@ def stacked_frames(env: VecEnv) -> int:
 class JointOffPolicy(Joint, OffPolicyAlgorithm):
     """Off-policy algorithms: the replay stores whole episodes, and training begins when the first is over."""
 
+    online_next = False  # whether networks that are no target networks read next states
     _unstored = False  # whether a step was begun and is not in the replay yet
 
     def _setup_model(self) -> None:
@@ -126,6 +127,7 @@ class JointOffPolicy(Joint, OffPolicyAlgorithm):
             "frames": frames if self.env is not None else self.frames,
             "steps": self.config.steps,
             "gamma": self.gamma,
+            "online": self.online_next,
             "seed": self.seed,
         }
         # Stable-Baselines3 warns that n_steps is ignored by replays of others; this one does not ignore it.
@@ -225,6 +227,8 @@ class JEPASAC(JointOffPolicy, SAC):
         ValueError: for other observations, a foreign features extractor or replay, a replay larger than memory; while
             training for NaN or infinite rewards, observations or losses.
     """
+
+    online_next = True  # the actor draws the next action
 
     def __init__(
         self,

@@ -33,6 +33,7 @@ class JEPAReplayBuffer(ReplayBuffer):
         steps: that the JEPA objective predicts ahead.
         n_steps: rewards in a value target.
         gamma: discount of one step.
+        online: whether the agent's own networks read next states, beside its target networks.
         seed: of the draws.
 
     Raises:
@@ -55,6 +56,7 @@ class JEPAReplayBuffer(ReplayBuffer):
         steps: int = 3,
         n_steps: int = 1,
         gamma: float = 0.99,
+        online: bool = False,
         seed: int | None = None,
     ) -> None:
         if optimize_memory_usage:
@@ -63,7 +65,7 @@ class JEPAReplayBuffer(ReplayBuffer):
             raise ValueError(f"n_steps must be at least 1, got {n_steps}")
         BaseBuffer.__init__(self, buffer_size, observation_space, action_space, device, n_envs)
         self.optimize_memory_usage, self.handle_timeout_termination = False, True
-        self.steps, self.n_steps, self.gamma = steps, n_steps, gamma
+        self.steps, self.n_steps, self.gamma, self.online = steps, n_steps, gamma, online
         self.action = action_spec(action_space)
         self.rng = np.random.default_rng(seed)
         boxes = observation_boxes(observation_space)
@@ -130,7 +132,7 @@ class JEPAReplayBuffer(ReplayBuffer):
         return ReplayBufferSamples(
             observations=self.encoder.latents(windows),
             actions=actions,
-            next_observations=self.encoder.acting(following),
+            next_observations=self.encoder.following(following, self.online),
             dones=(drawn.terminated[:, :n] & within).any(1, keepdim=True).float(),
             rewards=(drawn.rewards[:, :n] * within * share).sum(1, keepdim=True),
             discounts=(self.gamma**taken).unsqueeze(1).float(),

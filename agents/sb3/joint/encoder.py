@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,14 +14,17 @@ from gymnasium import spaces
 from jaxtyping import Float
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from jepa_rl.checks import check_each, check_not_negative
-from jepa_rl.control import MOMENTUM, move_towards
+from jepa_rl.control import move_towards
 from jepa_rl.objectives.base import norms_of
 from jepa_rl.spaces import pixel_space
 from jepa_rl.training import descend
 from jepa_rl.types import Batch
 from jepa_rl.world_model import WorldModel
+
+STATISTICS_RATE = 0.02  # of the batch norms' running statistics, per update
 
 
 @dataclass(frozen=True)
@@ -61,8 +66,8 @@ def jepa_policy_kwargs(
         weight: of the JEPA objective, relative to the agent's loss. 0: the agent's loss alone trains the encoder, with
             random shifts, as in DrQ (Kostrikov et al. 2020, arXiv:2004.13649).
         steps: that the objective predicts ahead.
-        average_rate: how far the averaged encoder, which acts and encodes next states for value targets, moves towards
-            the one that learns after an update. ``JEPAPPO`` ignores it: it acts with the encoder that learns.
+        average_rate: how far the averaged encoder, which encodes next states for target networks, moves towards the one
+            that learns after an update. ``JEPAPPO`` has no target networks and ignores it.
         latent_dim: width of the latents.
         world: further fields of ``WorldModelConfig``: encoder, dynamics and objective by name and options.
         encoder_rate: learning rate of encoder and dynamics, relative to the agent's.
@@ -91,6 +96,8 @@ def jepa_policy_kwargs(
 class JointFeatures(BaseFeaturesExtractor):
     """Features extractor: latents of pixels for acting; latents that the agent's buffer made are passed on.
 
+    The buffer may give latents "b 2d", of the encoder that learns and of its average: a target network reads the latter.
+
     The encoder is not a submodule: Stable-Baselines3 would put its weights into the agent's optimisers and target
     networks, once for each network.
 
@@ -106,11 +113,12 @@ class JointFeatures(BaseFeaturesExtractor):
         pixel_space(observation_space)
         super().__init__(observation_space, joint.latent_dim)
         self.config = joint
+        self.of_target = False
         self._encoder: list[JointEncoder] = []
 
-    def use(self, encoder: JointEncoder) -> None:
-        """Reads latents of this encoder from now on."""
-        self._encoder[:] = [encoder]
+    def use(self, encoder: JointEncoder, of_target: bool) -> None:
+        """Reads latents of this encoder from now on; ``of_target``: for a target network."""
+        self._encoder[:], self.of_target = [encoder], of_target
 
     def forward(self, seen: Float[Tensor, "b c y x"] | Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:
         """Latents.
@@ -119,7 +127,8 @@ class JointFeatures(BaseFeaturesExtractor):
             RuntimeError: if no encoder is set, since the algorithm is another one.
         """
         if seen.ndim == 2:
-            return seen
+            d = self.features_dim
+            return seen[:, -d:] if self.of_target else seen[:, :d]
         if not self._encoder:
             raise RuntimeError(
                 "jepa_policy_kwargs needs an algorithm that trains the encoder: JEPASAC instead of SAC, JEPATD3 "
@@ -138,10 +147,13 @@ class JointEncoder(nn.Module):
     The agent's gradient is divided by a moving average of its norm, so that the objective's share does not depend on
     the scale of the rewards.
 
+    Batch norms use running statistics in training, too: those of one batch would move the latents of a picture by a
+    fifth of their norm between learning and acting. ``latents`` updates them, or ``measure``.
+
     Args:
         world: the model; its encoder, dynamics and objective are trained.
         config: weights and rates.
-        averaged: whether a moving average of the weights acts, instead of the weights themselves.
+        averaged: whether there is a moving average of the weights, for target networks.
         seed: of the random numbers in the objective.
     """
 
@@ -149,10 +161,7 @@ class JointEncoder(nn.Module):
         super().__init__()
         self.world, self.config = world.eval(), config
         self.average = copy.deepcopy(world).requires_grad_(False) if averaged else None
-        self.batch_statistics = averaged  # else batch norms use statistics that ``measure`` took
         self.learning = [p for p in world.parameters() if p.requires_grad]
-        for norm in norms_of(world.encoder):
-            norm.momentum = MOMENTUM
         device = self.learning[0].device
         self.optimizer = torch.optim.Adam(self.learning, fused=True)
         self.generator = torch.Generator(device).manual_seed(seed)
@@ -163,29 +172,36 @@ class JointEncoder(nn.Module):
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64, device=device))
         self._pending: _Pending | None = None
 
-    @property
-    def acts(self) -> WorldModel:
-        """The world model whose latents the agent acts on."""
-        return self.world if self.average is None else self.average
-
     @torch.no_grad()
     def acting(self, pixels: Tensor) -> Float[Tensor, "b d"]:
         """Latents of pixels "b c y x" of any dtype with values from 0 to 255, without a gradient."""
-        return self.acts.encode(pixels.to(torch.uint8))
+        return normalised(self.world.encode(pixels.to(torch.uint8)))
+
+    @torch.no_grad()
+    def following(self, pixels: Tensor, online: bool) -> Float[Tensor, "b n"]:
+        """Latents of next states, for value targets.
+
+        Args:
+            pixels: "b c y x".
+            online: whether the encoder that learns is asked, too; its latents come first then, and n is 2d, else d.
+        """
+        assert self.average is not None, "only algorithms with target networks ask"
+        averaged = normalised(self.average.encode(pixels.to(torch.uint8)))
+        return torch.cat([self.acting(pixels), averaged], dim=1) if online else averaged
 
     def latents(self, batch: Batch) -> Float[Tensor, "b d"]:
         """Latents of the windows' first states, for the agent's losses. ``update`` uses the first gradient they get."""
         self.update()
         world, objective = self.world, self.world.objective
-        world.train(self.batch_statistics)
-        objective.train()
+        # PPO's batch norms keep their statistics while it learns from one rollout.
+        world.train(self.average is not None)
         unrolled = objective.unroll(world, batch, self.generator)
         loss, self.terms = unrolled.path.new_zeros(()), {}
         if self.config.weight:
             loss, terms = objective.shape(world, batch, unrolled, self.config.decay, self.generator)
             self.terms = {name: value.detach() for name, value in terms.items()}
         world.eval()
-        self._pending = _Pending(unrolled.path[:, 0], loss)
+        self._pending = _Pending(normalised(unrolled.path[:, 0]), loss)
         return self._pending.seen
 
     def update(self) -> None:
@@ -210,15 +226,10 @@ class JointEncoder(nn.Module):
     @torch.no_grad()
     def measure(self, pixels: Tensor) -> None:
         """Sets the statistics of the batch norms to those of pixels "b c y x"."""
-        norms = norms_of(self.world.encoder)
-        before = [norm.momentum for norm in norms]
-        self.world.encoder.train()
-        for norm in norms:
-            norm.momentum = 1.0
-        self.world.encode(pixels.to(torch.uint8))
-        for norm, momentum in zip(norms, before, strict=True):
-            norm.momentum = momentum
-        self.world.encoder.eval()
+        with first_inputs(norms_of(self.world.encoder)) as inputs:
+            self.world.encode(pixels.to(torch.uint8))
+        for norm, features in inputs.items():
+            follow(norm, features, 1.0)
 
     def checked_terms(self) -> dict[str, float]:
         """The terms of the last update.
@@ -240,6 +251,42 @@ class JointEncoder(nn.Module):
 
     def set_extra_state(self, state: Tensor) -> None:
         self.generator.set_state(state.cpu())
+
+
+@contextmanager
+def first_inputs(norms: Iterable[nn.BatchNorm1d]) -> Iterator[dict[nn.BatchNorm1d, Tensor]]:
+    """Context manager: a dict that collects what each batch norm was given first."""
+    found: dict[nn.BatchNorm1d, Tensor] = {}
+    hooks = [
+        norm.register_forward_pre_hook(lambda norm, given: (found.setdefault(norm, given[0]), None)[1])
+        for norm in norms
+    ]
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@torch.no_grad()
+def follow(norm: nn.BatchNorm1d, features: Float[Tensor, "b d"], rate: float) -> None:
+    """Moves the running statistics of a batch norm towards those of a batch.
+
+    Args:
+        norm: the batch norm.
+        features: its input.
+        rate: in [0, 1].
+    """
+    if norm.running_mean is None or norm.running_var is None or len(features) < 2:
+        return
+    # Not in place: the graph of the batch holds the buffers.
+    norm.running_mean = norm.running_mean.lerp(features.mean(0), rate)
+    norm.running_var = norm.running_var.lerp(features.var(0), rate)
+
+
+def normalised(latents: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:
+    """Latents of mean 0 and variance 1 in each row."""
+    return F.layer_norm(latents, latents.shape[-1:])
 
 
 class _Pending:
