@@ -300,11 +300,8 @@ def few_steps(r: dict[str, Any]) -> list[Row]:
     return [
         (
             f"Flow, paths of 4 states drawn one by one / as a pyramid (`lag=0.5`) / at once, {seeds_of(r)}: energy "
-            "score / the true sampler's, time of a draw",
-            " / ".join(cell("paths", lag, "energy_score_ratio") for lag in lags)
-            + ", "
-            + " / ".join(cell("paths", lag, "milliseconds", form=".0f") for lag in lags)
-            + " ms",
+            "score / the true sampler's",
+            " / ".join(cell("paths", lag, "energy_score_ratio") for lag in lags),
         ),
         (
             f"Flow, guidance by the action of {' / '.join(name.partition('_')[2] for name in weights)}: energy "
