@@ -154,12 +154,15 @@ def test_equal_seeds_give_equal_runs(name):
         torch.testing.assert_close(one, other, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("name", ["sac", "td3", "dqn"])
+@pytest.mark.parametrize("name", ["sac", "td3", "dqn", "ppo"])
 def test_the_agents_loss_moves_the_encoder_and_nothing_else_of_the_world_model(name):
     agent = tiny(name, joint={"weight": 0.0})
-    agent.learn(30)
+    agent.learn(32)
     before = weights(agent.joint.world)
-    agent.train(3, 16)
+    if name == "ppo":
+        agent.learn(32)
+    else:
+        agent.train(3, 16)
     changed = moved(before, agent.joint.world)
     assert any(key.startswith("encoder.") and key.endswith("weight") for key in changed)
     assert not any(key.startswith("dynamics.") for key in changed)
@@ -205,28 +208,67 @@ def test_only_the_first_gradient_that_reaches_the_latents_trains_the_encoder():
         torch.testing.assert_close(after[0][key], after[1][key], rtol=0, atol=0)
 
 
-def test_a_batch_that_the_agent_does_not_learn_from_does_not_move_the_encoder():
+def test_a_batch_that_the_agent_does_not_learn_from_moves_nothing():
     agent = tiny("sac")
-    agent.learn(30)
-    before = weights(agent.joint.world.dynamics) | weights(agent.joint.world.objective)
+    agent.learn(40)
+    before = weights(agent.joint)
     agent.replay_buffer.sample(8)
     agent.joint.update()
-    assert not moved(before, agent.joint.world.dynamics)
+    assert not moved(before, agent.joint)
 
 
-def test_the_share_of_the_objective_does_not_depend_on_the_scale_of_rewards():
+def test_the_share_of_the_objective_does_not_depend_on_the_scale_of_the_agents_loss():
     found = []
     for scale in (1.0, 1000.0):
-        env = gym.wrappers.TransformReward(Dot(), lambda r, scale=scale: scale * r)
-        agent = tiny("td3", env=env, learning_starts=10_000)
+        agent = tiny("td3", learning_starts=10_000)
         agent.learn(36)
-        agent.critic.requires_grad_(True)
-        batch = agent.replay_buffer.sample(16)
-        (scale * batch.observations.sum(1)).square().sum().backward()
-        agent.joint.update()
+        for step in range(10):
+            z = agent.replay_buffer.sample(16).observations
+            (scale * (1 + step) * z.sum(1).square()).sum().backward()
+            agent.joint.update()
         found.append(weights(agent.joint.world.encoder))
     for key in found[0]:
-        torch.testing.assert_close(found[0][key], found[1][key], rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(found[0][key], found[1][key], rtol=1e-2, atol=1e-4)
+
+
+def test_a_sudden_gradient_is_bounded_and_one_that_is_no_number_changes_nothing():
+    agent = tiny("td3", joint={"weight": 0.0}, learning_starts=10_000)
+    agent.learn(36)
+
+    def step(scale):
+        z = agent.replay_buffer.sample(16).observations
+        (scale * z[:, 0]).sum().backward()
+        agent.joint.update()
+        return float(agent.joint.terms["gradient_norm"])
+
+    usual = [step(1.0) for _ in range(20)]
+    assert step(1e4) < 20 * max(usual)
+    before = weights(agent.joint)
+    with pytest.raises(
+        ValueError, match=r"training broke after 21 updates: the norm of the agent's gradient is nan"
+    ):
+        step(float("nan"))
+    assert not moved(before, agent.joint)
+
+
+class FilteredDict(gym.ObservationWrapper):
+    def __init__(self):
+        super().__init__(Dot())
+        self.observation_space = spaces.Dict(
+            pixels=Dot.observation_space, state=spaces.Box(-1, 1, (1,), np.float32)
+        )
+
+    def observation(self, observation):
+        return {"pixels": observation, "state": np.zeros(1, np.float32)}
+
+
+class FromOne(gym.ActionWrapper):
+    def __init__(self):
+        super().__init__(Dot(discrete=True))
+        self.action_space = spaces.Discrete(3, start=1)
+
+    def action(self, action):
+        return action - 1
 
 
 class Counting(gym.Env):
@@ -345,6 +387,12 @@ def test_several_environments_and_scaled_rewards():
     ("make", "message"),
     [
         (lambda: tiny("ppo", replay_buffer_class=JEPAReplayBuffer), "PPO learns on rollouts and has no replay"),
+        (lambda: tiny("ppo", buffer_size=100), "leave out buffer_size"),
+        (lambda: tiny("sac", joint={"normalize_images": True}), "leave out normalize_images"),
+        (lambda: tiny("sac", batch_size=1), "batch_size must be at least 2"),
+        (lambda: tiny("sac", env=VecNormalize(DummyVecEnv([Dot]))), "norm_obs=False"),
+        (lambda: JEPASAC("MultiInputPolicy", FilteredDict()), "without keep_state"),
+        (lambda: JEPADQN("CnnPolicy", FromOne()), "counts choices from 0"),
         (lambda: tiny("sac", replay_buffer_class=JEPARolloutBuffer), "must be a JEPAReplayBuffer"),
         (lambda: tiny("sac", optimize_memory_usage=True), "stores each frame once already"),
         (lambda: tiny("sac", buffer_size=10**12), "GB"),
@@ -380,3 +428,36 @@ def test_rewards_that_are_no_numbers_are_refused_before_anything_is_learned(name
     with pytest.raises(ValueError, match="rewards hold NaN"):
         agent.learn(64)
     assert not moved(before, agent.policy)
+
+
+def test_a_state_of_another_device_loads_and_memory_is_taken_only_for_learning(tmp_path):
+    agent = tiny("sac")
+    agent.learn(40)
+    agent.save(tmp_path / "agent.zip")
+    parameters = agent.get_parameters()
+    parameters["joint"]["_extra_state"] = torch.zeros(16, dtype=torch.uint8)  # as a generator on a GPU has it
+    agent.set_parameters(parameters)
+    loaded = JEPASAC.load(tmp_path / "agent.zip")
+    assert loaded.replay_buffer._episodes is None and loaded.replay_buffer.size() == 0
+    agent.replay_buffer.reset()
+    assert agent.replay_buffer.size() == 0
+
+
+def test_rollouts_that_do_not_divide_evenly_and_batch_norms_that_are_measured_first():
+    world = WORLD | {"encoder_options": {"widths": (8, 16), "norm": True}}
+    agent = tiny("ppo", world=world, n_steps=33, batch_size=16)
+    before = weights(agent.policy)
+    agent.learn(33)
+    assert bool(agent.joint.measured) and not moved(before, agent.policy)
+    agent.learn(66, reset_num_timesteps=False)
+    assert moved(before, agent.policy)
+    assert all(torch.isfinite(value).all() for value in weights(agent.policy).values())
+
+
+def test_policies_that_squash_their_actions_store_them_scaled():
+    env = gym.wrappers.RescaleAction(Dot(), np.float32(-2.0), np.float32(2.0))
+    agent = tiny("ppo", env=env, use_sde=True, joint={"squash_output": True})
+    agent.learn(32)
+    rollout = agent.rollout_buffer
+    actions = rollout.windows(np.arange(20), np.zeros(20, int)).actions[:, 0]
+    np.testing.assert_allclose(actions, np.clip(rollout.actions[:20, 0], -1, 1), rtol=1e-6)

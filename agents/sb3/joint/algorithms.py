@@ -17,19 +17,26 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from gymnasium import spaces
 from stable_baselines3 import DQN, PPO, SAC, TD3
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
-from stable_baselines3.common.vec_env import VecEnv
 
+from jepa_rl.agents.sb3.baselines import SHORT_DQN
 from jepa_rl.agents.sb3.checks import check_terminal_observations
 from jepa_rl.agents.sb3.joint.buffers import JEPAReplayBuffer, JEPARolloutBuffer
 from jepa_rl.agents.sb3.joint.encoder import JointConfig, JointEncoder, JointFeatures, jepa_policy_kwargs
 from jepa_rl.control import world_config
 from jepa_rl.memory import keep_freed_memory
-from jepa_rl.spaces import by_name, observed_spec, pixel_space, source_of
+from jepa_rl.objectives.base import norms_of
+from jepa_rl.spaces import by_name, env_spaces, observed_spec, pixel_space, source_of
 from jepa_rl.world_model import WorldModel
+
+REPLAY_SETTINGS = {
+    "buffer_size", "gradient_steps", "learning_starts", "optimize_memory_usage", "replay_buffer_class",
+    "replay_buffer_kwargs", "train_freq",
+}  # fmt: skip
 
 
 class Joint(BaseAlgorithm):
@@ -58,6 +65,8 @@ class Joint(BaseAlgorithm):
                 f"{type(self).__name__} has a features extractor of its own; pass "
                 "policy_kwargs=jepa_policy_kwargs(...), with other policy_kwargs inside the parentheses"
             )
+        if self.policy_kwargs.get("normalize_images", True):
+            raise ValueError("the encoder reads uint8 pixels; leave out normalize_images=True")
         found: JointConfig = options["joint"]
         return found
 
@@ -68,19 +77,37 @@ class Joint(BaseAlgorithm):
 
     def _setup_model(self) -> None:
         config = self.config
-        pixel_space(self.observation_space)
         if self.env is not None:
-            self.frames, self.source = stacked_frames(self.env), source_of(self.env)
+            self.source = source_of(self.env)
         spec = observed_spec(self.observation_space, self.action_space, self.frames, self.source)
-        options = world_config(spec, config.world | {"latent_dim": config.latent_dim})
+        options = world_config(spec, config.world_options())
         keep_freed_memory()
-        super()._setup_model()  # seeds torch
+        super()._setup_model()  # type: ignore[safe-super]  # of the algorithm beside this class; seeds torch
         world = WorldModel(options).to(self.device)
         seed = 0 if self.seed is None else self.seed
         self.joint = JointEncoder(world, config, self.averaged, seed)
         for name, part in self.policy.named_modules():
             if isinstance(part, JointFeatures):
                 part.use(self.joint, of_target="target" in name)
+
+    def _check_spaces(self) -> None:
+        shown, action = self.observation_space, self.action_space
+        if not isinstance(shown, spaces.Box):
+            raise ValueError(
+                f"{type(self).__name__} learns from one picture, got {shown}; use PixelObservation(env) without "
+                "keep_state, or JEPAMPC, which reads Dicts"
+            )
+        if shown.dtype != np.uint8 and len(shown.shape) == 3:
+            raise ValueError(
+                f"the encoder reads uint8 pixels, got {shown.dtype}; leave out what scales them, such as VecNormalize "
+                "(norm_obs=False lets it scale rewards alone)"
+            )
+        pixel_space(shown)
+        if np.any(getattr(action, "start", 0)):
+            raise ValueError(
+                f"Stable-Baselines3 counts choices from 0, got {action}; shift them with "
+                "gymnasium.wrappers.TransformAction"
+            )
 
     def _begin_update(self) -> None:
         self._update_learning_rate(self.joint.optimizer)
@@ -89,8 +116,8 @@ class Joint(BaseAlgorithm):
 
     def _end_update(self) -> None:
         self.joint.update()
-        for name, value in self.joint.checked_terms().items():
-            self.logger.record(f"jepa/{name}", value)
+        for name, value in self.joint.terms.items():
+            self.logger.record(f"jepa/{name}", value.item())
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "joint"]
@@ -100,16 +127,11 @@ class Joint(BaseAlgorithm):
         return [*modules, "joint", "joint.optimizer"], tensors
 
 
-def stacked_frames(env: VecEnv) -> int:
-    """How many frames are stacked in the pictures; 1 unless the environment's ``metadata["frames"]`` says so."""
-    if not env.has_attr("metadata"):
-        return 1
-    found: int = env.get_attr("metadata", indices=0)[0].get("frames", 1)
-    return found
-
-
 class JointOffPolicy(Joint, OffPolicyAlgorithm):
-    """Off-policy algorithms: the replay stores whole episodes, and training begins when the first is over."""
+    """Off-policy algorithms: the replay stores whole episodes, and training begins when the first is over.
+
+    ``load`` and ``load_replay_buffer`` go on with the same weights, optimisers and episodes; batches are drawn anew.
+    """
 
     online_next = False  # whether networks that are no target networks read next states
     _unstored = False  # whether a step was begun and is not in the replay yet
@@ -122,9 +144,15 @@ class JointOffPolicy(Joint, OffPolicyAlgorithm):
                 "out replay_buffer_class"
             )
         self.replay_buffer_class = given or JEPAReplayBuffer
-        frames = 1 if self.env is None else stacked_frames(self.env)
+        self._check_spaces()
+        if self.batch_size < 2:
+            raise ValueError(
+                f"batch_size must be at least 2, got {self.batch_size}: objectives compare pictures"
+            )
+        if self.env is not None:
+            self.frames = env_spaces(self.env).frames
         self.replay_buffer_kwargs = self.replay_buffer_kwargs | {
-            "frames": frames if self.env is not None else self.frames,
+            "frames": self.frames,
             "steps": self.config.steps,
             "gamma": self.gamma,
             "online": self.online_next,
@@ -138,6 +166,8 @@ class JointOffPolicy(Joint, OffPolicyAlgorithm):
         finally:
             self.n_steps = n_steps
         self._replay.encoder = self.joint
+        if self.env is not None:
+            _ = self._replay.episodes  # raises before training if it does not fit into memory
 
     @property
     def _replay(self) -> JEPAReplayBuffer:
@@ -149,7 +179,7 @@ class JointOffPolicy(Joint, OffPolicyAlgorithm):
         if not self._replay.size():
             return
         self._begin_update()
-        super().train(gradient_steps, batch_size)  # type: ignore[safe-super]
+        super().train(gradient_steps, batch_size)
         self._end_update()
 
     # -- whole episodes ----------------------------------------------------------------------------
@@ -220,6 +250,7 @@ class JEPASAC(JointOffPolicy, SAC):
         policy: ``"CnnPolicy"``.
         env: shows uint8 pixels, such as ``PixelObservation(env)``.
         learning_rate: of agent and encoder.
+        buffer_size: states kept, one more for each episode than steps: 12 kB each for a frame of 64 x 64 in colour.
         batch_size, tau, ent_coef: see ``SAC``.
         **settings: of ``SAC``; ``policy_kwargs=jepa_policy_kwargs(...)``.
 
@@ -236,12 +267,13 @@ class JEPASAC(JointOffPolicy, SAC):
         env: GymEnv | str | None,
         learning_rate: float | Schedule = 1e-3,
         *,
+        buffer_size: int = 100_000,
         batch_size: int = 128,
         tau: float = 0.01,
         ent_coef: str | float = "auto_0.1",
         **settings: Any,
     ) -> None:
-        settings |= {"batch_size": batch_size, "tau": tau, "ent_coef": ent_coef}
+        settings |= {"buffer_size": buffer_size, "batch_size": batch_size, "tau": tau, "ent_coef": ent_coef}
         super().__init__(policy, env, learning_rate=learning_rate, **settings)
 
 
@@ -254,34 +286,32 @@ class JEPATD3(JointOffPolicy, TD3):
         env: GymEnv | str | None,
         learning_rate: float | Schedule = 1e-3,
         *,
+        buffer_size: int = 100_000,
         batch_size: int = 128,
         tau: float = 0.01,
         **settings: Any,
     ) -> None:
-        super().__init__(policy, env, learning_rate=learning_rate, batch_size=batch_size, tau=tau, **settings)
+        settings |= {"buffer_size": buffer_size, "batch_size": batch_size, "tau": tau}
+        super().__init__(policy, env, learning_rate=learning_rate, **settings)
 
 
 class JEPADQN(JointOffPolicy, DQN):
-    """DQN from pixels; arguments and errors as ``JEPASAC``."""
+    """DQN from pixels. Its defaults are ``SHORT_DQN``, for runs of some ten thousand steps; else as ``JEPASAC``."""
 
     def __init__(
-        self,
-        policy: Any,
-        env: GymEnv | str | None,
-        learning_rate: float | Schedule = 5e-4,
-        *,
-        batch_size: int = 64,
-        **settings: Any,
+        self, policy: Any, env: GymEnv | str | None, *args: Any, buffer_size: int = 100_000, **settings: Any
     ) -> None:
-        super().__init__(policy, env, learning_rate=learning_rate, batch_size=batch_size, **settings)
+        positional = {"learning_rate"} if args else set()
+        defaults = {name: value for name, value in SHORT_DQN.items() if name not in positional}
+        super().__init__(policy, env, *args, **defaults | {"buffer_size": buffer_size} | settings)
 
 
 class JEPAPPO(Joint, PPO):
     """PPO from pixels; other arguments are PPO's.
 
-    The objective learns on the windows of each rollout. Batch norms of the encoder use fixed statistics while a rollout
-    is collected and learned from, since the probabilities of its actions must not change with the minibatch; they are
-    measured anew after each training.
+    The objective learns on the windows of each rollout. If the encoder has batch norms, their statistics are fixed
+    while a rollout is collected and learned from, since the probabilities of its actions must not change with the
+    minibatch. They follow from rollout to rollout, and the first one only measures them.
 
     Args:
         policy: ``"CnnPolicy"``.
@@ -297,7 +327,7 @@ class JEPAPPO(Joint, PPO):
     rollout_buffer: JEPARolloutBuffer
 
     def __init__(self, policy: Any, env: GymEnv | str | None, *args: Any, **settings: Any) -> None:
-        if foreign := sorted(name for name in settings if name.startswith("replay_buffer")):
+        if foreign := sorted(settings.keys() & REPLAY_SETTINGS):
             raise ValueError(f"PPO learns on rollouts and has no replay; leave out {', '.join(foreign)}")
         super().__init__(policy, env, *args, **settings)
 
@@ -308,9 +338,13 @@ class JEPAPPO(Joint, PPO):
                 f"the rollouts must be stored in a JEPARolloutBuffer, which makes latents of pixels, got "
                 f"{given.__name__}; leave out rollout_buffer_class"
             )
+        self._check_spaces()
+        if self.env is not None:
+            self.frames = env_spaces(self.env).frames
         self.rollout_buffer_class = given or JEPARolloutBuffer
         self.rollout_buffer_kwargs = self.rollout_buffer_kwargs | {
             "steps": self.config.steps,
+            "squashed": bool(self.policy_kwargs.get("squash_output", False)),
             "seed": self.seed,
         }
         super()._setup_model()
@@ -327,10 +361,14 @@ class JEPAPPO(Joint, PPO):
             raise ValueError(
                 f"rewards hold NaN or infinite values: {rewards[~np.isfinite(rewards)][:5]}; check the environment"
             )
+        if not self.joint.measured:
+            self.joint.measure(self._some_pixels(), 1.0)
+            return
         self._begin_update()
         super().train()
         self._end_update()
-        self.joint.measure(self._some_pixels())
+        if norms_of(self.joint.world.encoder):
+            self.joint.measure(self._some_pixels(), 0.1)
 
     def _some_pixels(self, count: int = 512) -> Any:
         """Pixels of the rollout, evenly spaced."""

@@ -16,11 +16,8 @@ from stable_baselines3.common.vec_env import VecNormalize
 from jepa_rl.acting import scalar_rewards
 from jepa_rl.agents.sb3.joint.encoder import JointEncoder
 from jepa_rl.data.replay import EpisodeReplay
-from jepa_rl.objectives.augment import shifted
 from jepa_rl.spaces import action_spec, by_name, observation_boxes
 from jepa_rl.types import Batch
-
-SHIFT = 3  # pixels by which next states are shifted at random, as the objective shifts the others
 
 
 class JEPAReplayBuffer(ReplayBuffer):
@@ -68,12 +65,26 @@ class JEPAReplayBuffer(ReplayBuffer):
         self.steps, self.n_steps, self.gamma, self.online = steps, n_steps, gamma, online
         self.action = action_spec(action_space)
         self.rng = np.random.default_rng(seed)
-        boxes = observation_boxes(observation_space)
-        self.episodes = EpisodeReplay(boxes, self.action.size, buffer_size, frames=frames, num_envs=n_envs)
+        self.frames, self.capacity = frames, buffer_size
+        self._episodes: EpisodeReplay | None = None
+
+    @property
+    def episodes(self) -> EpisodeReplay:
+        """The episodes. Memory is taken when they are first asked for: an agent that only acts needs none."""
+        if self._episodes is None:
+            boxes = observation_boxes(self.observation_space)
+            self._episodes = EpisodeReplay(
+                boxes, self.action.size, self.capacity, frames=self.frames, num_envs=self.n_envs
+            )
+        return self._episodes
 
     def size(self) -> int:
         """Steps of episodes that are over."""
-        return len(self.episodes)
+        return 0 if self._episodes is None else len(self._episodes)
+
+    def reset(self) -> None:
+        """Forgets everything."""
+        self._episodes = None
 
     def add(
         self,
@@ -119,8 +130,6 @@ class JEPAReplayBuffer(ReplayBuffer):
         within, rows = drawn.valid[:, :n], torch.arange(batch_size, device=self.device)
         share = self.gamma ** torch.arange(n, device=self.device)
         taken = within.sum(1)
-        following = shifted(drawn.pixels[rows, taken], SHIFT, self.encoder.generator)
-        assert isinstance(following, torch.Tensor)
         h = self.steps
         windows = Batch(
             drawn.pixels[:, : h + 1], drawn.actions[:, :h], drawn.rewards[:, :h], drawn.terminated[:, :h],
@@ -128,11 +137,11 @@ class JEPAReplayBuffer(ReplayBuffer):
         )  # fmt: skip
         actions = drawn.actions[:, 0]
         if self.action.kind == "discrete":
-            actions = (actions.argmax(-1, keepdim=True) + self.action.start).long()
+            actions = actions.argmax(-1, keepdim=True)
         return ReplayBufferSamples(
             observations=self.encoder.latents(windows),
             actions=actions,
-            next_observations=self.encoder.following(following, self.online),
+            next_observations=self.encoder.following(drawn.pixels[rows, taken], self.online),
             dones=(drawn.terminated[:, :n] & within).any(1, keepdim=True).float(),
             rewards=(drawn.rewards[:, :n] * within * share).sum(1, keepdim=True),
             discounts=(self.gamma**taken).unsqueeze(1).float(),
@@ -144,23 +153,26 @@ class JEPARolloutBuffer(RolloutBuffer):
 
     Args:
         steps: that the JEPA objective predicts ahead.
+        squashed: whether the policy's actions are scaled to [-1, 1] (gSDE with ``squash_output``).
         seed: of the order of rows. The other arguments are those of ``RolloutBuffer``.
     """
 
     encoder: JointEncoder  # set by the algorithm
 
-    def __init__(self, *args: Any, steps: int = 3, seed: int | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, steps: int = 3, squashed: bool = False, seed: int | None = None, **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
-        self.steps, self.rng = steps, np.random.default_rng(seed)
+        self.steps, self.squashed, self.rng = steps, squashed, np.random.default_rng(seed)
         self.action = action_spec(self.action_space)
 
     def get(self, batch_size: int | None = None) -> Generator[RolloutBufferSamples, None, None]:
         """Minibatches of one pass over the rollout, in random order."""
         assert self.full, "SB3 asks for minibatches of a whole rollout"
         rows = self.buffer_size * self.n_envs
-        order = self.rng.permutation(rows)
-        for first in range(0, rows, batch_size or rows):
-            yield self._minibatch(order[first : first + (batch_size or rows)])
+        order, size = self.rng.permutation(rows), batch_size or rows
+        for first in range(0, rows, size):
+            yield self._minibatch(order[first : first + size])
 
     def _minibatch(self, rows: Int64[np.ndarray, " b"]) -> RolloutBufferSamples:
         at = (rows // self.n_envs, rows % self.n_envs)
@@ -186,7 +198,8 @@ class JEPARolloutBuffer(RolloutBuffer):
                 actions.reshape(*valid.shape, *self.action.shape).astype(np.int64)
             )
         else:
-            model_actions = self.action.encode(self.action.clip(actions))
+            bounded = actions if self.squashed else self.action.encode(self.action.clip(actions))
+            model_actions = np.clip(bounded, -1.0, 1.0).astype(np.float32)
         return Batch(
             torch.from_numpy(self.observations[state, column]).to(self.device),
             torch.from_numpy(model_actions).to(self.device),

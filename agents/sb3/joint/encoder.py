@@ -3,33 +3,49 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from typing import Any
 
-import numpy as np
 import torch
 from gymnasium import spaces
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from jepa_rl.checks import check_each, check_not_negative
 from jepa_rl.control import move_towards
-from jepa_rl.objectives.base import norms_of
+from jepa_rl.objectives.augment import shifted
+from jepa_rl.objectives.base import each, norms_of
 from jepa_rl.spaces import pixel_space
 from jepa_rl.training import descend
 from jepa_rl.types import Batch
 from jepa_rl.world_model import WorldModel
 
-STATISTICS_RATE = 0.02  # of the batch norms' running statistics, per update
+LARGEST_GRADIENT = 5.0  # of the agent at the latents, in units of its usual norm
 
 
 @dataclass(frozen=True)
 class JointConfig:
-    """How the encoder learns; see ``jepa_policy_kwargs``."""
+    """How the encoder learns; fields are arguments of ``jepa_policy_kwargs``.
+
+    Attributes:
+        weight: of the JEPA objective, relative to the agent's loss. 0: the agent's loss alone trains the encoder, with
+            random shifts, as in DrQ (Kostrikov et al. 2020, arXiv:2004.13649).
+        steps: that the objective predicts ahead.
+        decay: weight of each further step, relative to the one before.
+        average_rate: how far the averaged encoder, which encodes next states for target networks, moves towards the one
+            that learns after an update. ``JEPAPPO`` has no target networks and ignores it.
+        encoder_rate: learning rate of encoder and dynamics, relative to the agent's.
+        max_grad_norm: largest norm of their gradient.
+        latent_dim: width of the latents.
+        world: further fields of ``WorldModelConfig``: encoder, dynamics and objective by name and options. Random
+            shifts are the objective's (``{"objective_options": {"shift": 3}}``).
+
+    Raises:
+        ValueError: for a value out of range.
+    """
 
     weight: float = 1.0
     steps: int = 3
@@ -49,54 +65,39 @@ class JointConfig:
         if "latent_dim" in self.world:
             raise ValueError("world must not hold latent_dim; jepa_policy_kwargs(latent_dim=...) sets it")
 
+    def world_options(self) -> dict[str, Any]:
+        """Fields of ``WorldModelConfig``. Convolutions end without a batch norm: statistics of one batch would move the
+        latents of a picture by a fifth of their norm between learning and acting."""
+        options = {"latent_dim": self.latent_dim} | self.world
+        if options.get("encoder", "frames") in ("frames", "conv", "keypoints"):
+            default = {"widths": (16, 16, 32)} if "encoder" not in options else {}
+            options["encoder_options"] = {"norm": False} | options.get("encoder_options", default)
+        return options
 
-def jepa_policy_kwargs(
-    weight: float = 1.0,
-    steps: int = 3,
-    average_rate: float = 0.01,
-    latent_dim: int = 64,
-    world: dict[str, Any] | None = None,
-    encoder_rate: float = 1.0,
-    max_grad_norm: float = 20.0,
-    **more: Any,
-) -> dict[str, Any]:
+
+def jepa_policy_kwargs(**options: Any) -> dict[str, Any]:
     """``policy_kwargs`` of ``JEPASAC``, ``JEPATD3``, ``JEPADQN`` and ``JEPAPPO``.
 
     Args:
-        weight: of the JEPA objective, relative to the agent's loss. 0: the agent's loss alone trains the encoder, with
-            random shifts, as in DrQ (Kostrikov et al. 2020, arXiv:2004.13649).
-        steps: that the objective predicts ahead.
-        average_rate: how far the averaged encoder, which encodes next states for target networks, moves towards the one
-            that learns after an update. ``JEPAPPO`` has no target networks and ignores it.
-        latent_dim: width of the latents.
-        world: further fields of ``WorldModelConfig``: encoder, dynamics and objective by name and options.
-        encoder_rate: learning rate of encoder and dynamics, relative to the agent's.
-        max_grad_norm: largest norm of their gradient.
-        **more: further ``policy_kwargs`` of Stable-Baselines3, such as ``net_arch``.
+        **options: fields of ``JointConfig``; all others are ``policy_kwargs`` of Stable-Baselines3, such as
+            ``net_arch``.
 
     Raises:
-        ValueError: for a value out of range.
+        ValueError: as ``JointConfig``.
     """
-    config = JointConfig(
-        weight=weight,
-        steps=steps,
-        average_rate=average_rate,
-        latent_dim=latent_dim,
-        world=dict(world or {}),
-        encoder_rate=encoder_rate,
-        max_grad_norm=max_grad_norm,
-    )
+    ours = {part.name for part in fields(JointConfig)}
+    config = JointConfig(**{name: value for name, value in options.items() if name in ours})
     return {
         "features_extractor_class": JointFeatures,
         "features_extractor_kwargs": {"joint": config},
         "normalize_images": False,  # the encoder reads uint8
-    } | more
+    } | {name: value for name, value in options.items() if name not in ours}
 
 
 class JointFeatures(BaseFeaturesExtractor):
     """Features extractor: latents of pixels for acting; latents that the agent's buffer made are passed on.
 
-    The buffer may give latents "b 2d", of the encoder that learns and of its average: a target network reads the latter.
+    The buffer may give latents "b 2d", of the encoder that learns and of its average: target networks read the latter.
 
     The encoder is not a submodule: Stable-Baselines3 would put its weights into the agent's optimisers and target
     networks, once for each network.
@@ -147,13 +148,11 @@ class JointEncoder(nn.Module):
     The agent's gradient is divided by a moving average of its norm, so that the objective's share does not depend on
     the scale of the rewards.
 
-    Batch norms use running statistics in training, too: those of one batch would move the latents of a picture by a
-    fifth of their norm between learning and acting. ``latents`` updates them, or ``measure``.
-
     Args:
         world: the model; its encoder, dynamics and objective are trained.
         config: weights and rates.
-        averaged: whether there is a moving average of the weights, for target networks.
+        averaged: whether there is a moving average of the weights, for target networks; batch norms of the encoder, if
+            it has any, then use the statistics of each batch, and else those of ``measure``.
         seed: of the random numbers in the objective.
     """
 
@@ -165,123 +164,103 @@ class JointEncoder(nn.Module):
         device = self.learning[0].device
         self.optimizer = torch.optim.Adam(self.learning, fused=True)
         self.generator = torch.Generator(device).manual_seed(seed)
-        self.terms: dict[str, Tensor] = {}
+        self.shift: int = getattr(world.objective, "shift", 0)
+        self.terms: dict[str, Tensor] = {}  # of the last update
         self.scale: Tensor
         self.updates: Tensor
+        self.measured: Tensor
         self.register_buffer("scale", torch.zeros((), device=device))
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64, device=device))
+        self.register_buffer("measured", torch.tensor(not norms_of(world.encoder), device=device))
         self._pending: _Pending | None = None
 
     @torch.no_grad()
     def acting(self, pixels: Tensor) -> Float[Tensor, "b d"]:
-        """Latents of pixels "b c y x" of any dtype with values from 0 to 255, without a gradient."""
+        """Latents of pixels "b c y x" of any dtype with whole values from 0 to 255, without a gradient."""
         return normalised(self.world.encode(pixels.to(torch.uint8)))
 
     @torch.no_grad()
-    def following(self, pixels: Tensor, online: bool) -> Float[Tensor, "b n"]:
-        """Latents of next states, for value targets.
+    def following(self, pixels: UInt8[Tensor, "b c y x"], online: bool) -> Float[Tensor, "b n"]:
+        """Latents of next states, for value targets; shifted at random, as the objective shifts the others.
 
         Args:
-            pixels: "b c y x".
+            pixels: of the next states.
             online: whether the encoder that learns is asked, too; its latents come first then, and n is 2d, else d.
         """
         assert self.average is not None, "only algorithms with target networks ask"
-        averaged = normalised(self.average.encode(pixels.to(torch.uint8)))
-        return torch.cat([self.acting(pixels), averaged], dim=1) if online else averaged
+        moved = shifted(pixels, self.shift, self.generator)
+        averaged = normalised(self.average.encode(moved))
+        return torch.cat([normalised(self.world.encode(moved)), averaged], dim=1) if online else averaged
 
     def latents(self, batch: Batch) -> Float[Tensor, "b d"]:
         """Latents of the windows' first states, for the agent's losses. ``update`` uses the first gradient they get."""
         self.update()
         world, objective = self.world, self.world.objective
-        # PPO's batch norms keep their statistics while it learns from one rollout.
         world.train(self.average is not None)
-        unrolled = objective.unroll(world, batch, self.generator)
-        loss, self.terms = unrolled.path.new_zeros(()), {}
-        if self.config.weight:
+        # One row has no spread, which objectives need.
+        if self.config.weight and len(batch.actions) > 1:
+            unrolled = objective.unroll(world, batch, self.generator)
+            z = unrolled.path[:, 0]
             loss, terms = objective.shape(world, batch, unrolled, self.config.decay, self.generator)
-            self.terms = {name: value.detach() for name, value in terms.items()}
+        else:
+            z = world.encode(shifted(each(batch.observations, lambda x: x[:, 0]), self.shift, self.generator))
+            loss, terms = z.new_zeros(()), {}
         world.eval()
-        self._pending = _Pending(normalised(unrolled.path[:, 0]), loss)
+        self._pending = _Pending(normalised(z), loss, terms)
         return self._pending.seen
 
     def update(self) -> None:
-        """One step down the gradients of the last batch of ``latents``, if the agent's loss has reached it."""
+        """One step down the gradients of the last batch of ``latents``, if the agent's loss has reached it.
+
+        Raises:
+            ValueError: if the agent's gradient or the objective's loss is NaN or infinite; nothing has changed then.
+        """
         pending, self._pending = self._pending, None
-        if pending is None or pending.gradient is None:
+        gradient = None if pending is None else pending.close()
+        if pending is None or gradient is None:
             return
-        gradient, config = pending.gradient, self.config
-        rate = max(0.01, 1 / (1 + int(self.updates)))
-        self.scale.lerp_(gradient.norm(), rate)
-        # Each row's gradient has about the norm 1 / rows, as that of a mean over rows.
-        unit = gradient / (self.scale.clamp_min(1e-12) * len(gradient) ** 0.5)
+        norm, config = gradient.norm(), self.config
+        if not torch.isfinite(norm + pending.loss.detach()):
+            raise ValueError(
+                f"training broke after {int(self.updates)} updates: the norm of the agent's gradient is "
+                f"{float(norm)}, the objective's loss {float(pending.loss)}; lower learning_rate or encoder_rate, and "
+                "check that rewards are of a moderate size"
+            )
+        self.scale.lerp_(norm, max(0.01, 1 / (1 + int(self.updates))))
+        # Each row's gradient has about the norm 1 / rows, as that of a mean over rows. A reward after long silence
+        # would have many times the usual norm.
+        usual = torch.maximum(self.scale, norm / LARGEST_GRADIENT).clamp_min(1e-12)
+        unit = gradient / (usual * len(gradient) ** 0.5)
         loss = (pending.latents * unit).sum() + config.weight * pending.loss
-        norm = descend(loss, [self.optimizer], self.learning, config.max_grad_norm)
+        total = descend(loss, [self.optimizer], self.learning, config.max_grad_norm)
         self.updates += 1
         self.world.after_update()
         if self.average is not None:
             # Larger at first, so that the average soon forgets the initial weights.
             move_towards(self.average, self.world, max(config.average_rate, 10 / (9 + int(self.updates))))
-        self.terms |= {"gradient_norm": norm, "agent_gradient": self.scale.clone()}
+        self.terms = pending.terms | {"gradient_norm": total, "agent_gradient": self.scale.clone()}
 
     @torch.no_grad()
-    def measure(self, pixels: Tensor) -> None:
-        """Sets the statistics of the batch norms to those of pixels "b c y x"."""
-        with first_inputs(norms_of(self.world.encoder)) as inputs:
-            self.world.encode(pixels.to(torch.uint8))
-        for norm, features in inputs.items():
-            follow(norm, features, 1.0)
-
-    def checked_terms(self) -> dict[str, float]:
-        """The terms of the last update.
-
-        Raises:
-            ValueError: if one is NaN or infinite.
-        """
-        found = {name: float(value) for name, value in self.terms.items()}
-        wrong = {name: value for name, value in found.items() if not np.isfinite(value)}
-        if wrong:
-            raise ValueError(
-                f"training broke after {int(self.updates)} updates: {wrong}; lower learning_rate or encoder_rate, and "
-                "check that rewards and observations are finite"
-            )
-        return found
+    def measure(self, pixels: Tensor, rate: float) -> None:
+        """Moves the statistics of the batch norms towards those of pixels "b c y x"; ``rate`` 1 replaces them."""
+        norms = norms_of(self.world.encoder)
+        before = [norm.momentum for norm in norms]
+        self.world.encoder.train()
+        for norm in norms:
+            norm.momentum = rate
+        self.world.encode(pixels.to(torch.uint8))
+        for norm, momentum in zip(norms, before, strict=True):
+            norm.momentum = momentum
+        self.world.encoder.eval()
+        self.measured.fill_(True)
 
     def get_extra_state(self) -> Tensor:
         return self.generator.get_state()
 
     def set_extra_state(self, state: Tensor) -> None:
-        self.generator.set_state(state.cpu())
-
-
-@contextmanager
-def first_inputs(norms: Iterable[nn.BatchNorm1d]) -> Iterator[dict[nn.BatchNorm1d, Tensor]]:
-    """Context manager: a dict that collects what each batch norm was given first."""
-    found: dict[nn.BatchNorm1d, Tensor] = {}
-    hooks = [
-        norm.register_forward_pre_hook(lambda norm, given: (found.setdefault(norm, given[0]), None)[1])
-        for norm in norms
-    ]
-    try:
-        yield found
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-@torch.no_grad()
-def follow(norm: nn.BatchNorm1d, features: Float[Tensor, "b d"], rate: float) -> None:
-    """Moves the running statistics of a batch norm towards those of a batch.
-
-    Args:
-        norm: the batch norm.
-        features: its input.
-        rate: in [0, 1].
-    """
-    if norm.running_mean is None or norm.running_var is None or len(features) < 2:
-        return
-    # Not in place: the graph of the batch holds the buffers.
-    norm.running_mean = norm.running_mean.lerp(features.mean(0), rate)
-    norm.running_var = norm.running_var.lerp(features.var(0), rate)
+        # The generator of another kind of device has another state: it keeps its own then.
+        if state.shape == self.generator.get_state().shape:
+            self.generator.set_state(state.cpu())
 
 
 def normalised(latents: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:
@@ -292,14 +271,19 @@ def normalised(latents: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:
 class _Pending:
     """Latents of one batch: those in the encoder's graph, and those that the agent sees."""
 
-    def __init__(self, latents: Tensor, loss: Tensor) -> None:
+    def __init__(self, latents: Tensor, loss: Tensor, terms: Mapping[str, Tensor]) -> None:
         self.latents, self.loss = latents, loss
-        self.gradient: Tensor | None = None
+        self.terms = {name: value.detach() for name, value in terms.items()}
         self.seen = latents.detach().requires_grad_()
-        self.seen.register_hook(self._take)
-
-    def _take(self, gradient: Tensor) -> None:
+        found: list[Tensor] = []
         # The first backward pass is that of the critics (SAC, TD3, DQN) or of the whole loss (PPO); the actor's comes
         # later, and the encoder does not learn from it (as in SAC+AE, Yarats et al. 2019, arXiv:1910.01741).
-        if self.gradient is None:
-            self.gradient = gradient.detach().clone()
+        self._handle = self.seen.register_hook(
+            lambda gradient: None if found else found.append(gradient.detach().clone())
+        )
+        self._found = found
+
+    def close(self) -> Tensor | None:
+        """The first gradient, None if there was none; further ones are not kept."""
+        self._handle.remove()
+        return self._found[0] if self._found else None
