@@ -172,10 +172,10 @@ def test_the_agents_loss_moves_the_encoder_and_nothing_else_of_the_world_model(n
 def test_the_objective_moves_no_weight_of_the_agent(name):
     """In its first update the agent sees the same latents, whatever the objective's weight is."""
     found = []
-    for weight in (0.0, 50.0):
+    for weight in (1e-6, 50.0):
         once = {"n_epochs": 1, "batch_size": 32} if name == "ppo" else {"learning_starts": 10_000}
         agent = tiny(name, joint={"weight": weight}, **once)
-        agent.learn(32)
+        agent.learn(64 if name == "ppo" else 32)  # PPO's first rollout only measures
         if name != "ppo":
             agent.train(1, 16)
         found.append((weights(agent.policy), weights(agent.joint.world)))
@@ -208,13 +208,18 @@ def test_only_the_first_gradient_that_reaches_the_latents_trains_the_encoder():
         torch.testing.assert_close(after[0][key], after[1][key], rtol=0, atol=0)
 
 
-def test_a_batch_that_the_agent_does_not_learn_from_moves_nothing():
+def parameters(module):
+    return {name: value.detach().clone() for name, value in module.named_parameters()}
+
+
+def test_a_batch_that_the_agent_does_not_learn_from_moves_no_weight():
     agent = tiny("sac")
     agent.learn(40)
-    before = weights(agent.joint)
+    before = parameters(agent.joint)
     agent.replay_buffer.sample(8)
     agent.joint.update()
-    assert not moved(before, agent.joint)
+    for name, value in agent.joint.named_parameters():
+        assert torch.equal(value, before[name]), name
 
 
 def test_the_share_of_the_objective_does_not_depend_on_the_scale_of_the_agents_loss():
@@ -243,12 +248,13 @@ def test_a_sudden_gradient_is_bounded_and_one_that_is_no_number_changes_nothing(
 
     usual = [step(1.0) for _ in range(20)]
     assert step(1e4) < 20 * max(usual)
-    before = weights(agent.joint)
+    before = parameters(agent.joint)
     with pytest.raises(
-        ValueError, match=r"training broke after 21 updates: the norm of the agent's gradient is nan"
+        ValueError, match="training broke after 21 updates: the norm of the agent's gradient is nan"
     ):
         step(float("nan"))
-    assert not moved(before, agent.joint)
+    for name, value in agent.joint.named_parameters():
+        assert torch.equal(value, before[name]), name
 
 
 class FilteredDict(gym.ObservationWrapper):
@@ -444,11 +450,11 @@ def test_a_state_of_another_device_loads_and_memory_is_taken_only_for_learning(t
 
 
 def test_rollouts_that_do_not_divide_evenly_and_batch_norms_that_are_measured_first():
-    world = WORLD | {"encoder_options": {"widths": (8, 16), "norm": True}}
+    world = WORLD | {"encoder_options": {"widths": (8, 16)}}
     agent = tiny("ppo", world=world, n_steps=33, batch_size=16)
     before = weights(agent.policy)
     agent.learn(33)
-    assert bool(agent.joint.measured) and not moved(before, agent.policy)
+    assert agent.joint.scaled.measured and not moved(before, agent.policy)
     agent.learn(66, reset_num_timesteps=False)
     assert moved(before, agent.policy)
     assert all(torch.isfinite(value).all() for value in weights(agent.policy).values())

@@ -29,7 +29,6 @@ from jepa_rl.agents.sb3.joint.buffers import JEPAReplayBuffer, JEPARolloutBuffer
 from jepa_rl.agents.sb3.joint.encoder import JointConfig, JointEncoder, JointFeatures, jepa_policy_kwargs
 from jepa_rl.control import world_config
 from jepa_rl.memory import keep_freed_memory
-from jepa_rl.objectives.base import norms_of
 from jepa_rl.spaces import by_name, env_spaces, observed_spec, pixel_space, source_of
 from jepa_rl.world_model import WorldModel
 
@@ -309,9 +308,9 @@ class JEPADQN(JointOffPolicy, DQN):
 class JEPAPPO(Joint, PPO):
     """PPO from pixels; other arguments are PPO's.
 
-    The objective learns on the windows of each rollout. If the encoder has batch norms, their statistics are fixed
-    while a rollout is collected and learned from, since the probabilities of its actions must not change with the
-    minibatch. They follow from rollout to rollout, and the first one only measures them.
+    The objective learns on the windows of each rollout. The statistics that standardise the features stay fixed while
+    a rollout is collected and learned from, since the probabilities of its actions must not change with the minibatch.
+    They follow from rollout to rollout, and the first one only measures them.
 
     Args:
         policy: ``"CnnPolicy"``.
@@ -361,14 +360,11 @@ class JEPAPPO(Joint, PPO):
             raise ValueError(
                 f"rewards hold NaN or infinite values: {rewards[~np.isfinite(rewards)][:5]}; check the environment"
             )
-        if not self.joint.measured:
-            self.joint.measure(self._some_pixels(), 1.0)
-            return
-        self._begin_update()
-        super().train()
-        self._end_update()
-        if norms_of(self.joint.world.encoder):
-            self.joint.measure(self._some_pixels(), 0.1)
+        if self.joint.scaled.measured:
+            self._begin_update()
+            super().train()
+            self._end_update()
+        self.joint.measure(self._some_pixels())
 
     def _some_pixels(self, count: int = 512) -> Any:
         """Pixels of the rollout, evenly spaced."""

@@ -12,17 +12,17 @@ from gymnasium import spaces
 from jaxtyping import Float, UInt8
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from jepa_rl.checks import check_each, check_not_negative
 from jepa_rl.control import move_towards
 from jepa_rl.objectives.augment import shifted
-from jepa_rl.objectives.base import each, norms_of
+from jepa_rl.objectives.base import each, inputs_of_norm
 from jepa_rl.spaces import pixel_space
 from jepa_rl.training import descend
-from jepa_rl.types import Batch
+from jepa_rl.types import Batch, Observations
 from jepa_rl.world_model import WorldModel
 
+STATISTICS_RATE = 0.05  # of the running mean and variance of features, per update
 LARGEST_GRADIENT = 5.0  # of the agent at the latents, in units of its usual norm
 
 
@@ -66,13 +66,8 @@ class JointConfig:
             raise ValueError("world must not hold latent_dim; jepa_policy_kwargs(latent_dim=...) sets it")
 
     def world_options(self) -> dict[str, Any]:
-        """Fields of ``WorldModelConfig``. Convolutions end without a batch norm: statistics of one batch would move the
-        latents of a picture by a fifth of their norm between learning and acting."""
-        options = {"latent_dim": self.latent_dim} | self.world
-        if options.get("encoder", "frames") in ("frames", "conv", "keypoints"):
-            default = {"widths": (16, 16, 32)} if "encoder" not in options else {}
-            options["encoder_options"] = {"norm": False} | options.get("encoder_options", default)
-        return options
+        """Fields of ``WorldModelConfig``."""
+        return {"latent_dim": self.latent_dim} | self.world
 
 
 def jepa_policy_kwargs(**options: Any) -> dict[str, Any]:
@@ -148,11 +143,15 @@ class JointEncoder(nn.Module):
     The agent's gradient is divided by a moving average of its norm, so that the objective's share does not depend on
     the scale of the rewards.
 
+    The agent sees features standardised by running statistics, in learning as in acting. The encoder's own batch norm
+    uses the statistics of each batch while it learns, which would move the latents of a picture by a fifth of their
+    norm.
+
     Args:
         world: the model; its encoder, dynamics and objective are trained.
         config: weights and rates.
-        averaged: whether there is a moving average of the weights, for target networks; batch norms of the encoder, if
-            it has any, then use the statistics of each batch, and else those of ``measure``.
+        averaged: whether there is a moving average of the weights, for target networks. The running statistics then
+            follow every batch; else they stay as ``measure`` sets them.
         seed: of the random numbers in the objective.
     """
 
@@ -160,6 +159,7 @@ class JointEncoder(nn.Module):
         super().__init__()
         self.world, self.config = world.eval(), config
         self.average = copy.deepcopy(world).requires_grad_(False) if averaged else None
+        self.scaled, self.average_scaled = (Standardised(world.latent_dim) for _ in range(2))
         self.learning = [p for p in world.parameters() if p.requires_grad]
         device = self.learning[0].device
         self.optimizer = torch.optim.Adam(self.learning, fused=True)
@@ -168,16 +168,15 @@ class JointEncoder(nn.Module):
         self.terms: dict[str, Tensor] = {}  # of the last update
         self.scale: Tensor
         self.updates: Tensor
-        self.measured: Tensor
         self.register_buffer("scale", torch.zeros((), device=device))
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64, device=device))
-        self.register_buffer("measured", torch.tensor(not norms_of(world.encoder), device=device))
+        self.to(device)
         self._pending: _Pending | None = None
 
     @torch.no_grad()
     def acting(self, pixels: Tensor) -> Float[Tensor, "b d"]:
         """Latents of pixels "b c y x" of any dtype with whole values from 0 to 255, without a gradient."""
-        return normalised(self.world.encode(pixels.to(torch.uint8)))
+        return self.scaled(features_of(self.world, pixels.to(torch.uint8)))
 
     @torch.no_grad()
     def following(self, pixels: UInt8[Tensor, "b c y x"], online: bool) -> Float[Tensor, "b n"]:
@@ -189,24 +188,36 @@ class JointEncoder(nn.Module):
         """
         assert self.average is not None, "only algorithms with target networks ask"
         moved = shifted(pixels, self.shift, self.generator)
-        averaged = normalised(self.average.encode(moved))
-        return torch.cat([normalised(self.world.encode(moved)), averaged], dim=1) if online else averaged
+        features = features_of(self.average, moved)
+        self.average_scaled.follow(features, self._rate())
+        averaged = self.average_scaled(features)
+        return (
+            torch.cat([self.scaled(features_of(self.world, moved)), averaged], dim=1) if online else averaged
+        )
+
+    def _rate(self) -> float:
+        """Of the running statistics: larger at first."""
+        return max(STATISTICS_RATE, 1 / (1 + int(self.updates)))
 
     def latents(self, batch: Batch) -> Float[Tensor, "b d"]:
         """Latents of the windows' first states, for the agent's losses. ``update`` uses the first gradient they get."""
         self.update()
         world, objective = self.world, self.world.objective
-        world.train(self.average is not None)
-        # One row has no spread, which objectives need.
+        # One row has no spread, which objectives and batch norms need.
         if self.config.weight and len(batch.actions) > 1:
-            unrolled = objective.unroll(world, batch, self.generator)
-            z = unrolled.path[:, 0]
+            world.train()
+            with inputs_of_norm(world.encoder) as found:
+                unrolled = objective.unroll(world, batch, self.generator)
+                features = found[0] if found else unrolled.path[:, 0]
             loss, terms = objective.shape(world, batch, unrolled, self.config.decay, self.generator)
+            world.eval()
         else:
-            z = world.encode(shifted(each(batch.observations, lambda x: x[:, 0]), self.shift, self.generator))
-            loss, terms = z.new_zeros(()), {}
-        world.eval()
-        self._pending = _Pending(normalised(z), loss, terms)
+            first = shifted(each(batch.observations, lambda x: x[:, 0]), self.shift, self.generator)
+            features = features_of(world, first)
+            loss, terms = features.new_zeros(()), {}
+        if self.average is not None:
+            self.scaled.follow(features.detach(), self._rate())
+        self._pending = _Pending(self.scaled(features), loss, terms)
         return self._pending.seen
 
     def update(self) -> None:
@@ -241,18 +252,10 @@ class JointEncoder(nn.Module):
         self.terms = pending.terms | {"gradient_norm": total, "agent_gradient": self.scale.clone()}
 
     @torch.no_grad()
-    def measure(self, pixels: Tensor, rate: float) -> None:
-        """Moves the statistics of the batch norms towards those of pixels "b c y x"; ``rate`` 1 replaces them."""
-        norms = norms_of(self.world.encoder)
-        before = [norm.momentum for norm in norms]
-        self.world.encoder.train()
-        for norm in norms:
-            norm.momentum = rate
-        self.world.encode(pixels.to(torch.uint8))
-        for norm, momentum in zip(norms, before, strict=True):
-            norm.momentum = momentum
-        self.world.encoder.eval()
-        self.measured.fill_(True)
+    def measure(self, pixels: UInt8[Tensor, "b c y x"]) -> None:
+        """Sets the running statistics by pixels at first, and moves them towards these later."""
+        rate = 0.1 if self.scaled.measured else 1.0
+        self.scaled.follow(features_of(self.world, pixels), rate)
 
     def get_extra_state(self) -> Tensor:
         return self.generator.get_state()
@@ -263,9 +266,40 @@ class JointEncoder(nn.Module):
             self.generator.set_state(state.cpu())
 
 
-def normalised(latents: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:
-    """Latents of mean 0 and variance 1 in each row."""
-    return F.layer_norm(latents, latents.shape[-1:])
+def features_of(world: WorldModel, observations: Observations) -> Float[Tensor, "b d"]:
+    """What the encoder's last batch norm is given, or latents if it has none."""
+    with inputs_of_norm(world.encoder) as found:
+        z = world.encode(observations)
+    return found[0] if found else z
+
+
+class Standardised(nn.Module):
+    """Features minus their running mean, divided by their running standard deviation.
+
+    Args:
+        width: of the features.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.mean: Tensor
+        self.var: Tensor
+        self.measured: Tensor
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("var", torch.ones(width))
+        self.register_buffer("measured", torch.tensor(False))
+
+    def follow(self, features: Float[Tensor, "b d"], rate: float) -> None:
+        """Moves the statistics towards those of a batch; ``rate`` 1 replaces them."""
+        if len(features) < 2:
+            return
+        self.mean.lerp_(features.mean(0), rate)
+        self.var.lerp_(features.var(0), rate)
+        self.measured.fill_(True)
+
+    def forward(self, features: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:
+        # Cloned: later batches change the statistics, which this graph needs unchanged.
+        return (features - self.mean.clone()) * (self.var + 1e-8).rsqrt()
 
 
 class _Pending:
