@@ -223,6 +223,26 @@ def test_dreams_do_not_start_where_episodes_are_over():
     assert {row for row, _ in first.tolist()} == {0.0, 2.0, 6.0}
 
 
+def test_residuals_are_the_errors_of_the_model_in_the_episodes():
+    """The world moves 0.3 further than the model says; episodes of two steps and of one."""
+    latents = torch.tensor([[0.0, 0.0], [0.8, 0.0], [1.1, 0.0], [5.0, 0.0], [4.8, 0.0]])
+    episodes = LatentEpisodes(latents, torch.tensor([[1.0], [0.0], [-1.0]]), torch.tensor([2, 1]))
+    for make in (DreamVectorEnv, DreamVecEnv):
+        env = make(known(), episodes, 400, HORIZON, residuals=True)
+        env.reset()
+        before = env.dream.latents
+        after = env.step(np.full((400, 1), 2.0, np.float32))[0]  # the model's action 1: 0.5 further
+        missed = np.round(after - before - [0.5, 0.0], 4)
+        values, counts = np.unique(missed[:, 0], return_counts=True)
+        np.testing.assert_allclose(values, [0.3], atol=1e-4)
+        assert counts.sum() == 400
+    plain = DreamEnv(known(), episodes)
+    first, _ = plain.reset(seed=0)
+    assert plain.step(np.zeros(1, np.float32))[0] == pytest.approx(first)
+    with pytest.raises(TypeError, match=r"starts are latents alone; pass LatentEpisodes"):
+        DreamEnv(known(), STARTS, residuals=True)
+
+
 def test_a_monitor_of_sb3_logs_dreams_and_ends_are_told_apart():
     model = known()
     model.survival = 0.0
@@ -272,7 +292,13 @@ def test_the_world_of_a_trained_agent():
     starts = agent.seen_latents(300)
     assert starts.shape == (300, agent.world.latent_dim)
     torch.testing.assert_close(starts, agent.seen_latents(300), rtol=0, atol=0)
-    env = DreamVecEnv(agent.policy.average, starts, 8)
+    steps = agent.seen_steps(300)
+    torch.testing.assert_close(steps.latents[::2], starts, rtol=0, atol=0)
+    with torch.no_grad():  # untrained, but not beyond what a step changes
+        drawn = agent.world.rollout(starts, steps.actions[:, None])[:, 0, 1]
+    missed = (steps.latents[1::2] - drawn).square().sum(1)
+    assert missed.median() < (steps.latents[1::2].flip(0) - drawn).square().sum(1).median()
+    env = DreamVecEnv(agent.policy.average, steps, 8, residuals=True)
     assert env.observation_space.shape == (agent.world.latent_dim,)
     assert env.action_space == agent.action_space
     env.reset()
