@@ -69,9 +69,9 @@ class Dream:
         penalty: taken off the reward for each unit of standard deviation of these futures, averaged over latent
             dimensions (MOPO, Yu et al. 2020, arXiv:2005.13239).
         seed: of starts, futures and ends.
-        residuals: adds to every next state the error that the dynamics made in one step of the episodes ``starts``,
-            drawn anew each time: a bootstrap of what the model gets wrong. Without it dreams of dynamics that draw one
-            future have no noise, and an agent relies on states that the encoder never shows so exactly.
+        residuals: adds, this many times, to every next state the error that the dynamics made in one step of the
+            episodes ``starts``, drawn anew each time. Without it dreams of dynamics that draw one future have no noise,
+            and an agent relies on states that the encoder never shows so exactly.
 
     Raises:
         TypeError: if the model has no reward or termination, or is no world model, or for residuals without episodes.
@@ -89,7 +89,7 @@ class Dream:
         penalty: float = 0.0,
         seed: int | None = None,
         *,
-        residuals: bool = False,
+        residuals: float = 0.0,
     ) -> None:
         missing = [name for name in ("world", "reward", "alive") if not hasattr(model, name)]
         if missing:
@@ -98,7 +98,9 @@ class Dream:
                 f"{', '.join(missing)}; take a jepa_rl.control.ControlModel, such as agent.policy.average of a JEPAMPC"
             )
         check_each(lambda n: n >= 1, "be at least 1", num_envs=num_envs, horizon=horizon, futures=futures)
-        check_each(lambda n: 0 <= n < float("inf"), "be finite and at least 0", penalty=penalty)
+        check_each(
+            lambda n: 0 <= n < float("inf"), "be finite and at least 0", penalty=penalty, residuals=residuals
+        )
         world = model.world
         if world.spec.block != 1:
             raise ValueError(
@@ -128,7 +130,7 @@ class Dream:
         self._begun = False
         self._residuals: Tensor | None = None
         if residuals and isinstance(starts, LatentEpisodes):
-            self._residuals = self._errors(starts)
+            self._residuals = residuals * self._errors(starts)
         if penalty:
             self._check_penalty()
 
@@ -230,7 +232,7 @@ class Dream:
 
     @torch.no_grad()
     def pictures(self, decoder: Decoder | None) -> UInt8[np.ndarray, "b y x c"]:
-        """The present states as pictures, of stacked frames the newest.
+        """The present states as pictures; of a decoder of all stacked frames the newest.
 
         Raises:
             ValueError: if there is no decoder.
@@ -242,7 +244,8 @@ class Dream:
             )
         with evaluating(decoder):
             drawn = decoder(self._latents)
-        channels = max(1, drawn.shape[1] // self.model.world.spec.frames)  # of one frame
+        spec = self.model.world.spec
+        channels = spec.pixels[0] // spec.frames if spec.pixels else drawn.shape[1]  # of one frame
         newest = drawn[:, -channels:]
         if channels != 3:
             newest = newest[:, -1:].repeat(1, 3, 1, 1)

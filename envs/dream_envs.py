@@ -48,7 +48,7 @@ class DreamEnv(gym.Env[np.ndarray, Any]):
         decoder: Decoder | None = None,
         render_mode: str | None = None,
         *,
-        residuals: bool = False,
+        residuals: float = 0.0,
     ) -> None:
         self.dream = Dream(model, starts, 1, horizon, futures, penalty, residuals=residuals)
         self.observation_space = latent_space(model.world.latent_dim)
@@ -95,7 +95,7 @@ class DreamVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         decoder: Decoder | None = None,
         render_mode: str | None = None,
         *,
-        residuals: bool = False,
+        residuals: float = 0.0,
     ) -> None:
         self.dream = Dream(model, starts, num_envs, horizon, futures, penalty, residuals=residuals)
         self.num_envs, self.decoder, self.render_mode = num_envs, decoder, render_mode
@@ -170,7 +170,7 @@ class DreamVecEnv(VecEnv):
         decoder: Decoder | None = None,
         render_mode: str | None = None,
         *,
-        residuals: bool = False,
+        residuals: float = 0.0,
     ) -> None:
         self.dream = Dream(model, starts, num_envs, horizon, futures, penalty, residuals=residuals)
         if any((self.dream.spec.start, *self.dream.spec.starts)):
