@@ -69,9 +69,12 @@ class Dream:
         penalty: taken off the reward for each unit of standard deviation of these futures, averaged over latent
             dimensions (MOPO, Yu et al. 2020, arXiv:2005.13239).
         seed: of starts, futures and ends.
+        residuals: adds, this many times, to every next state the error that the dynamics made in one step of the
+            episodes ``starts``, drawn anew each time. Without it dreams of dynamics that draw one future have no noise,
+            and an agent relies on states that the encoder never shows so exactly.
 
     Raises:
-        TypeError: if the model has no reward or termination, or is no world model.
+        TypeError: if the model has no reward or termination, or is no world model, or for residuals without episodes.
         ValueError: for numbers out of range, starts of another width or not finite, a penalty without futures that
             differ, or dynamics with a memory.
     """
@@ -85,6 +88,8 @@ class Dream:
         futures: int = 1,
         penalty: float = 0.0,
         seed: int | None = None,
+        *,
+        residuals: float = 0.0,
     ) -> None:
         missing = [name for name in ("world", "reward", "alive") if not hasattr(model, name)]
         if missing:
@@ -93,7 +98,9 @@ class Dream:
                 f"{', '.join(missing)}; take a jepa_rl.control.ControlModel, such as agent.policy.average of a JEPAMPC"
             )
         check_each(lambda n: n >= 1, "be at least 1", num_envs=num_envs, horizon=horizon, futures=futures)
-        check_each(lambda n: 0 <= n < float("inf"), "be finite and at least 0", penalty=penalty)
+        check_each(
+            lambda n: 0 <= n < float("inf"), "be finite and at least 0", penalty=penalty, residuals=residuals
+        )
         world = model.world
         if world.spec.block != 1:
             raise ValueError(
@@ -105,29 +112,25 @@ class Dream:
                 f"a dream goes on from imagined states, but {type(world.dynamics).__name__} remembers more than the "
                 "newest one; choose dynamics without a memory"
             )
-        if isinstance(starts, LatentEpisodes):  # an episode's last state may be one in which it is over
-            last = starts.lengths.cumsum(0) + torch.arange(len(starts.lengths))
-            kept = torch.ones(len(starts.latents), dtype=torch.bool)
-            kept[last] = False
-            starts = starts.latents[kept.to(starts.latents.device)]
-        if starts.ndim != 2 or starts.shape[1] != world.latent_dim or not len(starts):
-            raise ValueError(
-                f"starts must be latents of shape (m, {world.latent_dim}) of this world model, got "
-                f"{tuple(starts.shape)}; encode states with model.world.encode, or a store with "
-                "LatentEpisodes.encode(model.world, store)"
+        if residuals and not isinstance(starts, LatentEpisodes):
+            raise TypeError(
+                "residuals are errors of the model in episodes, but starts are latents alone; pass "
+                "LatentEpisodes.encode(model.world, store), or agent.seen_steps() of a JEPAMPC"
             )
-        if not torch.isfinite(starts).all():
-            raise ValueError("starts hold NaN or infinite latents")
+        states = _states(starts, world)
         self.model, self.spec = model, world.spec.action
         # The model need not be a module, and the world is usually a part of it: a list goes through each once.
         self._modules = nn.ModuleList(part for part in (model, world) if isinstance(part, nn.Module))
         device = next(world.parameters()).device
-        self.starts = starts.detach().to(device, torch.float32, copy=True)
+        self.starts = states.detach().to(device, torch.float32, copy=True)
         self.num_envs, self.horizon, self.futures, self.penalty = num_envs, horizon, futures, penalty
         self.generator = torch.Generator(device)
         self.seed(seed)
         self._latents, self._steps = self.starts[:1].repeat(num_envs, 1), np.zeros(num_envs, np.int64)
         self._begun = False
+        self._residuals: Tensor | None = None
+        if residuals and isinstance(starts, LatentEpisodes):
+            self._residuals = residuals * self._errors(starts)
         if penalty:
             self._check_penalty()
 
@@ -143,6 +146,20 @@ class Dream:
                 f"a penalty needs futures that differ, but {self.futures} of {type(dynamics).__name__} do not; take "
                 "futures of 2 or more and dynamics that draw them (ensemble, mixture, flow)"
             )
+
+    @torch.no_grad()
+    def _errors(self, episodes: LatentEpisodes) -> Float[Tensor, "steps d"]:
+        """What the dynamics miss in each step of the episodes."""
+        device = self.starts.device
+        latents, actions = episodes.latents.to(device), episodes.actions.to(device)
+        at = (torch.arange(len(actions)) + episodes.episode_of_step).to(device)
+        generator = torch.Generator(device).manual_seed(0)
+        with evaluating(self._modules):
+            drawn = [
+                self.model.world.dynamics.draw(latents[rows], taken, 1, generator)[:, 0]
+                for rows, taken in zip(at.split(4096), actions.split(4096), strict=True)
+            ]
+        return latents[at + 1] - torch.cat(drawn)
 
     def seed(self, seed: int | None) -> None:
         """Seeds starts, futures and ends; with None, from the operating system."""
@@ -190,6 +207,11 @@ class Dream:
                 rewards = rewards - self.penalty * drawn.std(1).mean(-1)
             chosen = torch.randint(drawn.shape[1], (self.num_envs,), generator=self.generator, device=device)
             self._latents = drawn[torch.arange(self.num_envs, device=device), chosen]
+            if self._residuals is not None:
+                missed = torch.randint(
+                    len(self._residuals), (self.num_envs,), generator=self.generator, device=device
+                )
+                self._latents = self._latents + self._residuals[missed]
             alive = self.model.alive(self._latents)
         for name, value in (("reward", rewards), ("next state", self._latents)):
             if not torch.isfinite(value).all():
@@ -210,7 +232,7 @@ class Dream:
 
     @torch.no_grad()
     def pictures(self, decoder: Decoder | None) -> UInt8[np.ndarray, "b y x c"]:
-        """The present states as pictures, of stacked frames the newest.
+        """The present states as pictures; of a decoder of all stacked frames the newest.
 
         Raises:
             ValueError: if there is no decoder.
@@ -222,8 +244,27 @@ class Dream:
             )
         with evaluating(decoder):
             drawn = decoder(self._latents)
-        channels = max(1, drawn.shape[1] // self.model.world.spec.frames)  # of one frame
+        spec = self.model.world.spec
+        channels = spec.pixels[0] // spec.frames if spec.pixels else drawn.shape[1]  # of one frame
         newest = drawn[:, -channels:]
         if channels != 3:
             newest = newest[:, -1:].repeat(1, 3, 1, 1)
         return (255 * newest.clamp(0, 1)).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+
+
+def _states(starts: Float[Tensor, "m d"] | LatentEpisodes, world: WorldModel) -> Float[Tensor, "m d"]:
+    """The states in which dreams may start, checked."""
+    if isinstance(starts, LatentEpisodes):  # an episode's last state may be one in which it is over
+        last = starts.lengths.cumsum(0) + torch.arange(len(starts.lengths))
+        kept = torch.ones(len(starts.latents), dtype=torch.bool)
+        kept[last] = False
+        starts = starts.latents[kept.to(starts.latents.device)]
+    if starts.ndim != 2 or starts.shape[1] != world.latent_dim or not len(starts):
+        raise ValueError(
+            f"starts must be latents of shape (m, {world.latent_dim}) of this world model, got "
+            f"{tuple(starts.shape)}; encode states with model.world.encode, or a store with "
+            "LatentEpisodes.encode(model.world, store)"
+        )
+    if not torch.isfinite(starts).all():
+        raise ValueError("starts hold NaN or infinite latents")
+    return starts

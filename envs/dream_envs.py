@@ -47,8 +47,10 @@ class DreamEnv(gym.Env[np.ndarray, Any]):
         penalty: float = 0.0,
         decoder: Decoder | None = None,
         render_mode: str | None = None,
+        *,
+        residuals: float = 0.0,
     ) -> None:
-        self.dream = Dream(model, starts, 1, horizon, futures, penalty)
+        self.dream = Dream(model, starts, 1, horizon, futures, penalty, residuals=residuals)
         self.observation_space = latent_space(model.world.latent_dim)
         self.action_space = action_space(self.dream.spec)
         self.decoder, self.render_mode = decoder, render_mode
@@ -92,8 +94,10 @@ class DreamVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         penalty: float = 0.0,
         decoder: Decoder | None = None,
         render_mode: str | None = None,
+        *,
+        residuals: float = 0.0,
     ) -> None:
-        self.dream = Dream(model, starts, num_envs, horizon, futures, penalty)
+        self.dream = Dream(model, starts, num_envs, horizon, futures, penalty, residuals=residuals)
         self.num_envs, self.decoder, self.render_mode = num_envs, decoder, render_mode
         self.single_observation_space = latent_space(model.world.latent_dim)
         self.single_action_space = action_space(self.dream.spec)
@@ -165,8 +169,10 @@ class DreamVecEnv(VecEnv):
         penalty: float = 0.0,
         decoder: Decoder | None = None,
         render_mode: str | None = None,
+        *,
+        residuals: float = 0.0,
     ) -> None:
-        self.dream = Dream(model, starts, num_envs, horizon, futures, penalty)
+        self.dream = Dream(model, starts, num_envs, horizon, futures, penalty, residuals=residuals)
         if any((self.dream.spec.start, *self.dream.spec.starts)):
             raise ValueError(
                 "Stable-Baselines3 counts choices from 0, but this world's start at "

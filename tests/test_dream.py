@@ -191,6 +191,19 @@ def test_grey_stacks_show_their_newest_frame():
     assert (drawn == drawn[..., :1]).all()
 
 
+@pytest.mark.parametrize("drawn_frames", [1, 3])
+def test_colour_is_drawn_from_the_newest_frame_or_from_all(drawn_frames):
+    spec = WorldSpec((9, 64, 64), 3, CONTINUOUS)
+    model = Known(WorldModel(world_config(spec, {"latent_dim": 2})), ControlConfig(width=8), 0.9)
+    model.world.dynamics = Push(2, 1)
+    decoder = PictureDecoder(2, 3 * drawn_frames, 64)
+    env = DreamEnv(model, STARTS, decoder=decoder, render_mode="rgb_array")
+    env.reset(seed=0)
+    with torch.no_grad():
+        newest = decoder(torch.from_numpy(env.dream.latents))[0, -3:].clamp(0, 1)
+    np.testing.assert_array_equal(env.render(), (255 * newest).round().byte().permute(1, 2, 0).numpy())
+
+
 def test_masks_and_seeds_of_vector_environments():
     env = DreamVectorEnv(known(), STARTS, 3, 8)
     with pytest.raises(gym.error.ResetNeeded):
@@ -221,6 +234,26 @@ def test_dreams_do_not_start_where_episodes_are_over():
     env = DreamVectorEnv(known(), episodes, 200)
     first, _ = env.reset(seed=0)
     assert {row for row, _ in first.tolist()} == {0.0, 2.0, 6.0}
+
+
+def test_residuals_are_the_errors_of_the_model_in_the_episodes():
+    """The world moves 0.3 further than the model says; episodes of two steps and of one."""
+    latents = torch.tensor([[0.0, 0.0], [0.8, 0.0], [1.1, 0.0], [5.0, 0.0], [4.8, 0.0]])
+    episodes = LatentEpisodes(latents, torch.tensor([[1.0], [0.0], [-1.0]]), torch.tensor([2, 1]))
+    for make in (DreamVectorEnv, DreamVecEnv):
+        env = make(known(), episodes, 400, HORIZON, residuals=0.5)
+        env.reset()
+        before = env.dream.latents
+        after = env.step(np.full((400, 1), 2.0, np.float32))[0]  # the model's action 1: 0.5 further
+        missed = np.round(after - before - [0.5, 0.0], 4)
+        values, counts = np.unique(missed[:, 0], return_counts=True)
+        np.testing.assert_allclose(values, [0.15], atol=1e-4)
+        assert counts.sum() == 400
+    plain = DreamEnv(known(), episodes)
+    first, _ = plain.reset(seed=0)
+    assert plain.step(np.zeros(1, np.float32))[0] == pytest.approx(first)
+    with pytest.raises(TypeError, match=r"starts are latents alone; pass LatentEpisodes"):
+        DreamEnv(known(), STARTS, residuals=0.5)
 
 
 def test_a_monitor_of_sb3_logs_dreams_and_ends_are_told_apart():
@@ -272,7 +305,13 @@ def test_the_world_of_a_trained_agent():
     starts = agent.seen_latents(300)
     assert starts.shape == (300, agent.world.latent_dim)
     torch.testing.assert_close(starts, agent.seen_latents(300), rtol=0, atol=0)
-    env = DreamVecEnv(agent.policy.average, starts, 8)
+    steps = agent.seen_steps(300)
+    torch.testing.assert_close(steps.latents[::2], starts, rtol=0, atol=0)
+    with torch.no_grad():  # untrained, but not beyond what a step changes
+        drawn = agent.world.rollout(starts, steps.actions[:, None])[:, 0, 1]
+    missed = (steps.latents[1::2] - drawn).square().sum(1)
+    assert missed.median() < (steps.latents[1::2].flip(0) - drawn).square().sum(1).median()
+    env = DreamVecEnv(agent.policy.average, steps, 8, residuals=0.5)
     assert env.observation_space.shape == (agent.world.latent_dim,)
     assert env.action_space == agent.action_space
     env.reset()
@@ -303,6 +342,7 @@ def with_memory():
         (lambda: DreamEnv(known(), STARTS, futures=0), ValueError, r"futures must be at least 1, got 0"),
         (lambda: DreamEnv(known(), STARTS, penalty=-1.0), ValueError, r"penalty must be finite and at least 0"),
         (lambda: DreamEnv(known(), STARTS, penalty=1.0), ValueError, r"a penalty needs futures that differ"),
+        (lambda: DreamEnv(known(), STARTS, residuals=-1.0), ValueError, r"residuals must be finite and at least 0"),
         (lambda: DreamEnv(known(), torch.zeros(3, 5)), ValueError, r"shape \(m, 2\).*, got \(3, 5\)"),
         (lambda: DreamEnv(known(), torch.zeros(0, 2)), ValueError, r"shape \(m, 2\).*, got \(0, 2\)"),
         (lambda: DreamEnv(known(), STARTS * torch.nan), ValueError, r"starts hold NaN"),

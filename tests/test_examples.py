@@ -30,11 +30,16 @@ def test_the_examples_are_there():
     names = {path.stem for path in EXAMPLES}
     assert names >= {
         "quickstart", "wrap_any_env", "train_world_model", "plan_to_goal", "ppo_on_latents", "train_mpc",
-        "compare_with_sb3", "rl_zoo3_train", "branching_futures", "first_plan",
+        "compare_with_sb3", "rl_zoo3_train", "branching_futures", "first_plan", "dream",
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
+def started(path: Path) -> object:
+    """A case; by default this one draws with MuJoCo."""
+    return pytest.param(path, id=path.stem, marks=[pytest.mark.gl] if path.stem == "dream" else [])
+
+
+@pytest.mark.parametrize("example", map(started, EXAMPLES))
 def test_example_runs_quickly_and_leaves_its_results(example, tmp_path):
     before = killed_behind_an_evaluation(example, tmp_path) if example.stem == "compare_with_sb3" else []
     done = subprocess.run(
@@ -61,6 +66,10 @@ def test_example_runs_quickly_and_leaves_its_results(example, tmp_path):
         assert results["probe_r2"].keys() == results["linear_probe_r2"].keys() == {"x", "y", "door"}
         assert 0 <= results["success_ci95"][0] <= results["success_rate"] <= results["success_ci95"][1] <= 1
         assert all((folder / name).stat().st_size for name in ("plan.gif", "latent_map.png"))
+    if example.stem == "dream":
+        assert results["dream"].keys() == {"return_ratio", "steps_per_second"}
+        assert results["mean_returns"]["planner"] > 600 > results["mean_returns"]["random"]
+        assert (folder / "dream.gif").stat().st_size
     if example.stem == "branching_futures":
         board = EventAccumulator(str(folder / "pictures"), size_guidance={"images": 0}).Reload()
         assert set(board.Tags()["images"]) == {"futures", "fan", "probability", "plans"}

@@ -38,6 +38,7 @@ SHORTER = (
     (r"replace\(training, steps=\d[\d_]*", "replace(training, steps=3"),
     (r"\bsteps=\d+_\d+", "steps=300"),
     (r"\bepisodes=\d+", "episodes=3"),
+    (r"\bin range\(\d{3,}\)", "in range(3)"),
     (r"\blearning_starts=\d+", "learning_starts=30"),
     (r"\bmax_episode_steps=\d+", "max_episode_steps=20"),
     (r'PPO\("MlpPolicy", (\w+)\)', r'PPO("MlpPolicy", \1, n_steps=64)'),

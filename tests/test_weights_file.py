@@ -83,6 +83,7 @@ def saved(request, tmp_path_factory):
 def test_the_loaded_agent_acts_as_the_saved_one(saved):
     make, agent, path = saved
     other = JEPAMPC.from_weights(path, make())
+    assert not other.world.training, "its encoder would normalise by the batch at hand"
     seen = np.stack([agent.observation_space.sample() for _ in range(3)])
     mine, theirs = (a.predict(seen, deterministic=True) for a in (agent, other))
     np.testing.assert_array_equal(mine[0], theirs[0])

@@ -20,6 +20,7 @@ from jepa_rl.agents.sb3.checks import check_terminal_observations
 from jepa_rl.agents.sb3.jepa_mpc.monitor import EnvClock, PlanRecord, search_metrics
 from jepa_rl.agents.sb3.jepa_mpc.policy import JEPAMPCPolicy
 from jepa_rl.agents.sb3.progress import LearningProgress, write_csv
+from jepa_rl.data.latent_windows import LatentEpisodes
 from jepa_rl.data.replay import EpisodeReplay
 from jepa_rl.modes import evaluating
 from jepa_rl.objectives.base import each
@@ -199,12 +200,15 @@ class EpisodicAlgorithm(OffPolicyAlgorithm):
         self.replay_buffer.load(_path(path), replace=True)
 
     @torch.no_grad()
-    def seen_latents(self, count: int = 2000, seed: int = 0) -> Float[Tensor, "m d"]:
-        """Latents of states drawn from the replay, as the world model that acts encodes them: starts of a dream.
+    def seen_steps(self, count: int = 2000, seed: int = 0) -> LatentEpisodes:
+        """Steps drawn from the replay, as the world model that acts encodes their states: starts of a dream.
 
         Args:
-            count: number of states, drawn with replacement.
+            count: number of steps, drawn with replacement.
             seed: of the draw.
+
+        Returns:
+            Episodes of one step each.
 
         Raises:
             ValueError: if ``count`` is below 1, or no episode has ended yet.
@@ -213,12 +217,17 @@ class EpisodicAlgorithm(OffPolicyAlgorithm):
             raise ValueError(f"count must be at least 1, got {count}")
         if self.replay_buffer is None or not len(self.replay_buffer):
             raise ValueError("no episode has ended yet, so no state is known; call learn first")
-        rng, found = np.random.default_rng(seed), []
+        rng, latents, actions = np.random.default_rng(seed), [], []
         with evaluating(self.policy.world):
             for rows in np.array_split(np.arange(count), -(-count // 256)):
                 batch = self.replay_buffer.sample(len(rows), 1, rng).to(self.device)
-                found.append(self.policy.world.encode(each(batch.observations, lambda x: x[:, 0])))
-        return torch.cat(found)
+                latents.append(self.policy.world.encode(each(batch.observations, lambda x: x.flatten(0, 1))))
+                actions.append(batch.actions[:, 0])
+        return LatentEpisodes(torch.cat(latents), torch.cat(actions), torch.ones(count, dtype=torch.int64))
+
+    def seen_latents(self, count: int = 2000, seed: int = 0) -> Float[Tensor, "m d"]:
+        """The states of ``seen_steps`` before their steps; arguments and errors as there."""
+        return self.seen_steps(count, seed).latents[::2]
 
 
 def _path(path: str | Path | io.BufferedIOBase) -> Path:

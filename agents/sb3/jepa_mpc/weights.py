@@ -93,6 +93,7 @@ def _build(
         part.load_state_dict(model.state_dict())
     agent.policy.updates.fill_(updates)
     agent._n_updates = updates
+    agent.policy.set_training_mode(False)  # world.encode would normalise by its batch; train() switches back
     return agent
 
 
