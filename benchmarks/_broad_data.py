@@ -1,13 +1,13 @@
-"""Broad data of a task: every step of a training of SAC from state, from random play to its best, with pictures."""
+"""Broad data of a task: the whole episodes of a training of SAC from state, in pictures."""
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
-import torch
 from stable_baselines3 import SAC
 
 from jepa_rl.data import Episode, EpisodeStore
@@ -63,7 +63,7 @@ def broad_data(env: gym.Env, folder: Path, decisions: int, gamma: float, seed: i
     """
     if (folder / "whole").exists():
         return EpisodeStore.open(folder)
-    torch.manual_seed(seed)
+    shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
     recording = Recording(env, folder)
     SAC("MlpPolicy", recording, gamma=gamma, seed=seed, learning_starts=500).learn(decisions)
     recording.store.close()
@@ -71,6 +71,6 @@ def broad_data(env: gym.Env, folder: Path, decisions: int, gamma: float, seed: i
     return EpisodeStore.open(folder)
 
 
-def shown(env: gym.Env) -> gym.Env:
+def with_state(env: gym.Env) -> gym.Env:
     """``env`` with one picture of 64 x 64 and its state."""
     return PixelObservation(env, size=64, frames=3, keep_state=True)

@@ -2,10 +2,13 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
 from jepa_rl import ActionSpec, Batch, WorldModel, WorldModelConfig, WorldSpec
+from jepa_rl.diagnostics.probes import fit_mlp_probe, r2_score
+from jepa_rl.encoders.base import tokens_of
 from jepa_rl.objectives import (
     covariance,
     inverse_dynamics,
@@ -17,6 +20,8 @@ from jepa_rl.objectives import (
 )
 from jepa_rl.objectives.base import SharedStatistics
 from jepa_rl.objectives.terms import CharacteristicFunction
+from jepa_rl.testing import ObjectiveContract
+from jepa_rl.training import descend
 
 
 def seeded(seed=0):
@@ -229,3 +234,88 @@ def test_consistency_spreads_latents_whose_batch_norm_cannot():
         optimiser.step()
     assert found[0] < 0.5, found
     assert found[-1] > 0.8, found
+
+
+class TestDense(ObjectiveContract):
+    def make_world(self) -> WorldModel:
+        torch.manual_seed(0)
+        spec = WorldSpec((6, 16, 16), 2, ActionSpec("continuous", 2, (-1.0, -1.0), (1.0, 1.0)))
+        options = {"encoder_options": {"widths": (8, 8)}, "dynamics_options": {"width": 16, "depth": 1}}
+        return WorldModel(WorldModelConfig(spec, 8, encoder="frames", objective="dense", **options)).train()
+
+
+@pytest.mark.parametrize("encoder", ["conv", "frames", "keypoints", "vit"])
+def test_local_features_of_windows_are_those_of_their_pictures(encoder):
+    spec = WorldSpec((6, 16, 16), 2, ActionSpec("continuous", 1, (-1.0,), (1.0,)))
+    options = {"vit": {"patch": 4, "width": 16, "heads": 2, "depth": 1}, "keypoints": {"keypoints": 4}}.get(
+        encoder, {}
+    )
+    world = WorldModel(WorldModelConfig(spec, 8, encoder=encoder, encoder_options=options)).eval()
+    windows = torch.randint(0, 256, (3, 1, 10, 16, 16), dtype=torch.uint8)[:, 0]
+    # Stacks of two frames of three channels: each state shares a frame with the next.
+    frames = torch.cat([windows, windows[:, :2]], dim=1).unflatten(1, (4, 3))
+    stacks = torch.stack([frames[:, t : t + 2].flatten(1, 2) for t in range(3)], dim=1)
+    found = tokens_of(world.encoder, stacks)
+    for t in range(3):
+        torch.testing.assert_close(found[:, t], world.encoder.tokens(stacks[:, t]), rtol=1e-4, atol=1e-5)
+    if encoder == "frames":
+        one = world.encoder.frame.tokens(frames.flatten(0, 1)).unflatten(0, (3, 4))
+        expected = torch.cat([one[:, 1], one[:, 1] - one[:, 0]], dim=1)
+        torch.testing.assert_close(found[:, 0], expected, rtol=1e-4, atol=1e-5)
+
+
+def two_things(rows: int, seed: int, steps: int = 3) -> tuple[Batch, torch.Tensor]:
+    """A large block that moves with the action, and below it a small one that moves by itself; where the latter is."""
+    rng = np.random.default_rng(seed)
+    block, small = rng.integers(0, 9, rows), rng.integers(0, 7, rows)
+    at, frames, actions, places = np.arange(rows), [], [], []
+    for _ in range(steps + 1):
+        picture = np.zeros((rows, 1, 16, 16), np.uint8)
+        for column in range(8):
+            picture[at, 0, 0:8, block + column] = 255
+        for column in range(2):
+            picture[at, 0, 14:16, 2 * small + column] = 255
+        push = rng.integers(-1, 2, rows)
+        frames.append(picture)
+        actions.append(push)
+        places.append(small)
+        block, small = np.clip(block + push, 0, 8), (small + 1) % 7
+    zeros = torch.zeros(rows, steps)
+    moves = torch.from_numpy(np.stack(actions[:-1], 1)[..., None]).float()
+    return Batch(torch.from_numpy(np.stack(frames, 1)), moves, zeros, zeros.bool()), torch.from_numpy(
+        places[0]
+    )
+
+
+def test_dense_prediction_reads_a_small_thing_beside_a_large_one():
+    spec = WorldSpec((1, 16, 16), 1, ActionSpec("continuous", 1, (-1.0,), (1.0,)))
+    read = {}
+    for name in ("dense", "lewm"):
+        torch.manual_seed(0)
+        world = WorldModel(
+            WorldModelConfig(
+                spec, 8, encoder_options={"widths": (8, 16)}, dynamics_options={"width": 32, "depth": 1},
+                objective=name, objective_options={"sigreg": 1.0},
+            )
+        ).train()  # fmt: skip
+        optimizer = torch.optim.Adam(world.parameters(), lr=2e-3)
+        for update in range(200):
+            batch, _ = two_things(64, update)
+            loss, _ = world.loss(batch, None)
+            descend(loss, [optimizer], world.parameters(), 1.0)
+            world.after_update()
+        batch, place = two_things(1000, 10_000)
+        z = world.eval().encode(batch.pixels[:, 0]).detach()
+        target = torch.nn.functional.one_hot(place, 7).float()
+        probe = fit_mlp_probe(z[:600], target[:600], torch.Generator().manual_seed(0), steps=300)
+        read[name] = float(r2_score(probe(z[600:]), target[600:]).mean())
+    assert read["dense"] > read["lewm"] + 0.2, read
+
+
+def test_an_encoder_without_local_features_is_refused():
+    spec = WorldSpec(None, 1, ActionSpec("continuous", 1, (-1.0,), (1.0,)), parts=(("observation", (3,)),))
+    with pytest.raises(ValueError, match=r"needs one picture and an encoder with tokens"):
+        WorldModel(WorldModelConfig(spec, 8, objective="dense"))
+    pictures = WorldSpec((1, 16, 16), 1, ActionSpec("continuous", 1, (-1.0,), (1.0,)))
+    with pytest.raises(ValueError, match="dense_decay must lie in"):
+        WorldModel(WorldModelConfig(pictures, 8, objective="dense", objective_options={"dense_decay": 1.0}))

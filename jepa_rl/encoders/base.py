@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import cast
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float, UInt8
@@ -20,6 +20,9 @@ class PictureEncoder(nn.Module):
 
     ``runs`` and ``windows`` encode whole windows. An encoder that reads the frames of a stack one by one overrides them
     to encode a frame that several stacks of a window share only once.
+
+    ``tokens``, if a subclass defines it, returns local features "b l w", one row for each place in the picture; the
+    objective ``dense`` predicts them.
     """
 
     latent_dim: int
@@ -89,6 +92,14 @@ class ObservationEncoder(nn.Module):
             vectors = torch.cat([observations[name].float() for name in self.vectors], dim=-1)
             parts.append(self.norm(self.perceptron(symlog(vectors))))
         return torch.stack(parts).sum(0)
+
+
+def tokens_of(encoder: nn.Module, windows: UInt8[Tensor, "b t c y x"]) -> Float[Tensor, "b t l w"]:
+    """Local features of the pictures of windows; the encoder has a method ``tokens``, see ``PictureEncoder``."""
+    steps, local = windows.shape[1], cast(Any, encoder)
+    if isinstance(encoder, PictureEncoder) and hasattr(encoder, "window_tokens"):
+        return local.window_tokens(local.runs(windows), steps)
+    return local.tokens(windows.flatten(0, 1)).unflatten(0, (-1, steps))
 
 
 def runs_of(encoder: nn.Module, windows: Observations) -> Observations:

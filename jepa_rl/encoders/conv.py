@@ -123,7 +123,14 @@ class ConvEncoder(PictureEncoder):
 
     def forward(self, pixels: UInt8[Tensor, "b c y x"]) -> Float[Tensor, "b d"]:
         """Latents float32."""
+        return self.norm(self.project(self._maps(pixels).flatten(1)))
+
+    def tokens(self, pixels: UInt8[Tensor, "b c y x"]) -> Float[Tensor, "b l w"]:
+        """The last convolution's features at each of its places."""
+        return self._maps(pixels).flatten(2).transpose(1, 2)
+
+    def _maps(self, pixels: UInt8[Tensor, "b c y x"]) -> Float[Tensor, "b w rows columns"]:
         half = self.training and bfloat16_is_fast(pixels.device)
         with torch.autocast(pixels.device.type, torch.bfloat16, enabled=half):
             x = self.convolutions(pixels)
-        return self.norm(self.project(x.float().flatten(1)))
+        return x.float()

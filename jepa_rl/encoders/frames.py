@@ -89,6 +89,17 @@ class FramesEncoder(PictureEncoder):
         """Latents float32."""
         return self.windows(pixels, 1)[:, 0]
 
+    def tokens(self, pixels: UInt8[Tensor, "b c y x"]) -> Float[Tensor, "b l w"]:
+        """Local features of the newest frame, then their differences from frame to frame, oldest first."""
+        return self.window_tokens(pixels, 1)[:, 0]
+
+    def window_tokens(self, runs: UInt8[Tensor, "b f y x"], steps: int) -> Float[Tensor, "b t l w"]:
+        """``tokens`` of every stack of ``frames`` consecutive frames; each frame is read once."""
+        frames = runs.unflatten(1, (-1, self.channels)).flatten(0, 1)
+        each = self.frame.tokens(frames).unflatten(0, (len(runs), -1))
+        stacks = each.unfold(1, self.frames, 1).movedim(-1, 2)  # b t k l w
+        return torch.cat([stacks[:, :, -1:], stacks.diff(dim=2)], dim=2).flatten(2, 3)
+
     def runs(self, windows: UInt8[Tensor, "b t c y x"]) -> UInt8[Tensor, "b f y x"]:
         """The distinct frames of each window, oldest first, as channels: the first stack, then one frame a state."""
         return torch.cat([windows[:, 0], windows[:, 1:, -self.channels :].flatten(1, 2)], dim=1)

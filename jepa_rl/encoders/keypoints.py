@@ -83,14 +83,21 @@ class KeypointEncoder(PictureEncoder):
 
     def read(self, pixels: UInt8[Tensor, "b c y x"]) -> tuple[Float[Tensor, "b k 2"], Float[Tensor, "b k"]]:
         """Keypoints, x (right) and y (down) in [-1, 1], and the softmax-weighted mean of each map."""
+        heights = self.maps(self._features(pixels)).flatten(2) * self.log_sharpness.exp()
+        share = heights.softmax(-1)
+        return share @ self.grid, (share * heights).sum(-1)
+
+    def tokens(self, pixels: UInt8[Tensor, "b c y x"]) -> Float[Tensor, "b l w"]:
+        """The last convolution's features at each of its places."""
+        return self._features(pixels).flatten(2).transpose(1, 2)
+
+    def _features(self, pixels: UInt8[Tensor, "b c y x"]) -> Float[Tensor, "b w rows columns"]:
         half = self.training and bfloat16_is_fast(pixels.device)
         if self.soften is not None:
             pixels = blurred(pixels, self.soften)
         with torch.autocast(pixels.device.type, torch.bfloat16, enabled=half):
             x = self.convolutions(pixels)
-        heights = self.maps(x.float()).flatten(2) * self.log_sharpness.exp()
-        share = heights.softmax(-1)
-        return share @ self.grid, (share * heights).sum(-1)
+        return x.float()
 
     def forward(self, pixels: UInt8[Tensor, "b c y x"]) -> Float[Tensor, "b d"]:
         """Latents float32."""

@@ -50,9 +50,13 @@ class ViTEncoder(PictureEncoder):
         self.norm = nn.BatchNorm1d(latent_dim, affine=False)
 
     def forward(self, pixels: UInt8[Tensor, "b c y x"]) -> Float[Tensor, "b d"]:
-        """Latents float32; pixels are scaled from 0..255 to 0..1 here and nowhere else."""
+        """Latents float32."""
+        return self.norm(self.project(self.tokens(pixels).mean(1)))
+
+    def tokens(self, pixels: UInt8[Tensor, "b c y x"]) -> Float[Tensor, "b l w"]:
+        """The last block's tokens; pixels are scaled from 0..255 to 0..1 here and nowhere else."""
         half = self.training and bfloat16_is_fast(pixels.device)
         with torch.autocast(pixels.device.type, torch.bfloat16, enabled=half):
             tokens = self.patches(pixels.to(torch.bfloat16 if half else torch.float32).mul_(1 / 255))
             tokens = self.blocks(tokens.flatten(2).transpose(1, 2) + self.positions)
-        return self.norm(self.project(tokens.float().mean(1)))
+        return tokens.float()

@@ -3,6 +3,7 @@
 from jepa_rl.objectives.augment import random_shift, shifted
 from jepa_rl.objectives.base import Objective, Unrolled
 from jepa_rl.objectives.consistency import Consistency
+from jepa_rl.objectives.dense import DenseJEPA
 from jepa_rl.objectives.jepa import EB_JEPA, EMA, JEPA, LEWM
 from jepa_rl.objectives.reconstruction import Reconstruction
 from jepa_rl.objectives.terms import (
@@ -22,6 +23,7 @@ __all__ = [
     "JEPA",
     "LEWM",
     "Consistency",
+    "DenseJEPA",
     "Objective",
     "Reconstruction",
     "Unrolled",

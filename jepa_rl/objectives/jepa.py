@@ -84,9 +84,30 @@ class JEPA(Objective):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """See ``Objective.loss``. Windows that run over an episode's end are left out."""
         batch = batch.whole()
-        w = self.weights
         with inputs_of_norm(world.encoder) as features:
             z = world.encode_windows(batch.observations)
+        return self._weighted(self._terms(world, batch, z, features[-1] if features else z, generator))
+
+    def _weighted(self, found: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Total and terms."""
+        return torch.stack([self.weights[name] * value for name, value in found.items()]).sum(), found
+
+    def _terms(
+        self,
+        world: World,
+        batch: Batch,
+        z: Float[Tensor, "b t d"],
+        features: Tensor,
+        generator: torch.Generator | None,
+    ) -> dict[str, Tensor]:
+        """The terms, not weighted.
+
+        Args:
+            world, batch, generator: as for ``loss``.
+            z: latents of the windows.
+            features: what the encoder's batch norm was given, or ``z``.
+        """
+        w = self.weights
         path = torch.cat([z[:, :1], self._targets(z, batch)], dim=1)
         if self.training:
             world.dynamics.follow(path.detach(), batch.actions)
@@ -99,7 +120,7 @@ class JEPA(Objective):
             found["sigreg"] = terms.sigreg(z.transpose(0, 1), generator, self.projections)
         if w["variance"]:
             # After a batch norm every standard deviation is 1: the term acts on the norm's input.
-            found["variance"] = terms.variance(features[-1] if features else z)
+            found["variance"] = terms.variance(features)
         if w["covariance"]:
             found["covariance"] = terms.covariance(z)
         if w["time_similarity"]:
@@ -108,7 +129,7 @@ class JEPA(Objective):
             found["straightness"] = terms.straightness(z)
         if predicted_actions is not None:
             found["inverse_dynamics"] = self._inverse_dynamics(predicted_actions, batch.actions)
-        return torch.stack([w[name] * value for name, value in found.items()]).sum(), found
+        return found
 
     def _targets(self, z: Float[Tensor, "b t d"], batch: Batch) -> Float[Tensor, "b h d"]:
         """Targets of the predictions of states 1 to h."""

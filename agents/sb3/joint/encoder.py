@@ -254,7 +254,7 @@ class JointEncoder(nn.Module):
     @torch.no_grad()
     def measure(self, pixels: UInt8[Tensor, "b c y x"]) -> None:
         """Sets the running statistics by pixels at first, and moves them towards these later."""
-        rate = 0.1 if self.scaled.measured else 1.0
+        rate = 1.0
         self.scaled.follow(features_of(self.world, pixels), rate)
 
     def get_extra_state(self) -> Tensor:
