@@ -282,6 +282,24 @@ def flow_proposals(r: dict[str, Any]) -> list[Row]:
     return rows
 
 
+def latents_that_pay(r: dict[str, Any]) -> list[Row]:
+    settings, found = r["settings"], r["objectives"]
+    names = {"dense": "`dense`", "lewm": "`lewm`", "laptop": "that of the preset `laptop`"} | {
+        "supervised": "supervision"
+    }
+    rows = []
+    for key, where in (("r2", "held-out episodes"), ("late_r2", "the last ten of them")):
+        values = " / ".join(", ".join(f"{value:.2f}" for value in found[name][key]) for name in names)
+        rows.append(
+            (
+                f"cartpole-swingup, R2 of a probe of {', '.join(r['columns'])} after {settings['updates']:,} updates on "
+                f"broad data, training seed {settings['seed']}, {where}: {' / '.join(names.values())}",
+                values,
+            )
+        )
+    return rows
+
+
 def few_steps(r: dict[str, Any]) -> list[Row]:
     if "per_seed" not in r:
         return []
@@ -331,6 +349,7 @@ ROWS = {
     "jepa_mpc_ablations": jepa_mpc_ablations,
     "branching": branching,
     "few_steps": few_steps,
+    "latents_that_pay": latents_that_pay,
     "flow_proposals": flow_proposals,
     "rendering": rendering,
     "data_speed": data_speed,
