@@ -284,16 +284,14 @@ def flow_proposals(r: dict[str, Any]) -> list[Row]:
 
 def latents_that_pay(r: dict[str, Any]) -> list[Row]:
     settings, found = r["settings"], r["objectives"]
-    names = {"dense": "`dense`", "lewm": "`lewm`", "laptop": "that of the preset `laptop`"} | {
-        "supervised": "supervision"
-    }
+    names = {"dense": "`dense`", "lewm": "`lewm`", "laptop": "the preset's", "supervised": "supervision"}
     rows = []
     for key, where in (("r2", "held-out episodes"), ("late_r2", "the last ten of them")):
         values = " / ".join(", ".join(f"{value:.2f}" for value in found[name][key]) for name in names)
         rows.append(
             (
-                f"cartpole-swingup, R2 of a probe of {', '.join(r['columns'])} after {settings['updates']:,} updates on "
-                f"broad data, training seed {settings['seed']}, {where}: {' / '.join(names.values())}",
+                f"cartpole-swingup, R2 of a probe of {', '.join(r['columns'])} after {settings['updates']:,} updates "
+                f"on broad data, training seed {settings['seed']}, {where}: {' / '.join(names.values())}",
                 values,
             )
         )

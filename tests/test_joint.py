@@ -20,11 +20,11 @@ from jepa_rl.agents.sb3.joint import (
     JEPATD3,
     JEPAReplayBuffer,
     JEPARolloutBuffer,
-    JointEncoder,
     jepa_policy_kwargs,
 )
 from jepa_rl.envs import wrap
 from jepa_rl.spaces import observed_spec
+from jepa_rl.training.joint import JointEncoder
 from jepa_rl.types import Batch
 from jepa_rl.world_model import WorldModel, WorldModelConfig
 

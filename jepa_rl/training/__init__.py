@@ -3,6 +3,7 @@
 from jepa_rl.training.config import TrainConfig
 from jepa_rl.training.contracts import Fingerprinted, Sampler, Trainable
 from jepa_rl.training.inverse import train_inverse_model
+from jepa_rl.training.joint import JointConfig, JointEncoder
 from jepa_rl.training.loop import Evaluate, Evaluation, TrainResult, fit
 from jepa_rl.training.optimisers import descend
 from jepa_rl.training.proposals import fit_flow_proposals
@@ -13,6 +14,8 @@ __all__ = [
     "Evaluate",
     "Evaluation",
     "Fingerprinted",
+    "JointConfig",
+    "JointEncoder",
     "Sampler",
     "TrainConfig",
     "TrainResult",

@@ -2,7 +2,7 @@
 
 from jepa_rl.agents.sb3.joint.algorithms import JEPADQN, JEPAPPO, JEPASAC, JEPATD3
 from jepa_rl.agents.sb3.joint.buffers import JEPAReplayBuffer, JEPARolloutBuffer
-from jepa_rl.agents.sb3.joint.encoder import JointConfig, JointEncoder, JointFeatures, jepa_policy_kwargs
+from jepa_rl.agents.sb3.joint.features import JointFeatures, jepa_policy_kwargs
 
 __all__ = [
     "JEPADQN",
@@ -11,8 +11,6 @@ __all__ = [
     "JEPATD3",
     "JEPAReplayBuffer",
     "JEPARolloutBuffer",
-    "JointConfig",
-    "JointEncoder",
     "JointFeatures",
     "jepa_policy_kwargs",
 ]

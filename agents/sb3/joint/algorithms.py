@@ -26,10 +26,11 @@ from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from jepa_rl.agents.sb3.baselines import SHORT_DQN
 from jepa_rl.agents.sb3.checks import check_terminal_observations
 from jepa_rl.agents.sb3.joint.buffers import JEPAReplayBuffer, JEPARolloutBuffer
-from jepa_rl.agents.sb3.joint.encoder import JointConfig, JointEncoder, JointFeatures, jepa_policy_kwargs
+from jepa_rl.agents.sb3.joint.features import JointFeatures, jepa_policy_kwargs
 from jepa_rl.control import world_config
 from jepa_rl.memory import keep_freed_memory
 from jepa_rl.spaces import by_name, env_spaces, observed_spec, pixel_space, source_of
+from jepa_rl.training.joint import JointConfig, JointEncoder
 from jepa_rl.world_model import WorldModel
 
 REPLAY_SETTINGS = {

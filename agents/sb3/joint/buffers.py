@@ -14,9 +14,9 @@ from stable_baselines3.common.type_aliases import ReplayBufferSamples, RolloutBu
 from stable_baselines3.common.vec_env import VecNormalize
 
 from jepa_rl.acting import scalar_rewards
-from jepa_rl.agents.sb3.joint.encoder import JointEncoder
 from jepa_rl.data.replay import EpisodeReplay
 from jepa_rl.spaces import action_spec, by_name, observation_boxes
+from jepa_rl.training.joint import JointEncoder
 from jepa_rl.types import Batch
 
 
