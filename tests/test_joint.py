@@ -93,6 +93,10 @@ def weights(module):
     return {name: value.clone() for name, value in module.state_dict().items() if value.is_floating_point()}
 
 
+def parameters(module):
+    return {name: value.detach().clone() for name, value in module.named_parameters()}
+
+
 def moved(before, module):
     return {name for name, value in weights(module).items() if not torch.equal(value, before[name])}
 
@@ -208,10 +212,6 @@ def test_only_the_first_gradient_that_reaches_the_latents_trains_the_encoder():
         torch.testing.assert_close(after[0][key], after[1][key], rtol=0, atol=0)
 
 
-def parameters(module):
-    return {name: value.detach().clone() for name, value in module.named_parameters()}
-
-
 def test_a_batch_that_the_agent_does_not_learn_from_moves_no_weight():
     agent = tiny("sac")
     agent.learn(40)
@@ -223,17 +223,20 @@ def test_a_batch_that_the_agent_does_not_learn_from_moves_no_weight():
 
 
 def test_the_share_of_the_objective_does_not_depend_on_the_scale_of_the_agents_loss():
-    found = []
+    changes = []
     for scale in (1.0, 1000.0):
         agent = tiny("td3", learning_starts=10_000)
         agent.learn(36)
+        before = parameters(agent.joint.world.encoder)
         for step in range(10):
             z = agent.replay_buffer.sample(16).observations
-            (scale * (1 + step) * z.sum(1).square()).sum().backward()
+            (scale * (1 + step) * (z[:, 0] - z[:, 1]).square()).sum().backward()
             agent.joint.update()
-        found.append(weights(agent.joint.world.encoder))
-    for key in found[0]:
-        torch.testing.assert_close(found[0][key], found[1][key], rtol=1e-2, atol=1e-4)
+        after = parameters(agent.joint.world.encoder)
+        changes.append(torch.cat([(after[name] - before[name]).flatten() for name in before]))
+    one, other = changes
+    assert torch.nn.functional.cosine_similarity(one, other, dim=0) > 0.99
+    assert float(other.norm() / one.norm()) == pytest.approx(1, abs=0.02)
 
 
 def test_a_sudden_gradient_is_bounded_and_one_that_is_no_number_changes_nothing():
@@ -242,7 +245,7 @@ def test_a_sudden_gradient_is_bounded_and_one_that_is_no_number_changes_nothing(
 
     def step(scale):
         z = agent.replay_buffer.sample(16).observations
-        (scale * z[:, 0]).sum().backward()
+        (scale * z[:, 0] * z[:, 1]).sum().backward()
         agent.joint.update()
         return float(agent.joint.terms["gradient_norm"])
 

@@ -19,7 +19,6 @@ from jepa_rl.training.optimisers import descend
 from jepa_rl.types import Batch, Observations
 from jepa_rl.world_model import WorldModel
 
-STATISTICS_RATE = 0.05  # of the running mean and variance of features, per update
 LARGEST_GRADIENT = 5.0  # of the agent at the latents, in units of its usual norm
 
 
@@ -77,15 +76,14 @@ class JointEncoder(nn.Module):
     The agent's gradient is divided by a moving average of its norm, so that the objective's share does not depend on
     the scale of the rewards.
 
-    The agent sees features standardised by running statistics, in learning as in acting. The encoder's own batch norm
-    uses the statistics of each batch while it learns, which would move the latents of a picture by a fifth of their
-    norm.
+    The agent sees features standardised by the statistics of the batch. One update moves their mean by a good part of
+    their standard deviation, so running statistics lag; those for acting are measured anew after the updates
+    (``settle``).
 
     Args:
         world: the model; its encoder, dynamics and objective are trained.
         config: weights and rates.
-        averaged: whether there is a moving average of the weights, for target networks. The running statistics then
-            follow every batch; else they stay as ``measure`` sets them.
+        averaged: whether there is a moving average of the weights, for target networks.
         seed: of the random numbers in the objective.
     """
 
@@ -106,6 +104,7 @@ class JointEncoder(nn.Module):
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64, device=device))
         self.to(device)
         self._pending: _Pending | None = None
+        self._recent: Observations | None = None  # present states of the last batch
 
     @torch.no_grad()
     def acting(self, pixels: Tensor) -> Float[Tensor, "b d"]:
@@ -116,6 +115,8 @@ class JointEncoder(nn.Module):
     def following(self, pixels: UInt8[Tensor, "b c y x"], online: bool) -> Float[Tensor, "b n"]:
         """Latents of next states, for value targets; shifted at random, as the objective shifts the others.
 
+        Those of the learning encoder are standardised by the statistics of the present states: call ``latents`` first.
+
         Args:
             pixels: of the next states.
             online: whether the encoder that learns is asked, too; its latents come first then, and n is 2d, else d.
@@ -123,35 +124,32 @@ class JointEncoder(nn.Module):
         assert self.average is not None, "only algorithms with target networks ask"
         moved = shifted(pixels, self.shift, self.generator)
         features = features_of(self.average, moved)
-        self.average_scaled.follow(features, self._rate())
-        averaged = self.average_scaled(features)
-        return (
-            torch.cat([self.scaled(features_of(self.world, moved)), averaged], dim=1) if online else averaged
-        )
-
-    def _rate(self) -> float:
-        """Of the running statistics: larger at first."""
-        return max(STATISTICS_RATE, 1 / (1 + int(self.updates)))
+        self.average_scaled.follow(features)
+        parts = [self.scaled(features_of(self.world, moved))] if online else []
+        return torch.cat([*parts, self.average_scaled(features)], dim=1)
 
     def latents(self, batch: Batch) -> Float[Tensor, "b d"]:
         """Latents of the windows' first states, for the agent's losses. ``update`` uses the first gradient they get."""
         self.update()
         world, objective = self.world, self.world.objective
         # One row has no spread, which objectives and batch norms need.
-        if self.config.weight and len(batch.actions) > 1:
-            world.train()
-            with inputs_of_norm(world.encoder) as found:
+        spread = len(batch.actions) > 1
+        world.train(spread)
+        with inputs_of_norm(world.encoder) as found:
+            if self.config.weight and spread:
                 unrolled = objective.unroll(world, batch, self.generator)
-                features = found[0] if found else unrolled.path[:, 0]
-            loss, terms = objective.shape(world, batch, unrolled, self.config.decay, self.generator)
-            world.eval()
-        else:
-            first = shifted(each(batch.observations, lambda x: x[:, 0]), self.shift, self.generator)
-            features = features_of(world, first)
-            loss, terms = features.new_zeros(()), {}
-        if self.average is not None:
-            self.scaled.follow(features.detach(), self._rate())
-        self._pending = _Pending(self.scaled(features), loss, terms)
+                z = unrolled.path[:, 0]
+                loss, terms = objective.shape(world, batch, unrolled, self.config.decay, self.generator)
+            else:
+                z = world.encode(
+                    shifted(each(batch.observations, lambda x: x[:, 0]), self.shift, self.generator)
+                )
+                loss, terms = z.new_zeros(()), {}
+        world.eval()
+        features = (found[0] if found else z).detach()
+        self._recent = each(batch.observations, lambda x: x[:, 0])
+        self.scaled.follow(features)
+        self._pending = _Pending(z, self.scaled(features), loss, terms)
         return self._pending.seen
 
     def update(self) -> None:
@@ -176,6 +174,8 @@ class JointEncoder(nn.Module):
         # would have many times the usual norm.
         usual = torch.maximum(self.scale, norm / LARGEST_GRADIENT).clamp_min(1e-12)
         unit = gradient / (usual * len(gradient) ** 0.5)
+        # What all rows share would move the features as a whole, and the statistics after them, without end.
+        unit = unit - unit.mean(0)
         loss = (pending.latents * unit).sum() + config.weight * pending.loss
         total = descend(loss, [self.optimizer], self.learning, config.max_grad_norm)
         self.updates += 1
@@ -186,10 +186,18 @@ class JointEncoder(nn.Module):
         self.terms = pending.terms | {"gradient_norm": total, "agent_gradient": self.scale.clone()}
 
     @torch.no_grad()
-    def measure(self, pixels: UInt8[Tensor, "b c y x"]) -> None:
-        """Sets the running statistics by pixels at first, and moves them towards these later."""
-        rate = 1.0
-        self.scaled.follow(features_of(self.world, pixels), rate)
+    def settle(self, pixels: Observations | None = None) -> None:
+        """Ends an update or several: the statistics for acting are measured with the new weights.
+
+        Args:
+            pixels: uint8 "b c y x"; the present states of the last batch if None.
+        """
+        with torch.enable_grad():
+            self.update()
+        seen = self._recent if pixels is None else pixels
+        if seen is not None:
+            self.scaled.follow(features_of(self.world, seen))
+            self._recent = None
 
     def get_extra_state(self) -> Tensor:
         return self.generator.get_state()
@@ -208,7 +216,7 @@ def features_of(world: WorldModel, observations: Observations) -> Float[Tensor, 
 
 
 class Standardised(nn.Module):
-    """Features minus their running mean, divided by their running standard deviation.
+    """Features minus a mean, divided by a standard deviation.
 
     Args:
         width: of the features.
@@ -223,26 +231,24 @@ class Standardised(nn.Module):
         self.register_buffer("var", torch.ones(width))
         self.register_buffer("measured", torch.tensor(False))
 
-    def follow(self, features: Float[Tensor, "b d"], rate: float) -> None:
-        """Moves the statistics towards those of a batch; ``rate`` 1 replaces them."""
-        if len(features) < 2:
-            return
-        self.mean.lerp_(features.mean(0), rate)
-        self.var.lerp_(features.var(0), rate)
-        self.measured.fill_(True)
+    def follow(self, features: Float[Tensor, "b d"]) -> None:
+        """Takes mean and variance from a batch, if it has two rows or more."""
+        if len(features) > 1:
+            self.mean.copy_(features.mean(0))
+            self.var.copy_(features.var(0))
+            self.measured.fill_(True)
 
     def forward(self, features: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:
-        # Cloned: later batches change the statistics, which this graph needs unchanged.
-        return (features - self.mean.clone()) * (self.var + 1e-8).rsqrt()
+        return (features - self.mean) * (self.var + 1e-8).rsqrt()
 
 
 class _Pending:
-    """Latents of one batch: those in the encoder's graph, and those that the agent sees."""
+    """Latents of one batch: those in the encoder's graph, and those that the agent sees, standardised alike."""
 
-    def __init__(self, latents: Tensor, loss: Tensor, terms: Mapping[str, Tensor]) -> None:
+    def __init__(self, latents: Tensor, seen: Tensor, loss: Tensor, terms: Mapping[str, Tensor]) -> None:
         self.latents, self.loss = latents, loss
         self.terms = {name: value.detach() for name, value in terms.items()}
-        self.seen = latents.detach().requires_grad_()
+        self.seen = seen.detach().requires_grad_()
         found: list[Tensor] = []
         # The first backward pass is that of the critics (SAC, TD3, DQN) or of the whole loss (PPO); the actor's comes
         # later, and the encoder does not learn from it (as in SAC+AE, Yarats et al. 2019, arXiv:1910.01741).

@@ -109,13 +109,17 @@ class Joint(BaseAlgorithm):
                 "gymnasium.wrappers.TransformAction"
             )
 
+    def _seen_pixels(self) -> Any:
+        """Pixels that the statistics for acting are measured on; None: those of the last batch."""
+        return None
+
     def _begin_update(self) -> None:
         self._update_learning_rate(self.joint.optimizer)
         for group in self.joint.optimizer.param_groups:
             group["lr"] *= self.config.encoder_rate
 
     def _end_update(self) -> None:
-        self.joint.update()
+        self.joint.settle(self._seen_pixels())
         for name, value in self.joint.terms.items():
             self.logger.record(f"jepa/{name}", value.item())
 
@@ -309,9 +313,8 @@ class JEPADQN(JointOffPolicy, DQN):
 class JEPAPPO(Joint, PPO):
     """PPO from pixels; other arguments are PPO's.
 
-    The objective learns on the windows of each rollout. The statistics that standardise the features stay fixed while
-    a rollout is collected and learned from, since the probabilities of its actions must not change with the minibatch.
-    They follow from rollout to rollout, and the first one only measures them.
+    The objective learns on the windows of each rollout. Minibatches should be large, since features are standardised by
+    their statistics. The first rollout only measures those for acting.
 
     Args:
         policy: ``"CnnPolicy"``.
@@ -365,9 +368,10 @@ class JEPAPPO(Joint, PPO):
             self._begin_update()
             super().train()
             self._end_update()
-        self.joint.measure(self._some_pixels())
+        else:
+            self.joint.settle(self._seen_pixels())
 
-    def _some_pixels(self, count: int = 512) -> Any:
+    def _seen_pixels(self, count: int = 512) -> Any:
         """Pixels of the rollout, evenly spaced."""
         seen = self.rollout_buffer.observations
         flat = seen.reshape(-1, *seen.shape[2:])
