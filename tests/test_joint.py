@@ -106,7 +106,11 @@ def moved(before, module):
     [
         ("sac", 500, {"learning_starts": 100}),
         ("td3", 600, {"learning_starts": 150}),
-        ("dqn", 700, {"train_freq": 1, "target_update_interval": 50, "exploration_fraction": 0.4}),
+        (
+            "dqn",
+            600,
+            {"train_freq": 1, "gradient_steps": 1, "target_update_interval": 50, "exploration_fraction": 0.4},
+        ),
         ("ppo", 2500, {"n_steps": 128, "n_epochs": 8, "batch_size": 32, "learning_rate": 2e-3, "gamma": 0.9}),
     ],
 )
