@@ -4,7 +4,8 @@
     python examples/sb3_joint.py --env-id Pendulum-v1 --algorithm sac
 
 Writes runs/sb3_joint/: results.json, agent.zip, world.safetensors and TensorBoard events. ``--weight 0`` leaves the
-JEPA objective out. Every run starts from the beginning and overwrites an earlier one.
+JEPA objective out. These agents do not reach yet what JEPAMPC does (docs/lab-notes/joint.md). Every run starts from the
+beginning and overwrites an earlier one.
 """
 
 import json
