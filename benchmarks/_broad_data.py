@@ -11,7 +11,7 @@ import numpy as np
 from stable_baselines3 import SAC
 
 from jepa_rl.data import Episode, EpisodeStore
-from jepa_rl.envs import PixelObservation, world_spec
+from jepa_rl.envs import world_spec
 
 
 class Recording(gym.Wrapper):
@@ -69,8 +69,3 @@ def broad_data(env: gym.Env, folder: Path, decisions: int, gamma: float, seed: i
     recording.store.close()
     (folder / "whole").touch()
     return EpisodeStore.open(folder)
-
-
-def with_state(env: gym.Env) -> gym.Env:
-    """``env`` with one picture of 64 x 64 and its state."""
-    return PixelObservation(env, size=64, frames=3, keep_state=True)

@@ -18,18 +18,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import torch
 import tyro
-from _broad_data import broad_data, with_state
+from _broad_data import broad_data
 from _record import refuse_unrecordable, trying, write_results
+from dmc_pixels import TASKS, make_pixels
 from torch import nn
 
 import jepa_rl.envs
 from jepa_rl.data import EpisodeView, WindowSampler
 from jepa_rl.diagnostics.probes import fit_mlp_probe, r2_score
-from jepa_rl.envs import ActionRepeat
 from jepa_rl.training import TrainConfig, descend, fit
 from jepa_rl.world_model import WorldModel, WorldModelConfig
 
@@ -64,10 +63,9 @@ def main(args: Args) -> None:
     elif not trying():
         refuse_unrecordable()
     jepa_rl.envs.register_envs()
-    env = gym.make("dmc/cartpole-swingup-v0", render_mode="rgb_array", render="fast", render_size=64)
-    store = broad_data(
-        with_state(ActionRepeat(env, 8)), args.out / "episodes", args.decisions, 0.97, args.data_seed
-    )
+    task = TASKS["cartpole-swingup"]
+    env = make_pixels(task, keep_state=True)
+    store = broad_data(env, args.out / "episodes", args.decisions, task.gamma, args.data_seed)
     held = set(range(4, len(store), 5))
     train = store.view([i for i in range(len(store)) if i not in held])
     held_out, late = store.view(sorted(held)), store.view(sorted(held)[-10:])

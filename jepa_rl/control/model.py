@@ -225,6 +225,11 @@ def frozen(module: nn.Module, x: Tensor) -> Tensor:
     return torch.func.functional_call(module, weights, (x,))
 
 
+def early_rate(rate: float, updates: int) -> float:
+    """Rate of a moving average after so many updates: larger at first, so that it soon forgets the initial weights."""
+    return max(rate, 10 / (9 + updates))
+
+
 @torch.no_grad()
 def move_towards(average: nn.Module, module: nn.Module, rate: float) -> None:
     """Updates a moving average of weights and batch-norm statistics: ``average += rate * (module - average)``.

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from jepa_rl.checks import check_each, check_not_negative
 from jepa_rl.encoders.base import tokens_of
-from jepa_rl.objectives.base import inputs_of_norm
-from jepa_rl.objectives.jepa import JEPA
+from jepa_rl.objectives.jepa import JEPA, follow_weights
 from jepa_rl.registry import register_objective
 from jepa_rl.types import Batch, World, WorldSpec
 
@@ -81,17 +80,19 @@ class DenseJEPA(JEPA):
         self.local.eval()
         return self
 
-    def loss(
-        self, world: World, batch: Batch, generator: torch.Generator | None = None
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """See ``Objective.loss``."""
-        batch = batch.whole()
-        with inputs_of_norm(world.encoder) as features:
-            z = world.encode_windows(batch.observations)
-        found = self._terms(world, batch, z, features[-1] if features else z, generator)
+    def _terms(
+        self,
+        world: World,
+        batch: Batch,
+        z: Float[Tensor, "b t d"],
+        features: Tensor,
+        generator: torch.Generator | None,
+    ) -> dict[str, Tensor]:
+        """See ``JEPA._terms``."""
+        found = super()._terms(world, batch, z, features, generator)
         path = world.dynamics.rollout(z[:, 0], batch.actions, generator=generator)[:, 0]
         found["dense"] = (self.head(path.flatten(0, 1)) - self._seen(batch)).square().mean()
-        return self._weighted(found)
+        return found
 
     @torch.no_grad()
     def _seen(self, batch: Batch) -> Float[Tensor, "n m"]:
@@ -101,10 +102,7 @@ class DenseJEPA(JEPA):
         # Where nothing ever happens stays near 0 instead of becoming noise.
         return (features - features.mean(0)) / (std + 0.1 * std.mean() + 1e-6)
 
-    @torch.no_grad()
     def after_update(self, world: World) -> None:
         """Updates the moving averages."""
         super().after_update(world)
-        pairs = zip(self.local.parameters(), world.encoder.parameters(), strict=True)
-        for average, weight in pairs:
-            average.lerp_(weight, 1.0 - self.dense_decay)
+        follow_weights(self.local, world.encoder, self.dense_decay)

@@ -86,10 +86,7 @@ class JEPA(Objective):
         batch = batch.whole()
         with inputs_of_norm(world.encoder) as features:
             z = world.encode_windows(batch.observations)
-        return self._weighted(self._terms(world, batch, z, features[-1] if features else z, generator))
-
-    def _weighted(self, found: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Total and terms."""
+        found = self._terms(world, batch, z, features[-1] if features else z, generator)
         return torch.stack([self.weights[name] * value for name, value in found.items()]).sum(), found
 
     def _terms(
@@ -159,11 +156,21 @@ class JEPA(Objective):
         """Updates the target encoder, an exponential moving average of the encoder."""
         if self.target != "ema":
             return
-        online, target = world.encoder, self.target_encoder
-        for average, weight in zip(target.parameters(), online.parameters(), strict=True):
-            average.lerp_(weight, 1.0 - self.ema_decay)
-        for copied, buffer in zip(target.buffers(), online.buffers(), strict=True):
-            copied.copy_(buffer)
+        follow_weights(self.target_encoder, world.encoder, self.ema_decay)
+
+
+@torch.no_grad()
+def follow_weights(target: nn.Module, online: nn.Module, decay: float) -> None:
+    """Updates ``target``, a moving average of the weights of ``online``; buffers are copied.
+
+    Args:
+        target, online: modules of the same architecture.
+        decay: share that ``target`` keeps.
+    """
+    for average, weight in zip(target.parameters(), online.parameters(), strict=True):
+        average.lerp_(weight, 1.0 - decay)
+    for copied, buffer in zip(target.buffers(), online.buffers(), strict=True):
+        copied.copy_(buffer)
 
 
 # -- the papers' weights, on the scale of our terms ---------------------------------------------------

@@ -12,7 +12,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from jepa_rl.checks import check_each, check_not_negative
-from jepa_rl.control import move_towards
+from jepa_rl.control import early_rate, move_towards
 from jepa_rl.objectives.augment import shifted
 from jepa_rl.objectives.base import each, inputs_of_norm
 from jepa_rl.training.optimisers import descend
@@ -60,10 +60,6 @@ class JointConfig:
         check_each(lambda value: value > 0, "be above 0", **rates)
         if "latent_dim" in self.world:
             raise ValueError("world must not hold latent_dim; jepa_policy_kwargs(latent_dim=...) sets it")
-
-    def world_options(self) -> dict[str, Any]:
-        """Fields of ``WorldModelConfig``."""
-        return {"latent_dim": self.latent_dim} | self.world
 
 
 class JointEncoder(nn.Module):
@@ -132,6 +128,7 @@ class JointEncoder(nn.Module):
         """Latents of the windows' first states, for the agent's losses. ``update`` uses the first gradient they get."""
         self.update()
         world, objective = self.world, self.world.objective
+        first = each(batch.observations, lambda x: x[:, 0])
         # One row has no spread, which objectives and batch norms need.
         spread = len(batch.actions) > 1
         world.train(spread)
@@ -141,13 +138,11 @@ class JointEncoder(nn.Module):
                 z = unrolled.path[:, 0]
                 loss, terms = objective.shape(world, batch, unrolled, self.config.decay, self.generator)
             else:
-                z = world.encode(
-                    shifted(each(batch.observations, lambda x: x[:, 0]), self.shift, self.generator)
-                )
+                z = world.encode(shifted(first, self.shift, self.generator))
                 loss, terms = z.new_zeros(()), {}
         world.eval()
         features = (found[0] if found else z).detach()
-        self._recent = each(batch.observations, lambda x: x[:, 0])
+        self._recent = first
         self.scaled.follow(features)
         self._pending = _Pending(z, self.scaled(features), loss, terms)
         return self._pending.seen
@@ -181,22 +176,20 @@ class JointEncoder(nn.Module):
         self.updates += 1
         self.world.after_update()
         if self.average is not None:
-            # Larger at first, so that the average soon forgets the initial weights.
-            move_towards(self.average, self.world, max(config.average_rate, 10 / (9 + int(self.updates))))
+            move_towards(self.average, self.world, early_rate(config.average_rate, int(self.updates)))
         self.terms = pending.terms | {"gradient_norm": total, "agent_gradient": self.scale.clone()}
 
-    @torch.no_grad()
     def settle(self, pixels: Observations | None = None) -> None:
         """Ends an update or several: the statistics for acting are measured with the new weights.
 
         Args:
             pixels: uint8 "b c y x"; the present states of the last batch if None.
         """
-        with torch.enable_grad():
-            self.update()
+        self.update()
         seen = self._recent if pixels is None else pixels
         if seen is not None:
-            self.scaled.follow(features_of(self.world, seen))
+            with torch.no_grad():
+                self.scaled.follow(features_of(self.world, seen))
             self._recent = None
 
     def get_extra_state(self) -> Tensor:

@@ -19,7 +19,7 @@ from jepa_rl.agents.sb3.jepa_mpc.monitor import model_metrics
 from jepa_rl.agents.sb3.jepa_mpc.old_files import check_saved
 from jepa_rl.agents.sb3.jepa_mpc.policy import JEPAMPCPolicy
 from jepa_rl.memory import keep_freed_memory
-from jepa_rl.spaces import source_of
+from jepa_rl.spaces import env_spaces, source_of
 from jepa_rl.training import descend
 from jepa_rl.world_model import WorldModel
 
@@ -153,7 +153,6 @@ class JEPAMPC(EpisodicAlgorithm):
         self.steps, self.n_step, self.frames, self.source = steps, n_step, 1, ""
         self.encoder_rate, self.max_grad_norm = encoder_rate, max_grad_norm
         self._n_updates = 0
-        self._unstored = False
         if _init_setup_model:
             self._setup_model()
             if self.env is not None:  # raises before training if it does not fit into memory
@@ -165,7 +164,7 @@ class JEPAMPC(EpisodicAlgorithm):
         self.set_random_seed(self.seed)
         seed = 0 if self.seed is None else self.seed
         if self.env is not None:
-            self.frames, self.source = self._stacked_frames(), source_of(self.env)
+            self.frames, self.source = env_spaces(self.env).frames, source_of(self.env)
         policy = self.policy_class(
             self.observation_space,
             self.action_space,

@@ -11,8 +11,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from stable_baselines3.common.callbacks import BaseCallback, ConvertCallback
-from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
+from stable_baselines3.common.type_aliases import MaybeCallback
 from torch import Tensor
 
 from jepa_rl.acting import scalar_rewards
@@ -20,6 +19,7 @@ from jepa_rl.agents.sb3.checks import check_terminal_observations
 from jepa_rl.agents.sb3.jepa_mpc.monitor import EnvClock, PlanRecord, search_metrics
 from jepa_rl.agents.sb3.jepa_mpc.policy import JEPAMPCPolicy
 from jepa_rl.agents.sb3.progress import LearningProgress, write_csv
+from jepa_rl.agents.sb3.whole_episodes import WholeEpisodes, replay_path
 from jepa_rl.data.latent_windows import LatentEpisodes
 from jepa_rl.data.replay import EpisodeReplay
 from jepa_rl.modes import evaluating
@@ -27,7 +27,7 @@ from jepa_rl.objectives.base import each
 from jepa_rl.spaces import by_name, observation_boxes
 
 
-class EpisodicAlgorithm(OffPolicyAlgorithm):
+class EpisodicAlgorithm(WholeEpisodes):
     """Stable-Baselines3's off-policy algorithm with a planning policy and a replay of whole episodes.
 
     A subclass sets the attributes in its constructor and in ``_setup_model``, and adds ``train``.
@@ -42,15 +42,12 @@ class EpisodicAlgorithm(OffPolicyAlgorithm):
     replay_buffer: Any
     frames: int
     _step_began: float | None  # when the environments' step began, in seconds; None before the first
-    _unstored: bool  # whether a step was begun and is not in the replay yet
     _plans: tuple[np.ndarray, ...] | None  # the search's last plans, one for each environment
 
-    def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
-        """As in Stable-Baselines3; running episodes are cut off at their present state."""
-        seen = self._last_obs
-        super().set_env(env, force_reset)
-        if seen is not None and self._last_obs is None and self.replay_buffer is not None:
-            self.replay_buffer.cut(by_name(seen))
+    @property
+    def _episodes(self) -> EpisodeReplay | None:
+        replay: EpisodeReplay | None = self.replay_buffer
+        return replay
 
     def _make_replay(self) -> None:
         self.replay_buffer = EpisodeReplay(
@@ -60,12 +57,6 @@ class EpisodicAlgorithm(OffPolicyAlgorithm):
             frames=self.frames,
             num_envs=self.n_envs,
         )
-
-    def _stacked_frames(self) -> int:
-        """How many frames are stacked in the pictures; 1 unless the environment's ``metadata["frames"]`` says so."""
-        if self.env is None or not self.env.has_attr("metadata"):
-            return 1
-        return self.env.get_attr("metadata", indices=0)[0].get("frames", 1)
 
     def learn(self, total_timesteps: int, *args: Any, **kwargs: Any) -> Self:
         """As in Stable-Baselines3.
@@ -108,13 +99,8 @@ class EpisodicAlgorithm(OffPolicyAlgorithm):
     ) -> tuple[int, BaseCallback]:
         if self.replay_buffer is None:
             self._make_replay()
-        if reset_num_timesteps or self._last_obs is None or self._unstored:
-            # All environments are reset, so running episodes end here. That includes the case of a step that was begun
-            # and not stored (a callback or an exception ended the training): the environment's state is unknown.
-            if self._last_obs is not None:
-                self.replay_buffer.cut(by_name(self._last_obs))
-            self.replay_buffer.forget_running()
-            self._last_obs, self._unstored, self._plans = None, False, None
+        if self._end_running_episodes(reset_num_timesteps):
+            self._plans = None
         found = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, *args, **kw)
         if (
             self.logger.dir is not None and self.tensorboard_log is not None and not self._custom_logger
@@ -185,7 +171,7 @@ class EpisodicAlgorithm(OffPolicyAlgorithm):
                 "there is no replay to save: this agent was loaded, and has not learned since; save the "
                 "replay of the agent that learned, or call learn first"
             )
-        self.replay_buffer.save(_path(path))
+        self.replay_buffer.save(replay_path(path))
 
     def load_replay_buffer(
         self, path: str | Path | io.BufferedIOBase, truncate_last_traj: bool = True
@@ -197,7 +183,7 @@ class EpisodicAlgorithm(OffPolicyAlgorithm):
         """
         if self.replay_buffer is None:
             self._make_replay()
-        self.replay_buffer.load(_path(path), replace=True)
+        self.replay_buffer.load(replay_path(path), replace=True)
 
     @torch.no_grad()
     def seen_steps(self, count: int = 2000, seed: int = 0) -> LatentEpisodes:
@@ -228,11 +214,3 @@ class EpisodicAlgorithm(OffPolicyAlgorithm):
     def seen_latents(self, count: int = 2000, seed: int = 0) -> Float[Tensor, "m d"]:
         """The states of ``seen_steps`` before their steps; arguments and errors as there."""
         return self.seen_steps(count, seed).latents[::2]
-
-
-def _path(path: str | Path | io.BufferedIOBase) -> Path:
-    if isinstance(path, io.BufferedIOBase):
-        raise TypeError(
-            f"a replay is saved under a path, not in an open file, got {type(path).__name__}; pass its name"
-        )
-    return Path(path)

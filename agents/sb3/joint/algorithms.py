@@ -20,16 +20,17 @@ import numpy as np
 from gymnasium import spaces
 from stable_baselines3 import DQN, PPO, SAC, TD3
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
 from jepa_rl.agents.sb3.baselines import SHORT_DQN
 from jepa_rl.agents.sb3.checks import check_terminal_observations
 from jepa_rl.agents.sb3.joint.buffers import JEPAReplayBuffer, JEPARolloutBuffer
 from jepa_rl.agents.sb3.joint.features import JointFeatures, jepa_policy_kwargs
+from jepa_rl.agents.sb3.whole_episodes import WholeEpisodes, replay_path
 from jepa_rl.control import world_config
+from jepa_rl.data.replay import EpisodeReplay
 from jepa_rl.memory import keep_freed_memory
-from jepa_rl.spaces import by_name, env_spaces, observed_spec, pixel_space, source_of
+from jepa_rl.spaces import env_spaces, observed_spec, pixel_space, source_of
 from jepa_rl.training.joint import JointConfig, JointEncoder
 from jepa_rl.world_model import WorldModel
 
@@ -77,10 +78,8 @@ class Joint(BaseAlgorithm):
 
     def _setup_model(self) -> None:
         config = self.config
-        if self.env is not None:
-            self.source = source_of(self.env)
         spec = observed_spec(self.observation_space, self.action_space, self.frames, self.source)
-        options = world_config(spec, config.world_options())
+        options = world_config(spec, {"latent_dim": config.latent_dim} | config.world)
         keep_freed_memory()
         super()._setup_model()  # type: ignore[safe-super]  # of the algorithm beside this class; seeds torch
         world = WorldModel(options).to(self.device)
@@ -89,6 +88,12 @@ class Joint(BaseAlgorithm):
         for name, part in self.policy.named_modules():
             if isinstance(part, JointFeatures):
                 part.use(self.joint, of_target="target" in name)
+
+    def _read_env(self) -> None:
+        """Checks the spaces, and asks the environment for its frames and how it is made."""
+        self._check_spaces()
+        if self.env is not None:
+            self.frames, self.source = env_spaces(self.env).frames, source_of(self.env)
 
     def _check_spaces(self) -> None:
         shown, action = self.observation_space, self.action_space
@@ -131,14 +136,13 @@ class Joint(BaseAlgorithm):
         return [*modules, "joint", "joint.optimizer"], tensors
 
 
-class JointOffPolicy(Joint, OffPolicyAlgorithm):
+class JointOffPolicy(Joint, WholeEpisodes):
     """Off-policy algorithms: the replay stores whole episodes, and training begins when the first is over.
 
     ``load`` and ``load_replay_buffer`` go on with the same weights, optimisers and episodes; batches are drawn anew.
     """
 
     online_next = False  # whether networks that are no target networks read next states
-    _unstored = False  # whether a step was begun and is not in the replay yet
 
     def _setup_model(self) -> None:
         given = self.replay_buffer_class
@@ -148,13 +152,11 @@ class JointOffPolicy(Joint, OffPolicyAlgorithm):
                 "out replay_buffer_class"
             )
         self.replay_buffer_class = given or JEPAReplayBuffer
-        self._check_spaces()
+        self._read_env()
         if self.batch_size < 2:
             raise ValueError(
                 f"batch_size must be at least 2, got {self.batch_size}: objectives compare pictures"
             )
-        if self.env is not None:
-            self.frames = env_spaces(self.env).frames
         self.replay_buffer_kwargs = self.replay_buffer_kwargs | {
             "frames": self.frames,
             "steps": self.config.steps,
@@ -171,12 +173,16 @@ class JointOffPolicy(Joint, OffPolicyAlgorithm):
             self.n_steps = n_steps
         self._replay.encoder = self.joint
         if self.env is not None:
-            _ = self._replay.episodes  # raises before training if it does not fit into memory
+            _ = self._episodes  # raises before training if it does not fit into memory
 
     @property
     def _replay(self) -> JEPAReplayBuffer:
         assert isinstance(self.replay_buffer, JEPAReplayBuffer)
         return self.replay_buffer
+
+    @property
+    def _episodes(self) -> EpisodeReplay:
+        return self._replay.episodes
 
     def train(self, gradient_steps: int, batch_size: int = 64) -> None:
         """As in Stable-Baselines3; nothing happens before the first episode is over."""
@@ -188,13 +194,6 @@ class JointOffPolicy(Joint, OffPolicyAlgorithm):
 
     # -- whole episodes ----------------------------------------------------------------------------
 
-    def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
-        """As in Stable-Baselines3; running episodes are cut off at their present state."""
-        seen = self._last_obs
-        super().set_env(env, force_reset)
-        if seen is not None and self._last_obs is None:
-            self._replay.episodes.cut(by_name(seen))
-
     def _setup_learn(
         self,
         total_timesteps: int,
@@ -203,13 +202,7 @@ class JointOffPolicy(Joint, OffPolicyAlgorithm):
         *args: Any,
         **kw: Any,
     ) -> Any:
-        if reset_num_timesteps or self._last_obs is None or self._unstored:
-            # The environments are reset, so running episodes end here; also after a step that was begun and not stored
-            # (a callback or an exception ended the training), since the environments' state is then unknown.
-            if self._last_obs is not None:
-                self._replay.episodes.cut(by_name(self._last_obs))
-            self._replay.episodes.forget_running()
-            self._last_obs, self._unstored = None, False
+        self._end_running_episodes(reset_num_timesteps)
         return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, *args, **kw)
 
     def _sample_action(self, *args: Any, **kwargs: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -226,7 +219,7 @@ class JointOffPolicy(Joint, OffPolicyAlgorithm):
 
     def save_replay_buffer(self, path: str | Path | io.BufferedIOBase) -> None:
         """Writes the finished episodes to one safetensors file, whatever the suffix."""
-        self._replay.episodes.save(_path(path))
+        self._episodes.save(replay_path(path))
 
     def load_replay_buffer(
         self, path: str | Path | io.BufferedIOBase, truncate_last_traj: bool = True
@@ -236,15 +229,7 @@ class JointOffPolicy(Joint, OffPolicyAlgorithm):
         Raises:
             ValueError, FileNotFoundError: as ``EpisodeReplay.load``.
         """
-        self._replay.episodes.load(_path(path), replace=True)
-
-
-def _path(path: str | Path | io.BufferedIOBase) -> Path:
-    if isinstance(path, io.BufferedIOBase):
-        raise TypeError(
-            f"a replay is saved under a path, not in an open file, got {type(path).__name__}; pass its name"
-        )
-    return Path(path)
+        self._episodes.load(replay_path(path), replace=True)
 
 
 class JEPASAC(JointOffPolicy, SAC):
@@ -341,9 +326,7 @@ class JEPAPPO(Joint, PPO):
                 f"the rollouts must be stored in a JEPARolloutBuffer, which makes latents of pixels, got "
                 f"{given.__name__}; leave out rollout_buffer_class"
             )
-        self._check_spaces()
-        if self.env is not None:
-            self.frames = env_spaces(self.env).frames
+        self._read_env()
         self.rollout_buffer_class = given or JEPARolloutBuffer
         self.rollout_buffer_kwargs = self.rollout_buffer_kwargs | {
             "steps": self.config.steps,

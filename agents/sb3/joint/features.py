@@ -52,7 +52,6 @@ class JointFeatures(BaseFeaturesExtractor):
     def __init__(self, observation_space: spaces.Box, joint: JointConfig) -> None:
         pixel_space(observation_space)
         super().__init__(observation_space, joint.latent_dim)
-        self.config = joint
         self.of_target = False
         self._encoder: list[JointEncoder] = []
 
