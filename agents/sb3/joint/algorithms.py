@@ -236,7 +236,7 @@ class JEPASAC(JointOffPolicy, SAC):
         env: shows uint8 pixels, such as ``PixelObservation(env)``.
         learning_rate: of agent and encoder.
         buffer_size: states kept, one more for each episode than steps: 12 kB each for a frame of 64 x 64 in colour.
-        batch_size, tau, ent_coef: see ``SAC``.
+        batch_size, tau, n_steps, ent_coef: see ``SAC``. One-step value targets learn the swing-up much more slowly.
         **settings: of ``SAC``; ``policy_kwargs=jepa_policy_kwargs(...)``.
 
     Raises:
@@ -252,11 +252,18 @@ class JEPASAC(JointOffPolicy, SAC):
         *,
         buffer_size: int = 100_000,
         batch_size: int = 128,
-        tau: float = 0.01,
+        tau: float = 0.02,
+        n_steps: int = 5,
         ent_coef: str | float = "auto_0.01",
         **settings: Any,
     ) -> None:
-        settings |= {"buffer_size": buffer_size, "batch_size": batch_size, "tau": tau, "ent_coef": ent_coef}
+        settings |= {
+            "buffer_size": buffer_size,
+            "batch_size": batch_size,
+            "tau": tau,
+            "n_steps": n_steps,
+            "ent_coef": ent_coef,
+        }
         super().__init__(policy, env, learning_rate=learning_rate, **settings)
 
 
@@ -271,10 +278,11 @@ class JEPATD3(JointOffPolicy, TD3):
         *,
         buffer_size: int = 100_000,
         batch_size: int = 128,
-        tau: float = 0.01,
+        tau: float = 0.02,
+        n_steps: int = 5,
         **settings: Any,
     ) -> None:
-        settings |= {"buffer_size": buffer_size, "batch_size": batch_size, "tau": tau}
+        settings |= {"buffer_size": buffer_size, "batch_size": batch_size, "tau": tau, "n_steps": n_steps}
         super().__init__(policy, env, learning_rate=learning_rate, **settings)
 
 
