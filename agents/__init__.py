@@ -1,5 +1,6 @@
 """Planners that search in learned dynamics, and agents."""
 
+from jepa_rl.agents.curiosity import curious_agent
 from jepa_rl.agents.evaluation import EvaluationCallback, play_episodes
 from jepa_rl.agents.inverse import InverseModelAgent, fit_inverse_model
 from jepa_rl.agents.mpc import MPCAgent, MPCState
@@ -14,6 +15,7 @@ from jepa_rl.agents.planners import (
     SamplingPlanner,
     TreeSearch,
 )
+from jepa_rl.agents.sb3.grow import Grown, grow
 from jepa_rl.agents.sb3.jepa_mpc import JEPAMPC, JEPAMPCPolicy, ResumableRun, jepa_mpc_preset
 from jepa_rl.agents.sb3.joint import JEPADQN, JEPAPPO, JEPASAC, JEPATD3, jepa_policy_kwargs
 from jepa_rl.dynamics.flow.proposals import FlowProposals
@@ -36,6 +38,7 @@ __all__ = [
     "FlowPlanner",
     "FlowProposals",
     "GradientPlanner",
+    "Grown",
     "InverseModel",
     "InverseModelAgent",
     "MPCAgent",
@@ -43,8 +46,10 @@ __all__ = [
     "ResumableRun",
     "SamplingPlanner",
     "TreeSearch",
+    "curious_agent",
     "fit_flow_proposals",
     "fit_inverse_model",
+    "grow",
     "jepa_mpc_preset",
     "jepa_policy_kwargs",
     "play_episodes",

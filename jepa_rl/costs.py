@@ -145,6 +145,27 @@ class ActionPenalty(Composable):
         return (self.weight * actions.square().sum((-2, -1)))[:, None].expand(-1, latents.shape[1])
 
 
+@dataclass(frozen=True)
+class Disagreement(Composable):
+    """Minus the variance of the futures, averaged over the states after now and over the latent's components.
+
+    Plans of low cost lead to where the members of an ensemble disagree, that is where the data are few (Pathak et al.
+    2019, arXiv:1906.04161; planned for as in Plan2Explore, Sekar et al. 2020, arXiv:2005.05960).
+
+    Raises:
+        ValueError: when called with a single future.
+    """
+
+    def __call__(self, latents: Float[Tensor, "b n t d"], actions: Tensor) -> Float[Tensor, "b n"]:
+        futures = latents.shape[1]
+        if futures < 2:
+            raise ValueError(
+                "disagreement needs several futures, got 1; plan with CEM(..., futures=5) in an EnsembleDynamics"
+            )
+        variance = latents[:, :, 1:].var(1, correction=0).mean((1, 2))
+        return -variance[:, None].expand(-1, futures)
+
+
 @dataclass(frozen=True, eq=False)
 class WeightedSum(Composable):
     """``sum_i weights[i] * costs[i]``; the result of ``+`` and ``*`` on costs."""
