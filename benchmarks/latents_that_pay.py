@@ -1,37 +1,68 @@
-"""What do reward-free latents know of the swing-up's state, beside the same encoder trained on the state itself?
+"""What are latents worth to an agent that learns on them?
 
-    python benchmarks/latents_that_pay.py            a quarter of an hour on one core
-    python benchmarks/latents_that_pay.py --quick    a minute
+    python benchmarks/latents_that_pay.py                    half an hour on one core
+    python benchmarks/latents_that_pay.py --parts speed      one part; the others stay as recorded
+    python benchmarks/latents_that_pay.py --quick            two minutes
 
+``probe``: what reward-free latents know of the swing-up's state, beside the same encoder trained on the state itself.
 Data: every episode of one training of SAC from state, from random play to its best, with pictures (fast look, action
 repeat 8, three frames). Every fifth episode is held out. Each objective trains the same encoder (one for all frames,
 widths 16, 16, 32) for as many updates on the same windows; a perceptron is then trained to read the true state from
 the latents, and its R2 on held-out episodes is reported, for all of them and for the last ten alone, in which the agent
-balances. The supervised encoder is trained to predict the state by a linear layer.
+balances. The supervised encoder is trained to predict the state by a linear layer. In early episodes the cart often
+leaves the picture, which no encoder can mend.
 
-In early episodes the cart often leaves the picture, which no encoder can mend.
+``speed``: frames a second of joint SAC beside Stable-Baselines3's with its CnnPolicy, and of steps in a dream.
+
+``dream``: SAC trained in the dream of a shipped world model alone, by ``examples/dream.py``; its return in the world,
+divided by that of JEPAMPC, which learned the world model there.
+
+Returns of trainings from pixels stand in ``dmc_pixels.json``: ``ratio_to_state`` (joint SAC / SAC from state, by task)
+and ``cartpole`` are read from it.
 """
 
+import json
 import shutil
+import sys
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from statistics import median
+from typing import Any, Literal
 
+import gymnasium as gym
 import numpy as np
 import torch
 import tyro
 from _broad_data import broad_data
-from _record import refuse_unrecordable, trying, write_results
+from _joint_speed import frames_per_second
+from _record import (
+    ROOT,
+    made_by,
+    origin,
+    recorded_results,
+    refuse_unrecordable,
+    trying,
+    write_results,
+    write_whole,
+)
 from dmc_pixels import TASKS, make_pixels
 from torch import nn
 
 import jepa_rl.envs
+from jepa_rl.agents import JEPAMPC
 from jepa_rl.data import EpisodeView, WindowSampler
+from jepa_rl.data.latent_windows import LatentEpisodes
 from jepa_rl.diagnostics.probes import fit_mlp_probe, r2_score
+from jepa_rl.envs import collect
 from jepa_rl.training import TrainConfig, descend, fit
 from jepa_rl.world_model import WorldModel, WorldModelConfig
 
+sys.path.insert(0, str(ROOT / "examples"))
+import dream
+
+RECORDS = ROOT / "benchmarks/results/latents_that_pay"
+MADE = ("date", "machine", "commit", "code", "versions", "command")
 COLUMNS = ("x", "cos", "sin", "velocity", "angular velocity")
 OBJECTIVES: dict[str, tuple[str, dict[str, Any]]] = {
     "dense": ("dense", {}),
@@ -43,6 +74,7 @@ CHOSEN = "dense"
 
 @dataclass(frozen=True)
 class Args:
+    parts: tuple[Literal["probe", "speed", "dream"], ...] = ("probe", "speed", "dream")
     updates: int = 1500
     batch_size: int = 128
     steps: int = 3
@@ -52,6 +84,8 @@ class Args:
     data_seed: int = 31
     seed: int = 41
     """Of the weights and batches; settings were chosen with data seed 21 and seed 0."""
+    dream_seed: int = 31
+    """Of the agent that learns in the dream; settings were chosen with 0 and 1."""
     quick: bool = False
     out: Path = Path("runs/latents_that_pay")
 
@@ -63,6 +97,42 @@ def main(args: Args) -> None:
     elif not trying():
         refuse_unrecordable()
     jepa_rl.envs.register_envs()
+    records = args.out / "records" if args.quick or trying() else RECORDS
+    for name in args.parts:
+        found = (
+            origin()
+            | {"command": f"python benchmarks/latents_that_pay.py --parts {name}"}
+            | PARTS[name](args)
+        )
+        records.mkdir(parents=True, exist_ok=True)
+        write_whole(records / f"{name}.json", json.dumps(found, indent=2, default=as_plain) + "\n")
+    print(write_results("latents_that_pay", collect_parts(records), quick=args.quick, collected=True))
+
+
+def collect_parts(records: Path) -> dict[str, Any]:
+    """The figures of all parts that are recorded, and what ``dmc_pixels.json`` says of trainings from pixels."""
+    parts = {path.stem: json.loads(path.read_text()) for path in sorted(records.glob("*.json"))}
+    own = {name: {k: v for k, v in part.items() if k not in MADE} for name, part in parts.items()}
+    payload = own.get("probe", {}) | own.get("speed", {})
+    dream = {"steps_per_second": payload.pop("dream_steps_per_second", None)} | own.get("dream", {})
+    found = recorded_results("dmc_pixels")
+    ratios = {
+        task: rows["sac_joint"]["mean"] / rows["sac_state"]["mean"]
+        for task, rows in found.items()
+        if {"sac_joint", "sac_state"} <= rows.keys()
+    }
+    joint = {"dqn_joint": "sac_joint", "ppo_joint": "ppo_joint"}
+    rows = found.get("CartPole-v1", {})
+    cartpole = {name: rows[method]["per_seed"] for name, method in joint.items() if method in rows}
+    return payload | {
+        "dream": dream,
+        "ratio_to_state": ratios,
+        "cartpole": cartpole,
+        **made_by(parts.values()),
+    }
+
+
+def probe(args: Args) -> dict[str, Any]:
     task = TASKS["cartpole-swingup"]
     env = make_pixels(task, keep_state=True)
     store = broad_data(env, args.out / "episodes", args.decisions, task.gamma, args.data_seed)
@@ -84,12 +154,32 @@ def main(args: Args) -> None:
             "train_seconds": seconds
         }
         print(name, {key: np.round(value, 3).tolist() for key, value in found[name].items()}, flush=True)
-    payload = {
+    return {
         "columns": COLUMNS, "probe_r2": found[CHOSEN]["r2"], "supervised_r2": found["supervised"]["r2"],
         "chosen": CHOSEN, "objectives": found, "episodes": len(store),
         "settings": {name: getattr(args, name) for name in ("updates", "batch_size", "steps", "data_seed", "seed")},
     }  # fmt: skip
-    print(write_results("latents_that_pay", payload, quick=args.quick))
+
+
+def speed(args: Args) -> dict[str, Any]:
+    short = {"rounds": 1, "decisions": 10, "warm": 130} if args.quick else {}
+    found = frames_per_second(**short)
+    settings = found.pop("settings")
+    agent = JEPAMPC.from_weights("hub:cartpole-swingup", make_pixels(TASKS["cartpole-swingup"]), device="cpu")
+    model = agent.policy.average
+    venv = gym.vector.SyncVectorEnv([lambda: make_pixels(TASKS["cartpole-swingup"])] * 2)
+    starts = LatentEpisodes.encode(agent.world, collect(venv, args.out / "starts", episodes=2, seed=0))
+    venv.close()
+    rates = [dream.dream_speed(model, starts) for _ in range(5)]
+    return found | {"dream_steps_per_second": median(rates), "speed_settings": settings}
+
+
+def dreamt(args: Args) -> dict[str, Any]:
+    dream.main(dream.Args(seed=args.dream_seed, quick=args.quick, out=args.out / "dream"))
+    found = json.loads((args.out / "dream/results.json").read_text())
+    told = {"returns", "mean_returns", "dream_steps", "start_frames", "train_seconds"}
+    ratio = {"return_ratio": found["dream"]["return_ratio"], "seed": args.dream_seed}
+    return ratio | {name: found[name] for name in sorted(told)}
 
 
 def make_world(args: Args, spec: Any, objective: str, options: dict[str, Any]) -> WorldModel:
@@ -149,6 +239,13 @@ def latents(world: WorldModel, episodes: EpisodeView) -> tuple[torch.Tensor, tor
         states.append(torch.from_numpy(np.asarray(sampler.extra("state", windows))[:, 0]).float())
     return torch.cat(z), torch.cat(states)
 
+
+def as_plain(value: Any) -> Any:
+    """NumPy's arrays and numbers as JSON's."""
+    return value.tolist()
+
+
+PARTS = {"probe": probe, "speed": speed, "dream": dreamt}
 
 if __name__ == "__main__":
     main(tyro.cli(Args))

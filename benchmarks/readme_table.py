@@ -120,6 +120,7 @@ def dmc_pixels(r: dict[str, Any]) -> list[Row]:
     labels = {
         "jepa_mpc": "JEPAMPC from pixels",
         "sac_pixels": "SAC from pixels",
+        "sac_joint": "SAC from pixels, whose encoder also learns a JEPA objective",
         "sac_latents": "SAC on frozen latents",
         "sac_online_latents": "SAC on latents that go on learning",
         "sac_state": "SAC from state",

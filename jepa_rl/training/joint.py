@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from jepa_rl.checks import check_each, check_not_negative
-from jepa_rl.control import early_rate, move_towards
-from jepa_rl.objectives.augment import shifted
-from jepa_rl.objectives.base import each, inputs_of_norm
+from jepa_rl.control.model import MOMENTUM
+from jepa_rl.heads import Perceptron, TwoHot
+from jepa_rl.objectives.base import checked_loss, norms_of, step_weights, weighted_mean
 from jepa_rl.training.optimisers import descend
 from jepa_rl.types import Batch, Observations
 from jepa_rl.world_model import WorldModel
-
-LARGEST_GRADIENT = 5.0  # of the agent at the latents, in units of its usual norm
 
 
 @dataclass(frozen=True)
@@ -27,13 +25,16 @@ class JointConfig:
     """How the encoder learns; fields are arguments of ``jepa_rl.agents.jepa_policy_kwargs``.
 
     Attributes:
-        weight: of the JEPA objective, relative to the agent's loss. 0: the agent's loss alone trains the encoder, with
-            random shifts, as in DrQ (Kostrikov et al. 2020, arXiv:2004.13649).
+        weight: of what the world model learns, the JEPA objective and the reward, beside the agent's loss. 0: the
+            agent's loss alone trains the encoder, with random shifts, as in DrQ (Kostrikov et al. 2020,
+            arXiv:2004.13649).
+        reward: weight of the predicted reward, relative to the objective.
         steps: that the objective predicts ahead.
         decay: weight of each further step, relative to the one before.
-        average_rate: how far the averaged encoder, which encodes next states for target networks, moves towards the one
-            that learns after an update. ``JEPAPPO`` has no target networks and ignores it.
-        encoder_rate: learning rate of encoder and dynamics, relative to the agent's.
+        scale_rewards: whether rewards are divided by the standard deviation of their discounted sums (``ReturnScale``),
+            unless a ``VecNormalize`` scales them. The agent's loss and the objective are then of one size, whatever
+            the environment pays.
+        encoder_rate: learning rate of encoder, dynamics and reward head, relative to the agent's.
         max_grad_norm: largest norm of their gradient.
         latent_dim: width of the latents.
         world: further fields of ``WorldModelConfig``: encoder, dynamics and objective by name and options. Random
@@ -44,108 +45,138 @@ class JointConfig:
     """
 
     weight: float = 1.0
-    steps: int = 3
+    reward: float = 0.5
+    steps: int = 1
     decay: float = 0.5
-    average_rate: float = 0.01
+    scale_rewards: bool = True
     encoder_rate: float = 1.0
     max_grad_norm: float = 20.0
     latent_dim: int = 64
     world: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        check_not_negative(weight=self.weight, decay=self.decay)
+        check_not_negative(weight=self.weight, reward=self.reward, decay=self.decay)
         check_each(lambda value: value >= 1, "be at least 1", steps=self.steps, latent_dim=self.latent_dim)
-        check_each(lambda value: 0 < value <= 1, "lie in (0, 1]", average_rate=self.average_rate)
         rates = {"encoder_rate": self.encoder_rate, "max_grad_norm": self.max_grad_norm}
         check_each(lambda value: value > 0, "be above 0", **rates)
         if "latent_dim" in self.world:
             raise ValueError("world must not hold latent_dim; jepa_policy_kwargs(latent_dim=...) sets it")
 
 
+class ReturnScale(nn.Module):
+    """Standard deviation of discounted sums of rewards, over all steps so far.
+
+    The sums run from the start of each episode, as in Stable-Baselines3's ``VecNormalize``. Here the scale is saved
+    with the agent.
+
+    Args:
+        discount: of one step.
+    """
+
+    def __init__(self, discount: float) -> None:
+        super().__init__()
+        self.discount = discount
+        self.count, self.mean, self.squares = 0.0, 0.0, 0.0
+        self._running = np.zeros(0)
+
+    def follow(self, rewards: Float[np.ndarray, " n"], over: Bool[np.ndarray, " n"]) -> None:
+        """One step of n environments, ``over`` where an episode ends; NaN and infinite rewards are passed over."""
+        if not np.isfinite(rewards).all():
+            return
+        if self._running.shape != rewards.shape:
+            self._running = np.zeros(len(rewards))
+        self._running = self._running * self.discount + rewards
+        n, mean = len(rewards), float(self._running.mean())
+        total, apart = self.count + n, mean - self.mean
+        self.squares += float(np.square(self._running - mean).sum()) + apart**2 * self.count * n / total
+        self.mean += apart * n / total
+        self.count = total
+        self._running[over] = 0.0
+
+    @property
+    def value(self) -> float:
+        """1 before the sums differ."""
+        spread = (self.squares / self.count) ** 0.5 if self.count else 0.0
+        return spread if spread > 1e-8 else 1.0
+
+    def get_extra_state(self) -> Tensor:
+        return torch.tensor([self.count, self.mean, self.squares], dtype=torch.float64)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        self.count, self.mean, self.squares = state.tolist()
+
+
+class Seen(NamedTuple):
+    """Latents for the agent's losses: of the windows' first states, and of ``future`` or the last ones."""
+
+    now: Float[Tensor, "b d"]
+    later: Float[Tensor, "b d"]
+
+
 class JointEncoder(nn.Module):
-    """A world model whose encoder learns from an agent's loss and from the world model's own objective.
+    """A world model whose encoder learns from an agent's loss, the world model's own objective and the reward.
 
     The agent learns on latents whose graph ends at the latents (``latents``); its loss leaves a gradient there, and
     ``update`` continues it into the encoder together with the objective's. So one encoding serves actor and critics,
     the agent's other losses cannot move the encoder, and the objective cannot move the agent's networks.
 
-    The agent's gradient is divided by a moving average of its norm, so that the objective's share does not depend on
-    the scale of the rewards.
-
-    The agent sees features standardised by the statistics of the batch. One update moves their mean by a good part of
-    their standard deviation, so running statistics lag; those for acting are measured anew after the updates
-    (``settle``).
+    Predicting rewards from latents is known from DeepMDP (Gelada et al. 2019, arXiv:1906.02736); here the prediction
+    starts from the latents of the rollout and is a distribution, as in JEPAMPC.
 
     Args:
         world: the model; its encoder, dynamics and objective are trained.
         config: weights and rates.
-        averaged: whether there is a moving average of the weights, for target networks.
+        discount: of one step.
         seed: of the random numbers in the objective.
     """
 
-    def __init__(self, world: WorldModel, config: JointConfig, averaged: bool, seed: int) -> None:
+    def __init__(self, world: WorldModel, config: JointConfig, discount: float, seed: int) -> None:
         super().__init__()
         self.world, self.config = world.eval(), config
-        self.average = copy.deepcopy(world).requires_grad_(False) if averaged else None
-        self.scaled, self.average_scaled = (Standardised(world.latent_dim) for _ in range(2))
-        self.learning = [p for p in world.parameters() if p.requires_grad]
-        device = self.learning[0].device
+        for norm in norms_of(world.encoder):
+            norm.momentum = MOMENTUM
+        self.two_hot = TwoHot()
+        width = world.latent_dim + world.action_dim
+        self.reward_head = Perceptron(width, 128, self.two_hot.bins, last_scale=0.0)
+        self.returns = ReturnScale(discount)
+        self.learning = [p for p in self.parameters() if p.requires_grad]
+        device = next(world.parameters()).device
+        self.to(device)
         self.optimizer = torch.optim.Adam(self.learning, fused=True)
         self.generator = torch.Generator(device).manual_seed(seed)
-        self.shift: int = getattr(world.objective, "shift", 0)
         self.terms: dict[str, Tensor] = {}  # of the last update
-        self.scale: Tensor
         self.updates: Tensor
-        self.register_buffer("scale", torch.zeros((), device=device))
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64, device=device))
-        self.to(device)
         self._pending: _Pending | None = None
-        self._recent: Observations | None = None  # present states of the last batch
 
     @torch.no_grad()
     def acting(self, pixels: Tensor) -> Float[Tensor, "b d"]:
         """Latents of pixels "b c y x" of any dtype with whole values from 0 to 255, without a gradient."""
-        return self.scaled(features_of(self.world, pixels.to(torch.uint8)))
+        return self.world.encode(pixels.to(torch.uint8))
 
-    @torch.no_grad()
-    def following(self, pixels: UInt8[Tensor, "b c y x"], online: bool) -> Float[Tensor, "b n"]:
-        """Latents of next states, for value targets; shifted at random, as the objective shifts the others.
-
-        Those of the learning encoder are standardised by the statistics of the present states: call ``latents`` first.
-
-        Args:
-            pixels: of the next states.
-            online: whether the encoder that learns is asked, too; its latents come first then, and n is 2d, else d.
-        """
-        assert self.average is not None, "only algorithms with target networks ask"
-        moved = shifted(pixels, self.shift, self.generator)
-        features = features_of(self.average, moved)
-        self.average_scaled.follow(features)
-        parts = [self.scaled(features_of(self.world, moved))] if online else []
-        return torch.cat([*parts, self.average_scaled(features)], dim=1)
-
-    def latents(self, batch: Batch) -> Float[Tensor, "b d"]:
-        """Latents of the windows' first states, for the agent's losses. ``update`` uses the first gradient they get."""
+    def latents(self, batch: Batch) -> Seen:
+        """Latents for the agent's losses. ``update`` uses the first gradient that the present ones get."""
         self.update()
-        world, objective = self.world, self.world.objective
-        first = each(batch.observations, lambda x: x[:, 0])
+        world, objective, weight = self.world, self.world.objective, self.config.weight
         # One row has no spread, which objectives and batch norms need.
         spread = len(batch.actions) > 1
         world.train(spread)
-        with inputs_of_norm(world.encoder) as found:
-            if self.config.weight and spread:
-                unrolled = objective.unroll(world, batch, self.generator)
-                z = unrolled.path[:, 0]
-                loss, terms = objective.shape(world, batch, unrolled, self.config.decay, self.generator)
-            else:
-                z = world.encode(shifted(first, self.shift, self.generator))
-                loss, terms = z.new_zeros(()), {}
+        unrolled = objective.unroll(world, batch, self.generator)
+        loss, terms = unrolled.path.new_zeros(()), {}
+        if weight and spread:
+            answer = objective.shape(world, batch, unrolled, self.config.decay, self.generator)
+            loss, found = checked_loss(answer, "objective's loss")
+            terms = dict(found)
+            pairs = torch.cat([unrolled.path[:, :-1], batch.actions], dim=-1)
+            error = self.two_hot.loss(
+                self.reward_head(pairs.flatten(0, 1)).unflatten(0, pairs.shape[:2]),
+                self.two_hot.encode(batch.rewards),
+            )
+            terms["reward"] = weighted_mean(error, step_weights(batch, self.config.decay))
+            loss = loss + self.config.reward * terms["reward"]
         world.eval()
-        features = (found[0] if found else z).detach()
-        self._recent = first
-        self.scaled.follow(features)
-        self._pending = _Pending(z, self.scaled(features), loss, terms)
-        return self._pending.seen
+        self._pending = _Pending(unrolled.path[:, 0], loss, terms)
+        return Seen(self._pending.seen, unrolled.future)
 
     def update(self) -> None:
         """One step down the gradients of the last batch of ``latents``, if the agent's loss has reached it.
@@ -164,33 +195,33 @@ class JointEncoder(nn.Module):
                 f"{float(norm)}, the objective's loss {float(pending.loss)}; lower learning_rate or encoder_rate, and "
                 "check that rewards are of a moderate size"
             )
-        self.scale.lerp_(norm, max(0.01, 1 / (1 + int(self.updates))))
-        # Each row's gradient has about the norm 1 / rows, as that of a mean over rows. A reward after long silence
-        # would have many times the usual norm.
-        usual = torch.maximum(self.scale, norm / LARGEST_GRADIENT).clamp_min(1e-12)
-        unit = gradient / (usual * len(gradient) ** 0.5)
-        # What all rows share would move the features as a whole, and the statistics after them, without end.
-        unit = unit - unit.mean(0)
-        loss = (pending.latents * unit).sum() + config.weight * pending.loss
+        loss = (pending.latents * gradient).sum() + config.weight * pending.loss
         total = descend(loss, [self.optimizer], self.learning, config.max_grad_norm)
         self.updates += 1
         self.world.after_update()
-        if self.average is not None:
-            move_towards(self.average, self.world, early_rate(config.average_rate, int(self.updates)))
-        self.terms = pending.terms | {"gradient_norm": total, "agent_gradient": self.scale.clone()}
+        self.terms = pending.terms | {"gradient_norm": total, "agent_gradient": norm}
 
-    def settle(self, pixels: Observations | None = None) -> None:
-        """Ends an update or several: the statistics for acting are measured with the new weights.
+    @property
+    def measured(self) -> bool:
+        """Whether the batch norms have seen a batch, or there are none."""
+        return all(int(norm.num_batches_tracked or 0) for norm in norms_of(self.world.encoder))
+
+    @torch.no_grad()
+    def settle(self, pixels: Observations) -> None:
+        """The batch norms take their running statistics from these pixels, encoded with the present weights.
 
         Args:
-            pixels: uint8 "b c y x"; the present states of the last batch if None.
+            pixels: uint8 "b c y x", two or more.
         """
         self.update()
-        seen = self._recent if pixels is None else pixels
-        if seen is not None:
-            with torch.no_grad():
-                self.scaled.follow(features_of(self.world, seen))
-            self._recent = None
+        norms = norms_of(self.world.encoder)
+        for norm in norms:
+            norm.momentum = 1.0
+        self.world.train()
+        self.world.encode(pixels)
+        self.world.eval()
+        for norm in norms:
+            norm.momentum = MOMENTUM
 
     def get_extra_state(self) -> Tensor:
         return self.generator.get_state()
@@ -201,47 +232,13 @@ class JointEncoder(nn.Module):
             self.generator.set_state(state.cpu())
 
 
-def features_of(world: WorldModel, observations: Observations) -> Float[Tensor, "b d"]:
-    """What the encoder's last batch norm is given, or latents if it has none."""
-    with inputs_of_norm(world.encoder) as found:
-        z = world.encode(observations)
-    return found[0] if found else z
-
-
-class Standardised(nn.Module):
-    """Features minus a mean, divided by a standard deviation.
-
-    Args:
-        width: of the features.
-    """
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.mean: Tensor
-        self.var: Tensor
-        self.measured: Tensor
-        self.register_buffer("mean", torch.zeros(width))
-        self.register_buffer("var", torch.ones(width))
-        self.register_buffer("measured", torch.tensor(False))
-
-    def follow(self, features: Float[Tensor, "b d"]) -> None:
-        """Takes mean and variance from a batch, if it has two rows or more."""
-        if len(features) > 1:
-            self.mean.copy_(features.mean(0))
-            self.var.copy_(features.var(0))
-            self.measured.fill_(True)
-
-    def forward(self, features: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:
-        return (features - self.mean) * (self.var + 1e-8).rsqrt()
-
-
 class _Pending:
-    """Latents of one batch: those in the encoder's graph, and those that the agent sees, standardised alike."""
+    """Latents of one batch: those in the encoder's graph, and the same ones as the agent sees them."""
 
-    def __init__(self, latents: Tensor, seen: Tensor, loss: Tensor, terms: Mapping[str, Tensor]) -> None:
+    def __init__(self, latents: Tensor, loss: Tensor, terms: Mapping[str, Tensor]) -> None:
         self.latents, self.loss = latents, loss
         self.terms = {name: value.detach() for name, value in terms.items()}
-        self.seen = seen.detach().requires_grad_()
+        self.seen = latents.detach().requires_grad_()
         found: list[Tensor] = []
         # The first backward pass is that of the critics (SAC, TD3, DQN) or of the whole loss (PPO); the actor's comes
         # later, and the encoder does not learn from it (as in SAC+AE, Yarats et al. 2019, arXiv:1910.01741).

@@ -20,11 +20,14 @@ import numpy as np
 from gymnasium import spaces
 from stable_baselines3 import DQN, PPO, SAC, TD3
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
+from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
 from jepa_rl.agents.sb3.baselines import SHORT_DQN
 from jepa_rl.agents.sb3.checks import check_terminal_observations
-from jepa_rl.agents.sb3.joint.buffers import JEPAReplayBuffer, JEPARolloutBuffer
+from jepa_rl.agents.sb3.joint.buffers import JEPAReplayBuffer, JEPARolloutBuffer, ScaledRewards
 from jepa_rl.agents.sb3.joint.features import JointFeatures, jepa_policy_kwargs
 from jepa_rl.agents.sb3.whole_episodes import WholeEpisodes, replay_path
 from jepa_rl.control import world_config
@@ -49,7 +52,7 @@ class Joint(BaseAlgorithm):
     """
 
     joint: JointEncoder
-    averaged = True  # whether there is a moving average of the encoder, for target networks
+    gamma: float
 
     def __init__(self, policy: Any, env: GymEnv | str | None, *args: Any, **settings: Any) -> None:
         given = settings.pop("policy_kwargs", None)
@@ -84,10 +87,10 @@ class Joint(BaseAlgorithm):
         super()._setup_model()  # type: ignore[safe-super]  # of the algorithm beside this class; seeds torch
         world = WorldModel(options).to(self.device)
         seed = 0 if self.seed is None else self.seed
-        self.joint = JointEncoder(world, config, self.averaged, seed)
-        for name, part in self.policy.named_modules():
+        self.joint = JointEncoder(world, config, self.gamma, seed)
+        for part in self.policy.modules():
             if isinstance(part, JointFeatures):
-                part.use(self.joint, of_target="target" in name)
+                part.use(self.joint)
 
     def _read_env(self) -> None:
         """Checks the spaces, and asks the environment for its frames and how it is made."""
@@ -114,17 +117,13 @@ class Joint(BaseAlgorithm):
                 "gymnasium.wrappers.TransformAction"
             )
 
-    def _seen_pixels(self) -> Any:
-        """Pixels that the statistics for acting are measured on; None: those of the last batch."""
-        return None
-
     def _begin_update(self) -> None:
         self._update_learning_rate(self.joint.optimizer)
         for group in self.joint.optimizer.param_groups:
             group["lr"] *= self.config.encoder_rate
 
     def _end_update(self) -> None:
-        self.joint.settle(self._seen_pixels())
+        self.joint.update()
         for name, value in self.joint.terms.items():
             self.logger.record(f"jepa/{name}", value.item())
 
@@ -141,8 +140,6 @@ class JointOffPolicy(Joint, WholeEpisodes):
 
     ``load`` and ``load_replay_buffer`` go on with the same weights, optimisers and episodes; batches are drawn anew.
     """
-
-    online_next = False  # whether networks that are no target networks read next states
 
     def _setup_model(self) -> None:
         given = self.replay_buffer_class
@@ -161,7 +158,6 @@ class JointOffPolicy(Joint, WholeEpisodes):
             "frames": self.frames,
             "steps": self.config.steps,
             "gamma": self.gamma,
-            "online": self.online_next,
             "seed": self.seed,
         }
         # Stable-Baselines3 warns that n_steps is ignored by replays of others; this one does not ignore it.
@@ -248,8 +244,6 @@ class JEPASAC(JointOffPolicy, SAC):
             training for NaN or infinite rewards, observations or losses.
     """
 
-    online_next = True  # the actor draws the next action
-
     def __init__(
         self,
         policy: Any,
@@ -259,7 +253,7 @@ class JEPASAC(JointOffPolicy, SAC):
         buffer_size: int = 100_000,
         batch_size: int = 128,
         tau: float = 0.01,
-        ent_coef: str | float = "auto_0.1",
+        ent_coef: str | float = "auto_0.01",
         **settings: Any,
     ) -> None:
         settings |= {"buffer_size": buffer_size, "batch_size": batch_size, "tau": tau, "ent_coef": ent_coef}
@@ -311,7 +305,6 @@ class JEPAPPO(Joint, PPO):
         ValueError: as ``JEPASAC``.
     """
 
-    averaged = False
     rollout_buffer: JEPARolloutBuffer
 
     def __init__(self, policy: Any, env: GymEnv | str | None, *args: Any, **settings: Any) -> None:
@@ -347,12 +340,21 @@ class JEPAPPO(Joint, PPO):
             raise ValueError(
                 f"rewards hold NaN or infinite values: {rewards[~np.isfinite(rewards)][:5]}; check the environment"
             )
-        if self.joint.scaled.measured:
+        if self.joint.measured:
             self._begin_update()
             super().train()
             self._end_update()
-        else:
-            self.joint.settle(self._seen_pixels())
+        # The next rollout acts with the statistics of the new weights.
+        self.joint.settle(self._seen_pixels())
+
+    def collect_rollouts(
+        self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
+    ) -> bool:
+        """As in Stable-Baselines3, with scaled rewards, see ``JointConfig.scale_rewards``."""
+        normalised = unwrap_vec_normalize(env)
+        if self.config.scale_rewards and not (normalised and normalised.norm_reward):
+            env = ScaledRewards(env, self.joint.returns)
+        return super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
 
     def _seen_pixels(self, count: int = 512) -> Any:
         """Pixels of the rollout, evenly spaced."""

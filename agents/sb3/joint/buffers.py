@@ -11,13 +11,14 @@ from gymnasium import spaces
 from jaxtyping import Int64
 from stable_baselines3.common.buffers import BaseBuffer, ReplayBuffer, RolloutBuffer
 from stable_baselines3.common.type_aliases import ReplayBufferSamples, RolloutBufferSamples
-from stable_baselines3.common.vec_env import VecNormalize
+from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecNormalize
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 
 from jepa_rl.acting import scalar_rewards
 from jepa_rl.data.replay import EpisodeReplay
 from jepa_rl.spaces import action_spec, by_name, observation_boxes
-from jepa_rl.training.joint import JointEncoder
-from jepa_rl.types import Batch
+from jepa_rl.training.joint import JointEncoder, ReturnScale
+from jepa_rl.types import Batch, ControlBatch
 
 
 class JEPAReplayBuffer(ReplayBuffer):
@@ -30,7 +31,6 @@ class JEPAReplayBuffer(ReplayBuffer):
         steps: that the JEPA objective predicts ahead.
         n_steps: rewards in a value target.
         gamma: discount of one step.
-        online: whether the agent's own networks read next states, beside its target networks.
         seed: of the draws.
 
     Raises:
@@ -53,7 +53,6 @@ class JEPAReplayBuffer(ReplayBuffer):
         steps: int = 3,
         n_steps: int = 1,
         gamma: float = 0.99,
-        online: bool = False,
         seed: int | None = None,
     ) -> None:
         if optimize_memory_usage:
@@ -62,7 +61,7 @@ class JEPAReplayBuffer(ReplayBuffer):
             raise ValueError(f"n_steps must be at least 1, got {n_steps}")
         BaseBuffer.__init__(self, buffer_size, observation_space, action_space, device, n_envs)
         self.optimize_memory_usage, self.handle_timeout_termination = False, True
-        self.steps, self.n_steps, self.gamma, self.online = steps, n_steps, gamma, online
+        self.steps, self.n_steps, self.gamma = steps, n_steps, gamma
         self.action = action_spec(action_space)
         self.rng = np.random.default_rng(seed)
         self.frames, self.capacity = frames, buffer_size
@@ -103,45 +102,48 @@ class JEPAReplayBuffer(ReplayBuffer):
         if self.action.kind == "discrete":
             action = self.action.encode(np.asarray(action).reshape(self.n_envs, *self.action.shape))
         cut = np.array([info.get("TimeLimit.truncated", False) for info in infos])
-        done = np.asarray(done, bool)
+        done, rewards = np.asarray(done, bool), scalar_rewards(reward, self.n_envs)
         self.episodes.add(
             by_name(np.asarray(obs)),
             np.asarray(action, np.float32).reshape(self.n_envs, self.action.size),
-            scalar_rewards(reward, self.n_envs),
+            rewards,
             by_name(np.asarray(next_obs)),
             done & ~cut,
             done,
         )
+        self.encoder.returns.follow(rewards, done)
 
     def sample(self, batch_size: int, env: VecNormalize | None = None) -> ReplayBufferSamples:
         """A batch in latents. Those of the present states get the gradient that the encoder learns from.
 
         Args:
             batch_size: rows.
-            env: scales the rewards, if it is a ``VecNormalize``.
+            env: scales the rewards, if it is a ``VecNormalize`` that does; otherwise ``ReturnScale`` does.
         """
         n, reach = self.n_steps, max(self.steps, self.n_steps)
         drawn = self.episodes.sample(batch_size, reach, self.rng)
-        if env is not None:
-            scaled = self._normalize_reward(drawn.rewards.numpy(), env)
-            drawn.rewards.copy_(torch.from_numpy(scaled))
+        if env is not None and env.norm_reward:
+            drawn.rewards.copy_(torch.from_numpy(self._normalize_reward(drawn.rewards.numpy(), env)))
+        elif self.encoder.config.scale_rewards:
+            drawn.rewards.div_(self.encoder.returns.value)
         drawn = drawn.to(self.device)
         assert drawn.valid is not None, "an EpisodeReplay says which steps are valid"
         within, rows = drawn.valid[:, :n], torch.arange(batch_size, device=self.device)
         share = self.gamma ** torch.arange(n, device=self.device)
-        taken = within.sum(1)
-        h = self.steps
-        windows = Batch(
+        taken, h = within.sum(1), self.steps
+        windows = ControlBatch(
             drawn.pixels[:, : h + 1], drawn.actions[:, :h], drawn.rewards[:, :h], drawn.terminated[:, :h],
-            drawn.valid[:, :h],
+            drawn.valid[:, :h], returns=drawn.returns[:, :h], discounts=drawn.discounts[:, :h], ended=drawn.ended,
+            future=drawn.pixels[rows, taken],
         )  # fmt: skip
+        seen = self.encoder.latents(windows)
         actions = drawn.actions[:, 0]
         if self.action.kind == "discrete":
             actions = actions.argmax(-1, keepdim=True)
         return ReplayBufferSamples(
-            observations=self.encoder.latents(windows),
+            observations=seen.now,
             actions=actions,
-            next_observations=self.encoder.following(drawn.pixels[rows, taken], self.online),
+            next_observations=seen.later,
             dones=(drawn.terminated[:, :n] & within).any(1, keepdim=True).float(),
             rewards=(drawn.rewards[:, :n] * within * share).sum(1, keepdim=True),
             discounts=(self.gamma**taken).unsqueeze(1).float(),
@@ -178,7 +180,7 @@ class JEPARolloutBuffer(RolloutBuffer):
         at = (rows // self.n_envs, rows % self.n_envs)
         floats = (self.values, self.log_probs, self.advantages, self.returns)
         return RolloutBufferSamples(
-            self.encoder.latents(self.windows(*at)),
+            self.encoder.latents(self.windows(*at)).now,
             self.to_torch(self.actions[at].astype(np.float32)),
             *(self.to_torch(values[at]) for values in floats),
         )
@@ -207,3 +209,24 @@ class JEPARolloutBuffer(RolloutBuffer):
             torch.zeros(valid.shape, dtype=torch.bool, device=self.device),
             torch.from_numpy(valid).to(self.device),
         )
+
+
+class ScaledRewards(VecEnvWrapper):
+    """Rewards divided by a ``ReturnScale`` that follows them. Monitors below see them as they were.
+
+    Args:
+        venv: the environments.
+        scale: their scale.
+    """
+
+    def __init__(self, venv: VecEnv, scale: ReturnScale) -> None:
+        super().__init__(venv)
+        self.scale = scale
+
+    def reset(self) -> VecEnvObs:
+        return self.venv.reset()
+
+    def step_wait(self) -> VecEnvStepReturn:
+        observations, rewards, over, infos = self.venv.step_wait()
+        self.scale.follow(rewards, over)
+        return observations, rewards / self.scale.value, over, infos

@@ -36,8 +36,6 @@ def jepa_policy_kwargs(**options: Any) -> dict[str, Any]:
 class JointFeatures(BaseFeaturesExtractor):
     """Features extractor: latents of pixels for acting; latents that the agent's buffer made are passed on.
 
-    The buffer may give latents "b 2d", of the encoder that learns and of its average: target networks read the latter.
-
     The encoder is not a submodule: Stable-Baselines3 would put its weights into the agent's optimisers and target
     networks, once for each network.
 
@@ -52,12 +50,11 @@ class JointFeatures(BaseFeaturesExtractor):
     def __init__(self, observation_space: spaces.Box, joint: JointConfig) -> None:
         pixel_space(observation_space)
         super().__init__(observation_space, joint.latent_dim)
-        self.of_target = False
         self._encoder: list[JointEncoder] = []
 
-    def use(self, encoder: JointEncoder, of_target: bool) -> None:
-        """Reads latents of this encoder from now on; ``of_target``: for a target network."""
-        self._encoder[:], self.of_target = [encoder], of_target
+    def use(self, encoder: JointEncoder) -> None:
+        """Reads latents of this encoder from now on."""
+        self._encoder[:] = [encoder]
 
     def forward(self, seen: Float[Tensor, "b c y x"] | Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:
         """Latents.
@@ -66,8 +63,7 @@ class JointFeatures(BaseFeaturesExtractor):
             RuntimeError: if no encoder is set, since the algorithm is another one.
         """
         if seen.ndim == 2:
-            d = self.features_dim
-            return seen[:, -d:] if self.of_target else seen[:, :d]
+            return seen
         if not self._encoder:
             raise RuntimeError(
                 "jepa_policy_kwargs needs an algorithm that trains the encoder: JEPASAC instead of SAC, JEPATD3 "
