@@ -22,7 +22,7 @@ NO_SHIFT = {"objective_options": {"shift": 0}}
 def frames_per_second(
     rounds: int = 5, decisions: int = 125, updates: int = 2, batch_size: int = 128, warm: int = 400
 ) -> dict[str, Any]:
-    """Frames of the swing-up a second while learning: pictures, batch, updates and MLPs alike, no random shifts.
+    """Frames of the swing-up a second while learning: same pictures, batch, updates and value targets, no shifts.
 
     Both learn in turn, so that a noisy machine slows both.
 
@@ -39,7 +39,7 @@ def frames_per_second(
         "gamma": task.gamma, "seed": 0,
     }  # fmt: skip
     makes: dict[str, Callable[..., OffPolicyAlgorithm]] = {
-        "joint": partial(JEPASAC, policy_kwargs=jepa_policy_kwargs(world=NO_SHIFT)),
+        "joint": partial(JEPASAC, n_steps=1, policy_kwargs=jepa_policy_kwargs(world=NO_SHIFT)),
         "cnn": SAC,
     }
     agents = {}

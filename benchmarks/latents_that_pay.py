@@ -121,9 +121,8 @@ def collect_parts(records: Path) -> dict[str, Any]:
         for task, rows in found.items()
         if {"sac_joint", "sac_state"} <= rows.keys()
     }
-    joint = {"dqn_joint": "sac_joint", "ppo_joint": "ppo_joint"}
     rows = found.get("CartPole-v1", {})
-    cartpole = {name: rows[method]["per_seed"] for name, method in joint.items() if method in rows}
+    cartpole = {"dqn_joint": rows["sac_joint"]["per_seed"]} if "sac_joint" in rows else {}
     return payload | {
         "dream": dream,
         "ratio_to_state": ratios,

@@ -284,6 +284,31 @@ def flow_proposals(r: dict[str, Any]) -> list[Row]:
 
 
 def latents_that_pay(r: dict[str, Any]) -> list[Row]:
+    rows: list[Row] = [*probed(r)] if "objectives" in r else []
+    if "fps_ratio" in r:
+        rates = r["frames_per_second"]
+        rows.append(
+            (
+                "cartpole-swingup, joint SAC (`n_steps=1`, no shifts) / Stable-Baselines3's SAC with its CnnPolicy: "
+                "frames a second while learning",
+                f"{rates['joint']:.0f} / {rates['cnn']:.1f} ({r['fps_ratio']:.1f}x)",
+            )
+        )
+    if (dream := r.get("dream", {})).get("steps_per_second"):
+        rows.append(("steps a second in 256 dreams of the swing-up", f"{dream['steps_per_second']:,.0f}"))
+    if "return_ratio" in dream:
+        means = dream["mean_returns"]
+        rows.append(
+            (
+                f"SAC trained only in the dream of the swing-up, training seed {dream['seed']}, return in the world / "
+                "JEPAMPC, whose world model it is / random play",
+                f"{means['dreamer']:.0f} / {means['planner']:.0f} / {means['random']:.0f}",
+            )
+        )
+    return rows
+
+
+def probed(r: dict[str, Any]) -> list[Row]:
     settings, found = r["settings"], r["objectives"]
     names = {"dense": "`dense`", "lewm": "`lewm`", "laptop": "the preset's", "supervised": "supervision"}
     rows = []

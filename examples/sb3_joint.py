@@ -4,7 +4,7 @@
     python examples/sb3_joint.py --env-id Pendulum-v1 --algorithm sac
 
 Writes runs/sb3_joint/: results.json, agent.zip, world.safetensors and TensorBoard events. ``--weight 0`` leaves the
-JEPA objective out. These agents do not reach yet what JEPAMPC does (docs/lab-notes/joint.md). Every run starts from the
+world model out. These agents do not reach yet what JEPAMPC does (docs/lab-notes/joint.md). Every run starts from the
 beginning and overwrites an earlier one.
 """
 
@@ -38,7 +38,7 @@ class Args:
     steps: int = 50_000
     """Environment steps."""
     weight: float = 1.0
-    """Of the JEPA objective, beside the agent's own loss."""
+    """Of what the world model learns, beside the agent's own loss."""
     gamma: float = 0.98
     """Discount of one step."""
     episodes: int = 10

@@ -25,7 +25,7 @@ from jepa_rl.agents.sb3.joint import (
 from jepa_rl.envs import wrap
 from jepa_rl.spaces import observed_spec
 from jepa_rl.training.joint import JointEncoder, ReturnScale, Seen
-from jepa_rl.types import Batch
+from jepa_rl.types import Batch, ControlBatch
 from jepa_rl.world_model import WorldModel, WorldModelConfig
 
 SIZE = 16
@@ -117,7 +117,7 @@ def moved(before, module):
 def test_learns_from_pixels(name, steps, settings):
     agent = tiny(name, **{"gamma": 0.9} | settings)
     agent.learn(steps)
-    found, _ = evaluate_policy(agent, make_vec_env(lambda: dot(name), 1, seed=7), 20, warn=False)
+    found, _ = evaluate_policy(agent, make_vec_env(lambda: dot(name), 20, seed=7), 20, warn=False)
     rng = np.random.default_rng(0)
     env, random = dot(name), []
     for episode in range(20):
@@ -130,7 +130,7 @@ def test_learns_from_pixels(name, steps, settings):
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_saved_and_loaded_it_is_the_same_and_goes_on(name, tmp_path):
     agent = tiny(name)
-    agent.learn(64)
+    agent.learn(64 if name == "ppo" else 40)
     agent.save(tmp_path / "agent.zip")
     loaded = type(agent).load(tmp_path / "agent.zip", env=dot(name))
     seen = np.stack([dot(name).reset(seed=s)[0] for s in range(5)])
@@ -142,24 +142,13 @@ def test_saved_and_loaded_it_is_the_same_and_goes_on(name, tmp_path):
     for key in kept["joint"]:
         torch.testing.assert_close(kept["joint"][key], found["joint"][key], rtol=0, atol=0)
     assert loaded.joint.optimizer.state_dict()["state"][0]["step"] > 0
-    before = weights(loaded.joint)
-    loaded.learn(64, reset_num_timesteps=False)
-    assert moved(before, loaded.joint)
+    before = parameters(loaded.joint)
+    loaded.learn(64 if name == "ppo" else 24, reset_num_timesteps=False)
+    assert any(not torch.equal(value, before[key]) for key, value in loaded.joint.named_parameters())
     alone = type(agent).load(tmp_path / "agent.zip")  # to act, without an environment
     np.testing.assert_array_equal(
         alone.predict(seen, deterministic=True)[0], agent.predict(seen, deterministic=True)[0]
     )
-
-
-@pytest.mark.parametrize("name", ALGORITHMS)
-def test_equal_seeds_give_equal_runs(name):
-    learned = []
-    for _ in range(2):
-        agent = tiny(name)
-        agent.learn(70)
-        learned.append([*agent.joint.state_dict().values(), *agent.policy.state_dict().values()])
-    for one, other in zip(*learned, strict=True):
-        torch.testing.assert_close(one, other, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("name", ["sac", "td3", "dqn", "ppo"])
@@ -212,8 +201,63 @@ def test_only_the_first_gradient_that_reaches_the_latents_trains_the_encoder():
             (100 * z.square().sum()).backward()
         encoder.update()
         after.append(weights(encoder.world))
+        assert any(
+            not torch.equal(after[-1][key], value) for key, value in weights(world).items() if "weight" in key
+        )
     for key in after[0]:
         torch.testing.assert_close(after[0][key], after[1][key], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    "world",
+    [{"objective": "dense"}, {"objective": "lewm"}, {"encoder_options": {"widths": (8, 16), "norm": False}}],
+    ids=["dense", "lewm", "no norm"],
+)
+@pytest.mark.parametrize("name", ["dqn", "ppo"])
+def test_other_objectives_and_encoders(name, world):
+    plain = {
+        key: value for key, value in WORLD.items() if "objective" not in world or key != "objective_options"
+    }
+    agent = tiny(name, world=plain | world)
+    before = parameters(agent.joint.world.encoder)
+    agent.learn(96 if name == "ppo" else 40)
+    changed = [
+        key
+        for key, value in agent.joint.world.encoder.named_parameters()
+        if not torch.equal(value, before[key])
+    ]
+    assert changed and all(torch.isfinite(value).all() for value in agent.joint.parameters())
+
+
+def test_one_picture_has_one_latent_now_and_later():
+    env = Dot()
+    spec = observed_spec(env.observation_space, env.action_space)
+    torch.manual_seed(0)
+    world = WorldModel(WorldModelConfig(spec, 8, objective="consistency", **WORLD))
+    config = jepa_policy_kwargs(latent_dim=8)["features_extractor_kwargs"]["joint"]
+    encoder = JointEncoder(world, config, discount=0.9, seed=0)
+    pixels = torch.randint(0, 255, (6, 2, 1, SIZE, SIZE), dtype=torch.uint8)
+    batch = ControlBatch(
+        pixels, torch.zeros(6, 1, 1), torch.zeros(6, 1), torch.zeros(6, 1, dtype=torch.bool), returns=torch.zeros(6, 1),
+        discounts=torch.ones(6, 1), ended=torch.zeros(6, dtype=torch.bool), future=pixels[:, 0],
+    )  # fmt: skip
+    seen = encoder.latents(batch)
+    torch.testing.assert_close(seen.now, seen.later)
+    assert seen.now.requires_grad and not seen.later.requires_grad
+    encoder.settle(pixels[:, 0])
+    torch.testing.assert_close(
+        encoder.acting(pixels[:, 0]), seen.now, rtol=1e-3, atol=2e-1
+    )  # biased against unbiased
+
+
+def test_ppos_rewards_are_scaled_once():
+    for wrap_rewards in (False, True):
+        venv = DummyVecEnv([Dot, Dot])
+        venv = VecNormalize(venv, norm_obs=False) if wrap_rewards else venv
+        agent = tiny("ppo", env=venv, n_steps=16)
+        agent.learn(64)
+        assert bool(agent.joint.returns.count) != wrap_rewards
+        assert 0.1 < np.abs(agent.rollout_buffer.rewards).max() < 10
 
 
 def test_a_batch_that_the_agent_does_not_learn_from_moves_no_weight():
@@ -226,18 +270,46 @@ def test_a_batch_that_the_agent_does_not_learn_from_moves_no_weight():
         assert torch.equal(value, before[name]), name
 
 
-@pytest.mark.parametrize("name", ["sac", "dqn", "ppo"])
+@pytest.mark.parametrize("name", ALGORITHMS)
 def test_the_size_of_rewards_changes_nothing_that_is_learned(name):
-    """Rewards a thousand times as large: the agent's losses and the objective's keep their proportion."""
+    """Rewards a thousand times as large give the same run, bit for bit; so do equal seeds."""
     learned = []
     for size in (1.0, 1024.0):  # a power of 2, so that dividing by the scale is exact
         env = gym.wrappers.TransformReward(dot(name), lambda r, size=size: size * r)
         agent = tiny(name, env=env)
-        agent.learn(96)
+        agent.learn(96 if name == "ppo" else 50)
         assert agent.joint.updates > 0
         learned.append([*agent.joint.world.parameters(), *agent.policy.parameters()])
     for one, other in zip(*learned, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
+def test_the_first_reward_after_long_silence_is_clipped():
+    scale = ReturnScale(0.99)
+    for _ in range(20_000):
+        scale.follow(np.zeros(1), np.zeros(1, bool))
+    scale.follow(np.ones(1), np.ones(1, bool))
+    assert 1 / scale.value > 100 and scale.scaled(np.ones(1)) == 10.0
+
+
+def test_an_agent_without_history_takes_the_scale_of_a_loaded_replay(tmp_path):
+    agent = tiny("sac", learning_starts=10_000)
+    agent.learn(48)  # four whole episodes
+    agent.save_replay_buffer(tmp_path / "replay")
+    fresh = tiny("sac")
+    fresh.load_replay_buffer(tmp_path / "replay")
+    assert (
+        fresh.joint.returns.value == pytest.approx(agent.joint.returns.value, rel=1e-5)
+        and fresh.joint.returns.count == 48
+    )
+
+
+def test_sums_of_rewards_begin_anew_with_every_call_of_learn():
+    agent = tiny("sac", learning_starts=10_000)
+    agent.learn(7)
+    agent.joint.returns._running[:] = 1e6
+    agent.learn(7)
+    assert agent.joint.returns.value < 10
 
 
 def test_the_scale_is_the_deviation_of_discounted_sums_and_is_saved(tmp_path):
@@ -270,6 +342,9 @@ def test_a_gradient_that_is_no_number_changes_nothing_and_a_large_one_is_clipped
         agent.joint.update()
 
     step(1e6)
+    assert agent.joint.terms["gradient_norm"] > 20
+    norms = [p.grad.norm() for p in agent.joint.learning if p.grad is not None]
+    assert torch.stack(norms).norm() <= 20 * 1.001
     before = parameters(agent.joint)
     with pytest.raises(
         ValueError, match="training broke after 1 updates: the norm of the agent's gradient is nan"
@@ -282,18 +357,20 @@ def test_a_gradient_that_is_no_number_changes_nothing_and_a_large_one_is_clipped
 
 def test_the_world_model_learns_what_the_environment_pays():
     """The reward head's error falls far below that of a constant."""
-    agent = tiny("sac", joint={"steps": 2}, gamma=0.9)
-    agent.learn(400)
-    errors = []
-    for _ in range(10):
-        agent.replay_buffer.sample(64)
-        errors.append(float(agent.joint._pending.terms["reward"]))
+    agent = tiny("sac", joint={"steps": 2}, gamma=0.9, learning_starts=10_000)
+    agent.learn(300)
+    agent.joint.optimizer.param_groups[0]["lr"] = 3e-3
+    for _ in range(200):
+        (0 * agent.replay_buffer.sample(64).observations).sum().backward()
+        agent.joint.update()
+    agent.replay_buffer.sample(512)
+    error = float(agent.joint._pending.terms["predicted_reward"])
     drawn = agent.replay_buffer.episodes.sample(512, 1, np.random.default_rng(0)).rewards[:, 0]
     two_hot = agent.joint.two_hot
     weights_of_bins = two_hot.encode(drawn / agent.joint.returns.value)
     constant = -(weights_of_bins * weights_of_bins.mean(0).clamp_min(1e-9).log()).sum(1).mean()
     own = -(weights_of_bins * weights_of_bins.clamp_min(1e-9).log()).sum(1).mean()  # the least possible
-    assert np.mean(errors) - float(own) < 0.5 * float(constant - own)
+    assert error - float(own) < 0.5 * float(constant - own)
 
 
 class FilteredDict(gym.ObservationWrapper):
@@ -426,7 +503,7 @@ def test_learning_that_was_stopped_in_a_step_begins_a_new_episode():
 
 def test_several_environments_and_scaled_rewards():
     venv = VecNormalize(DummyVecEnv([Dot, Dot]), norm_obs=False)
-    agent = tiny("sac", env=venv)
+    agent = tiny("sac", env=venv, n_steps=1)
     agent.learn(60)
     found = {}
     for name, scales in (("venv", venv), ("own", None)):

@@ -24,6 +24,7 @@ from typing import NamedTuple
 
 import pytest
 
+from jepa_rl.agents import grow
 from jepa_rl.envs import learn_world_model
 from jepa_rl.registry import DYNAMICS, ENCODERS, OBJECTIVES
 
@@ -38,6 +39,7 @@ SHORTER = (
     (r"replace\(training, steps=\d[\d_]*", "replace(training, steps=3"),
     (r"\bsteps=\d+_\d+", "steps=300"),
     (r"\bepisodes=\d+", "episodes=3"),
+    (r"\brounds=\d+", "rounds=2"),
     (r"\bin range\(\d{3,}\)", "in range(3)"),
     (r"\blearning_starts=\d+", "learning_starts=30"),
     (r"\bmax_episode_steps=\d+", "max_episode_steps=20"),
@@ -73,6 +75,9 @@ def run(page: Path, several: list[Snippet], monkeypatch: pytest.MonkeyPatch, fol
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(folder / "minari"))  # restored, whatever a block sets
     if SHORT:
         monkeypatch.setattr(learn_world_model, "__kwdefaults__", learn_world_model.__kwdefaults__ | FEWER)
+        monkeypatch.setattr(
+            grow, "__kwdefaults__", grow.__kwdefaults__ | {"updates": 3, "gradient_steps": 20}
+        )
     for registry in (DYNAMICS, ENCODERS, OBJECTIVES):  # what a page registers is its own
         own = {name: part for name, part in registry._parts.items() if part.__module__.startswith("jepa_rl.")}
         monkeypatch.setattr(registry, "_parts", own)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -18,6 +19,10 @@ from jepa_rl.objectives.base import checked_loss, norms_of, step_weights, weight
 from jepa_rl.training.optimisers import descend
 from jepa_rl.types import Batch, Observations
 from jepa_rl.world_model import WorldModel
+
+LARGEST_REWARD = (
+    10.0  # in units of the scale, as in VecNormalize: the first reward after long silence is far off
+)
 
 
 @dataclass(frozen=True)
@@ -64,10 +69,10 @@ class JointConfig:
 
 
 class ReturnScale(nn.Module):
-    """Standard deviation of discounted sums of rewards, over all steps so far.
+    """Divides rewards by the standard deviation of their discounted sums, over all steps so far.
 
-    The sums run from the start of each episode, as in Stable-Baselines3's ``VecNormalize``. Here the scale is saved
-    with the agent.
+    The sums run from the start of each episode, as in Stable-Baselines3's ``VecNormalize``, which also clips the
+    results at ``LARGEST_REWARD``. Here the scale is saved with the agent.
 
     Args:
         discount: of one step.
@@ -93,10 +98,18 @@ class ReturnScale(nn.Module):
         self.count = total
         self._running[over] = 0.0
 
+    def forget(self) -> None:
+        """New episodes begin everywhere; the statistics stay."""
+        self._running = np.zeros(0)
+
+    def scaled(self, rewards: Float[np.ndarray, "*b"]) -> Float[np.ndarray, "*b"]:
+        """Rewards divided by ``value`` and clipped; float32."""
+        return np.clip(rewards / self.value, -LARGEST_REWARD, LARGEST_REWARD).astype(np.float32)
+
     @property
     def value(self) -> float:
-        """1 before the sums differ."""
-        spread = (self.squares / self.count) ** 0.5 if self.count else 0.0
+        """The scale; 1 before the sums differ."""
+        spread = math.sqrt(self.squares / self.count) if self.count else 0.0
         return spread if spread > 1e-8 else 1.0
 
     def get_extra_state(self) -> Tensor:
@@ -161,22 +174,25 @@ class JointEncoder(nn.Module):
         # One row has no spread, which objectives and batch norms need.
         spread = len(batch.actions) > 1
         world.train(spread)
-        unrolled = objective.unroll(world, batch, self.generator)
-        loss, terms = unrolled.path.new_zeros(()), {}
-        if weight and spread:
-            answer = objective.shape(world, batch, unrolled, self.config.decay, self.generator)
-            loss, found = checked_loss(answer, "objective's loss")
-            terms = dict(found)
-            pairs = torch.cat([unrolled.path[:, :-1], batch.actions], dim=-1)
-            error = self.two_hot.loss(
-                self.reward_head(pairs.flatten(0, 1)).unflatten(0, pairs.shape[:2]),
-                self.two_hot.encode(batch.rewards),
-            )
-            terms["reward"] = weighted_mean(error, step_weights(batch, self.config.decay))
-            loss = loss + self.config.reward * terms["reward"]
-        world.eval()
+        try:
+            unrolled = objective.unroll(world, batch, self.generator)
+            loss, terms = unrolled.path.new_zeros(()), {}
+            if weight and spread:
+                answer = objective.shape(world, batch, unrolled, self.config.decay, self.generator)
+                loss, found = checked_loss(answer, "objective's loss")
+                paid = self._reward_error(batch, unrolled.path)
+                loss, terms = loss + self.config.reward * paid, {**found, "predicted_reward": paid}
+        finally:
+            world.eval()
         self._pending = _Pending(unrolled.path[:, 0], loss, terms)
         return Seen(self._pending.seen, unrolled.future)
+
+    def _reward_error(self, batch: Batch, path: Float[Tensor, "b t d"]) -> Float[Tensor, ""]:
+        """Cross-entropy of the rewards that are predicted along the rollout."""
+        pairs = torch.cat([path[:, :-1], batch.actions], dim=-1)
+        logits = self.reward_head(pairs.flatten(0, 1)).unflatten(0, pairs.shape[:2])
+        error = self.two_hot.loss(logits, self.two_hot.encode(batch.rewards))
+        return weighted_mean(error, step_weights(batch, self.config.decay))
 
     def update(self) -> None:
         """One step down the gradients of the last batch of ``latents``, if the agent's loss has reached it.
@@ -204,7 +220,8 @@ class JointEncoder(nn.Module):
     @property
     def measured(self) -> bool:
         """Whether the batch norms have seen a batch, or there are none."""
-        return all(int(norm.num_batches_tracked or 0) for norm in norms_of(self.world.encoder))
+        norms = [norm for norm in norms_of(self.world.encoder) if norm.running_mean is not None]
+        return all(int(norm.num_batches_tracked or 0) for norm in norms)
 
     @torch.no_grad()
     def settle(self, pixels: Observations) -> None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from gymnasium import spaces
@@ -53,6 +53,7 @@ class Joint(BaseAlgorithm):
 
     joint: JointEncoder
     gamma: float
+    objective: ClassVar[dict[str, Any]] = {}  # fields of WorldModelConfig, where no objective is named
 
     def __init__(self, policy: Any, env: GymEnv | str | None, *args: Any, **settings: Any) -> None:
         given = settings.pop("policy_kwargs", None)
@@ -82,7 +83,8 @@ class Joint(BaseAlgorithm):
     def _setup_model(self) -> None:
         config = self.config
         spec = observed_spec(self.observation_space, self.action_space, self.frames, self.source)
-        options = world_config(spec, {"latent_dim": config.latent_dim} | config.world)
+        changes = config.world if "objective" in config.world else self.objective | config.world
+        options = world_config(spec, {"latent_dim": config.latent_dim} | changes)
         keep_freed_memory()
         super()._setup_model()  # type: ignore[safe-super]  # of the algorithm beside this class; seeds torch
         world = WorldModel(options).to(self.device)
@@ -116,6 +118,10 @@ class Joint(BaseAlgorithm):
                 f"Stable-Baselines3 counts choices from 0, got {action}; shift them with "
                 "gymnasium.wrappers.TransformAction"
             )
+
+    def _setup_learn(self, *args: Any, **options: Any) -> Any:
+        self.joint.returns.forget()
+        return super()._setup_learn(*args, **options)
 
     def _begin_update(self) -> None:
         self._update_learning_rate(self.joint.optimizer)
@@ -226,6 +232,12 @@ class JointOffPolicy(Joint, WholeEpisodes):
             ValueError, FileNotFoundError: as ``EpisodeReplay.load``.
         """
         self._episodes.load(replay_path(path), replace=True)
+        if not self.joint.returns.count:  # an agent that has played nothing yet
+            rewards = self._episodes.columns["reward"]
+            for first, length in self._episodes.episodes:
+                for step in range(length):
+                    row = (first + step) % len(rewards)
+                    self.joint.returns.follow(rewards[row : row + 1], np.array([step == length - 1]))
 
 
 class JEPASAC(JointOffPolicy, SAC):
@@ -287,7 +299,10 @@ class JEPATD3(JointOffPolicy, TD3):
 
 
 class JEPADQN(JointOffPolicy, DQN):
-    """DQN from pixels. Its defaults are ``SHORT_DQN``, for runs of some ten thousand steps; else as ``JEPASAC``."""
+    """DQN from pixels; else as ``JEPASAC``, with one-step targets.
+
+    Its defaults are ``SHORT_DQN``, for runs of some ten thousand steps.
+    """
 
     def __init__(
         self, policy: Any, env: GymEnv | str | None, *args: Any, buffer_size: int = 100_000, **settings: Any
@@ -300,8 +315,9 @@ class JEPADQN(JointOffPolicy, DQN):
 class JEPAPPO(Joint, PPO):
     """PPO from pixels; other arguments are PPO's.
 
-    The objective learns on the windows of each rollout. Minibatches should be large, since features are standardised by
-    their statistics. The first rollout only measures those for acting.
+    The objective learns on the windows of each rollout, without random shifts: the policy's ratio compares a picture
+    with itself. In training latents are normalised by the statistics of the minibatch, so minibatches should be large,
+    and a ``target_kl`` not small. The first rollout only measures the statistics for acting.
 
     Args:
         policy: ``"CnnPolicy"``.
@@ -314,6 +330,7 @@ class JEPAPPO(Joint, PPO):
     """
 
     rollout_buffer: JEPARolloutBuffer
+    objective: ClassVar[dict[str, Any]] = {"objective_options": {"shift": 0}}
 
     def __init__(self, policy: Any, env: GymEnv | str | None, *args: Any, **settings: Any) -> None:
         if foreign := sorted(settings.keys() & REPLAY_SETTINGS):

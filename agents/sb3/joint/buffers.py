@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -50,7 +51,7 @@ class JEPAReplayBuffer(ReplayBuffer):
         optimize_memory_usage: bool = False,
         *,
         frames: int = 1,
-        steps: int = 3,
+        steps: int = 1,
         n_steps: int = 1,
         gamma: float = 0.99,
         seed: int | None = None,
@@ -122,18 +123,24 @@ class JEPAReplayBuffer(ReplayBuffer):
         """
         n, reach = self.n_steps, max(self.steps, self.n_steps)
         drawn = self.episodes.sample(batch_size, reach, self.rng)
+        rewards = drawn.rewards.numpy()
         if env is not None and env.norm_reward:
-            drawn.rewards.copy_(torch.from_numpy(self._normalize_reward(drawn.rewards.numpy(), env)))
+            rewards = self._normalize_reward(rewards, env)
         elif self.encoder.config.scale_rewards:
-            drawn.rewards.div_(self.encoder.returns.value)
-        drawn = drawn.to(self.device)
+            rewards = self.encoder.returns.scaled(rewards)
+        drawn = replace(drawn, rewards=torch.from_numpy(rewards)).to(self.device)
         assert drawn.valid is not None, "an EpisodeReplay says which steps are valid"
-        within, rows = drawn.valid[:, :n], torch.arange(batch_size, device=self.device)
-        share = self.gamma ** torch.arange(n, device=self.device)
-        taken, h = within.sum(1), self.steps
+        h, rows, within = self.steps, torch.arange(batch_size, device=self.device), drawn.valid[:, :n]
+        taken = within.sum(1)
+        # From each step up to the state behind the last reward that counts.
+        returns = torch.zeros(batch_size, reach + 1, device=self.device)
+        for step in reversed(range(n)):
+            returns[:, step] = drawn.rewards[:, step] * within[:, step] + self.gamma * returns[:, step + 1]
+        left = (taken[:, None] - torch.arange(reach, device=self.device)).clamp_min(0)
+        discounts, ended = self.gamma ** left.float(), (drawn.terminated[:, :n] & within).any(1)
         windows = ControlBatch(
             drawn.pixels[:, : h + 1], drawn.actions[:, :h], drawn.rewards[:, :h], drawn.terminated[:, :h],
-            drawn.valid[:, :h], returns=drawn.returns[:, :h], discounts=drawn.discounts[:, :h], ended=drawn.ended,
+            drawn.valid[:, :h], returns=returns[:, :h], discounts=discounts[:, :h], ended=ended,
             future=drawn.pixels[rows, taken],
         )  # fmt: skip
         seen = self.encoder.latents(windows)
@@ -144,9 +151,9 @@ class JEPAReplayBuffer(ReplayBuffer):
             observations=seen.now,
             actions=actions,
             next_observations=seen.later,
-            dones=(drawn.terminated[:, :n] & within).any(1, keepdim=True).float(),
-            rewards=(drawn.rewards[:, :n] * within * share).sum(1, keepdim=True),
-            discounts=(self.gamma**taken).unsqueeze(1).float(),
+            dones=ended.unsqueeze(1).float(),
+            rewards=returns[:, :1],
+            discounts=discounts[:, :1],
         )
 
 
@@ -162,7 +169,7 @@ class JEPARolloutBuffer(RolloutBuffer):
     encoder: JointEncoder  # set by the algorithm
 
     def __init__(
-        self, *args: Any, steps: int = 3, squashed: bool = False, seed: int | None = None, **kwargs: Any
+        self, *args: Any, steps: int = 1, squashed: bool = False, seed: int | None = None, **kwargs: Any
     ) -> None:
         super().__init__(*args, **kwargs)
         self.steps, self.squashed, self.rng = steps, squashed, np.random.default_rng(seed)
@@ -228,5 +235,6 @@ class ScaledRewards(VecEnvWrapper):
 
     def step_wait(self) -> VecEnvStepReturn:
         observations, rewards, over, infos = self.venv.step_wait()
+        rewards = scalar_rewards(rewards, self.num_envs)
         self.scale.follow(rewards, over)
-        return observations, rewards / self.scale.value, over, infos
+        return observations, self.scale.scaled(rewards), over, infos
