@@ -106,6 +106,8 @@ def test_time_similarity_and_straightness():
     line = torch.arange(4.0)[None, :, None] * torch.tensor([1.0, 2.0])
     assert time_similarity(line).item() == pytest.approx((1 + 4) / 2)
     assert straightness(line).item() == pytest.approx(0.0, abs=1e-6)
+    with pytest.raises(ValueError, match="windows need two steps or more, got 1"):
+        straightness(line[:, :2])
     corner = torch.tensor([[[0.0, 0.0], [1.0, 0.0], [1.0, 1.0]]])
     assert straightness(corner).item() == pytest.approx(1.0, abs=1e-5)
     back = torch.tensor([[[0.0, 0.0], [1.0, 0.0], [0.0, 0.0]]])

@@ -110,7 +110,16 @@ def time_similarity(z: Float[Tensor, "b t d"]) -> Float[Tensor, ""]:
 
 
 def straightness(z: Float[Tensor, "b t d"], epsilon: float = 1e-6) -> Float[Tensor, ""]:
-    """One minus the cosine of successive velocities (temporal straightening, Hénaff et al. 2019)."""
+    """One minus the cosine of successive velocities (temporal straightening, Hénaff et al. 2019).
+
+    Raises:
+        ValueError: for paths of fewer than three states, which have no two velocities.
+    """
+    if z.shape[1] < 3:
+        raise ValueError(
+            f"straightness compares successive velocities, so windows need two steps or more, got {z.shape[1] - 1}; "
+            "raise steps, or leave straightness out"
+        )
     velocity = z[:, 1:] - z[:, :-1]
     return 1.0 - F.cosine_similarity(velocity[:, 1:], velocity[:, :-1], dim=-1, eps=epsilon).mean()
 
