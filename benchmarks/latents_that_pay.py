@@ -25,7 +25,7 @@ import json
 import shutil
 import sys
 import time
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal
@@ -112,7 +112,11 @@ def main(args: Args) -> None:
 def collect_parts(records: Path) -> dict[str, Any]:
     """The figures of all parts that are recorded, and what ``dmc_pixels.json`` says of trainings from pixels."""
     parts = {path.stem: json.loads(path.read_text()) for path in sorted(records.glob("*.json"))}
-    own = {name: {k: v for k, v in part.items() if k not in MADE} for name, part in parts.items()}
+    left_out = {"probe": MADE}  # settings stand in the other parts' own files
+    own = {
+        name: {k: v for k, v in part.items() if k not in left_out.get(name, (*MADE, "settings"))}
+        for name, part in parts.items()
+    }
     payload = own.get("probe", {}) | own.get("speed", {})
     dream = {"steps_per_second": payload.pop("dream_steps_per_second", None)} | own.get("dream", {})
     found = recorded_results("dmc_pixels")
@@ -163,21 +167,22 @@ def probe(args: Args) -> dict[str, Any]:
 def speed(args: Args) -> dict[str, Any]:
     short = {"rounds": 1, "decisions": 10, "warm": 130} if args.quick else {}
     found = frames_per_second(**short)
-    settings = found.pop("settings")
     agent = JEPAMPC.from_weights("hub:cartpole-swingup", make_pixels(TASKS["cartpole-swingup"]), device="cpu")
     model = agent.policy.average
     venv = gym.vector.SyncVectorEnv([lambda: make_pixels(TASKS["cartpole-swingup"])] * 2)
     starts = LatentEpisodes.encode(agent.world, collect(venv, args.out / "starts", episodes=2, seed=0))
     venv.close()
     rates = [dream.dream_speed(model, starts) for _ in range(5)]
-    return found | {"dream_steps_per_second": median(rates), "speed_settings": settings}
+    return found | {"dream_steps_per_second": median(rates)}
 
 
 def dreamt(args: Args) -> dict[str, Any]:
-    dream.main(dream.Args(seed=args.dream_seed, quick=args.quick, out=args.out / "dream"))
+    asked = dream.Args(seed=args.dream_seed, quick=args.quick, out=args.out / "dream")
+    dream.main(asked)
     found = json.loads((args.out / "dream/results.json").read_text())
     told = {"returns", "mean_returns", "dream_steps", "start_frames", "train_seconds"}
-    ratio = {"return_ratio": found["dream"]["return_ratio"], "seed": args.dream_seed}
+    settings = {name: value for name, value in asdict(asked).items() if name not in ("out", "quick")}
+    ratio = {"return_ratio": found["dream"]["return_ratio"], "seed": args.dream_seed, "settings": settings}
     return ratio | {name: found[name] for name in sorted(told)}
 
 

@@ -501,3 +501,43 @@ def test_goals_of_the_planning_task_can_be_reached_on_a_straight_way(benchmarks)
 
     assert sum(episodes.play(straight)) >= 15  # a dot in the doorway may have to go around a corner
     assert sum(episodes.play(lambda z, goal, seed: torch.zeros(len(z), 5, 10))) == 0
+
+
+def test_parts_of_latents_that_pay_are_collected(benchmarks, monkeypatch, tmp_path):
+    """Recording one part leaves the others as they are; trainings from pixels are read from their own file."""
+    import latents_that_pay
+
+    made = {
+        "commit": "abc",
+        "code": "1",
+        "machine": {"cpu": "x"},
+        "date": "d",
+        "versions": {},
+        "command": "c",
+    }
+    parts = {
+        "speed": {"fps_ratio": 4.0, "dream_steps_per_second": 7.0, "settings": {"updates": 2}},
+        "dream": {"return_ratio": 0.5, "settings": {"seed": 31}},
+        "probe": {"probe_r2": [0.9], "settings": {"updates": 1500}},
+    }
+    for name, part in parts.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(made | part))
+    pixels = {
+        "cartpole-swingup": {"sac_joint": {"mean": 400.0}, "sac_state": {"mean": 800.0}},
+        "reacher-easy": {"sac_state": {"mean": 900.0}},
+        "CartPole-v1": {"sac_joint": {"mean": 100.0, "per_seed": [100.0]}},
+    }
+    monkeypatch.setattr(latents_that_pay, "recorded_results", lambda name: pixels)
+    found = latents_that_pay.collect_parts(tmp_path)
+    assert found["fps_ratio"] == 4.0 and found["probe_r2"] == [0.9] and found["settings"] == {"updates": 1500}
+    assert found["dream"] == {"steps_per_second": 7.0, "return_ratio": 0.5}
+    assert found["ratio_to_state"] == {"cartpole-swingup": 0.5} and found["cartpole"] == {
+        "dqn_joint": [100.0]
+    }
+    assert found["not_recorded"] == []
+    (tmp_path / "probe.json").unlink()
+    import readme_table
+
+    assert len(readme_table.latents_that_pay(latents_that_pay.collect_parts(tmp_path) | {
+        "frames_per_second": {"joint": 60.0, "cnn": 15.0}, "dream": {"steps_per_second": 7.0},
+    })) == 2  # fmt: skip
