@@ -299,17 +299,15 @@ class JEPATD3(JointOffPolicy, TD3):
 
 
 class JEPADQN(JointOffPolicy, DQN):
-    """DQN from pixels; else as ``JEPASAC``, with one-step targets.
-
-    Its defaults are ``SHORT_DQN``, for runs of some ten thousand steps.
-    """
+    """DQN from pixels; as ``JEPASAC``. Its other defaults are ``SHORT_DQN``, for runs of some ten thousand steps."""
 
     def __init__(
         self, policy: Any, env: GymEnv | str | None, *args: Any, buffer_size: int = 100_000, **settings: Any
     ) -> None:
         positional = {"learning_rate"} if args else set()
         defaults = {name: value for name, value in SHORT_DQN.items() if name not in positional}
-        super().__init__(policy, env, *args, **defaults | {"buffer_size": buffer_size} | settings)
+        own = {"buffer_size": buffer_size, "n_steps": 5}
+        super().__init__(policy, env, *args, **defaults | own | settings)
 
 
 class JEPAPPO(Joint, PPO):
