@@ -37,7 +37,7 @@ def checked(function: Callable[..., Any]) -> Callable[..., Any]:
     return counted
 
 
-CALLS = 4000  # checked in one test; trainings, which repeat themselves, took twice as long with all of them checked
+CALLS = 1500  # checked in one test; trainings, which repeat themselves, took twice as long with all of them checked
 calls = 0
 
 

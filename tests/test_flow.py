@@ -209,7 +209,7 @@ COINS = {
 @pytest.mark.parametrize("kind", COINS)
 def test_a_coin_falls_as_often_as_it_should_and_never_on_its_edge(kind):
     torch.manual_seed(0)
-    model = train(COINS[kind](), coin, updates=1200)
+    model = train(COINS[kind](), coin, updates=900)
     actions = torch.tensor([-0.8, -0.4, 0.0, 0.4, 0.8])[:, None, None]
     with torch.no_grad():
         moves = model.rollout(torch.zeros(5, 1), actions, futures=2000, generator=seeded(5))[:, :, 1, 0]
