@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from jepa_rl.agents.mpc import MPCAgent
-from jepa_rl.agents.planners import CategoricalCEM, SamplingPlanner
-from jepa_rl.agents.planners.cem import CEM
+from jepa_rl.agents.planners import CEM, CategoricalCEM, SamplingPlanner
 from jepa_rl.costs import Disagreement
 from jepa_rl.dynamics import EnsembleDynamics
 from jepa_rl.world_model import WorldModel

@@ -201,7 +201,7 @@ class Records:
                 f"a record of seed {seed} lacks {missing}; set BENCHMARK_TRY=1 for figures that do not count"
             )
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_whole(self.folder / f"seed_{seed}.json", json.dumps(record, default=_plain, allow_nan=False))
+        write_whole(self.folder / f"seed_{seed}.json", json.dumps(record, default=plain, allow_nan=False))
 
     def all(self) -> dict[int, dict[str, Any]]:
         """Every finished run, by its seed.
@@ -290,7 +290,7 @@ def write_results(
     if clash := recorded.keys() & payload.keys():
         raise ValueError(f"payload keys {sorted(clash)} are written by write_results itself; rename them")
     try:
-        text = json.dumps({**payload, **recorded}, indent=2, allow_nan=False, default=_plain) + "\n"
+        text = json.dumps({**payload, **recorded}, indent=2, allow_nan=False, default=plain) + "\n"
     except TypeError as error:
         raise ValueError(f"payload cannot be written as JSON: {error}") from error
     folder = ROOT / ("runs/benchmarks" if kind else "benchmarks/results")
@@ -312,10 +312,10 @@ def write_whole(path: Path, text: str) -> None:
 
 def _json(value: Any) -> Any:
     """As JSON gives it back: tuples become lists."""
-    return json.loads(json.dumps(value, default=_plain))
+    return json.loads(json.dumps(value, default=plain))
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """NumPy and torch scalars and arrays as Python numbers and lists."""
     if hasattr(value, "tolist"):
         return value.tolist()

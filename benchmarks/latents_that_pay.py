@@ -40,6 +40,7 @@ from _record import (
     ROOT,
     made_by,
     origin,
+    plain,
     recorded_results,
     refuse_unrecordable,
     trying,
@@ -105,20 +106,17 @@ def main(args: Args) -> None:
             | PARTS[name](args)
         )
         records.mkdir(parents=True, exist_ok=True)
-        write_whole(records / f"{name}.json", json.dumps(found, indent=2, default=as_plain) + "\n")
+        write_whole(records / f"{name}.json", json.dumps(found, indent=2, default=plain) + "\n")
     print(write_results("latents_that_pay", collect_parts(records), quick=args.quick, collected=True))
 
 
 def collect_parts(records: Path) -> dict[str, Any]:
     """The figures of all parts that are recorded, and what ``dmc_pixels.json`` says of trainings from pixels."""
     parts = {path.stem: json.loads(path.read_text()) for path in sorted(records.glob("*.json"))}
-    left_out = {"probe": MADE}  # settings stand in the other parts' own files
-    own = {
-        name: {k: v for k, v in part.items() if k not in left_out.get(name, (*MADE, "settings"))}
-        for name, part in parts.items()
-    }
-    payload = own.get("probe", {}) | own.get("speed", {})
-    dream = {"steps_per_second": payload.pop("dream_steps_per_second", None)} | own.get("dream", {})
+    # The settings of the other parts stand in their own files.
+    probed, timed, imagined = (parts.get(name, {}) for name in ("probe", "speed", "dream"))
+    payload = without(probed, *MADE) | without(timed, *MADE, "settings", "dream_steps_per_second")
+    dreams = {"steps_per_second": timed.get("dream_steps_per_second")} | without(imagined, *MADE, "settings")
     found = recorded_results("dmc_pixels")
     ratios = {
         task: rows["sac_joint"]["mean"] / rows["sac_state"]["mean"]
@@ -128,11 +126,15 @@ def collect_parts(records: Path) -> dict[str, Any]:
     rows = found.get("CartPole-v1", {})
     cartpole = {"dqn_joint": rows["sac_joint"]["per_seed"]} if "sac_joint" in rows else {}
     return payload | {
-        "dream": dream,
+        "dream": dreams,
         "ratio_to_state": ratios,
         "cartpole": cartpole,
         **made_by(parts.values()),
     }
+
+
+def without(part: dict[str, Any], *names: str) -> dict[str, Any]:
+    return {name: value for name, value in part.items() if name not in names}
 
 
 def probe(args: Args) -> dict[str, Any]:
@@ -181,7 +183,7 @@ def dreamt(args: Args) -> dict[str, Any]:
     dream.main(asked)
     found = json.loads((args.out / "dream/results.json").read_text())
     told = {"returns", "mean_returns", "dream_steps", "start_frames", "train_seconds"}
-    settings = {name: value for name, value in asdict(asked).items() if name not in ("out", "quick")}
+    settings = without(asdict(asked), "out", "quick")
     ratio = {"return_ratio": found["dream"]["return_ratio"], "seed": args.dream_seed, "settings": settings}
     return ratio | {name: found[name] for name in sorted(told)}
 
@@ -242,11 +244,6 @@ def latents(world: WorldModel, episodes: EpisodeView) -> tuple[torch.Tensor, tor
         z.append(world.encode(sampler.batch(windows).pixels[:, 0]))
         states.append(torch.from_numpy(np.asarray(sampler.extra("state", windows))[:, 0]).float())
     return torch.cat(z), torch.cat(states)
-
-
-def as_plain(value: Any) -> Any:
-    """NumPy's arrays and numbers as JSON's."""
-    return value.tolist()
 
 
 PARTS = {"probe": probe, "speed": speed, "dream": dreamt}

@@ -12,7 +12,7 @@ import json
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import gymnasium as gym
@@ -50,12 +50,9 @@ def make_env(env_id: str) -> gym.Env:
 
 
 def main(args: Args) -> None:
-    rounds, steps, updates, gradient_steps, episodes = (
-        (2, 200, 5, 20, 2)
-        if args.quick
-        else (args.rounds, args.steps, args.updates, args.gradient_steps, args.episodes)
-    )
-    seeds = range(1_000_000, 1_000_000 + episodes)
+    if args.quick:
+        args = replace(args, rounds=2, steps=200, updates=5, gradient_steps=20, episodes=2)
+    seeds = range(1_000_000, 1_000_000 + args.episodes)
 
     def evaluate(grown: Grown) -> Mapping[str, float]:
         played = play_episodes(grown.agent, lambda: wrap(make_env(args.env_id), grown.world), seeds)
@@ -65,8 +62,9 @@ def main(args: Args) -> None:
     started = time.perf_counter()
     venv = gym.vector.SyncVectorEnv([lambda: make_env(args.env_id)] * 4)
     grown = grow(
-        venv, collect, args.out, rounds=rounds, steps=steps, updates=updates, gradient_steps=gradient_steps,
-        curious=args.curious, after_round=evaluate, settings={"gamma": 0.98}, seed=args.seed,
+        venv, collect, args.out, rounds=args.rounds, steps=args.steps, updates=args.updates,
+        gradient_steps=args.gradient_steps, curious=args.curious, after_round=evaluate,
+        settings={"gamma": 0.98}, seed=args.seed,
     )  # fmt: skip
     venv.close()
     seconds = time.perf_counter() - started

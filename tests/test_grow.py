@@ -6,7 +6,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from gymnasium import spaces
+from dots import Dot
 from stable_baselines3 import DQN, PPO, SAC
 from stable_baselines3.common.evaluation import evaluate_policy
 
@@ -19,45 +19,12 @@ from jepa_rl.envs import collect, wrap
 from jepa_rl.spaces import observed_spec
 from jepa_rl.world_model import WorldModel, WorldModelConfig
 
-SIZE = 16
 SMALL = {"latent_dim": 8, "encoder_options": {"widths": (8, 16)}}
 TINY = {"rounds": 2, "steps": 60, "updates": 5, "gradient_steps": 20, "world": SMALL, "progress": False}
 
 
-class Dot(gym.Env):
-    """A bright column on a dark picture; every step pays what it lacks to the middle."""
-
-    metadata = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012
-    observation_space = spaces.Box(0, 255, (1, SIZE, SIZE), np.uint8)
-    render_mode = "rgb_array"
-
-    def __init__(self, discrete=False):
-        self.action_space = spaces.Discrete(3) if discrete else spaces.Box(-1, 1, (1,), np.float32)
-        self.discrete = discrete
-
-    def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
-        self.x, self.t = float(self.np_random.integers(1, SIZE - 1)), 0
-        return self._see(), {}
-
-    def step(self, action):
-        push = float(np.squeeze(action)) - self.discrete
-        self.x = float(np.clip(self.x + 2 * push, 0, SIZE - 1))
-        self.t += 1
-        return self._see(), -abs(self.x - SIZE / 2) / SIZE, self.x == 0, self.t >= 12, {}
-
-    def _see(self):
-        picture = np.zeros((1, SIZE, SIZE), np.uint8)
-        column = round(self.x)
-        picture[..., max(0, column - 1) : column + 2] = 255
-        return picture
-
-    def render(self):
-        return np.repeat(self._see()[0][..., None], 3, axis=-1)
-
-
 def dots(discrete=False, num_envs=2):
-    return gym.vector.SyncVectorEnv([lambda: Dot(discrete)] * num_envs)
+    return gym.vector.SyncVectorEnv([lambda: Dot(discrete, edge=True)] * num_envs)
 
 
 def test_disagreement_is_the_variance_over_futures():
@@ -110,7 +77,7 @@ def test_it_learns_on_latents_of_what_it_met(tmp_path):
         (tmp_path / "rounds.json").read_text()
     )
     assert grown.rounds[-1] == {"steps": grown.store.num_steps, "episodes": len(grown.store)}
-    found, _ = evaluate_policy(grown.agent, wrap(Dot(), grown.world), 20, warn=False)
+    found, _ = evaluate_policy(grown.agent, wrap(Dot(edge=True), grown.world), 20, warn=False)
     random = grown.store.view(range(10))
     played = np.mean([random.episode(i).rewards.sum() for i in range(10)])
     assert found > 0.5 * played, (found, played)  # both are below 0

@@ -4,6 +4,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from dots import SIZE, Dot
 from gymnasium import spaces
 from stable_baselines3 import DQN, PPO, SAC
 from stable_baselines3.common.callbacks import CheckpointCallback, EvalCallback, StopTrainingOnMaxEpisodes
@@ -28,40 +29,7 @@ from jepa_rl.training.joint import JointEncoder, ReturnScale, Seen
 from jepa_rl.types import Batch, ControlBatch
 from jepa_rl.world_model import WorldModel, WorldModelConfig
 
-SIZE = 16
 ALGORITHMS = {"sac": JEPASAC, "td3": JEPATD3, "dqn": JEPADQN, "ppo": JEPAPPO}
-
-
-class Dot(gym.Env):
-    """A bright column on a dark picture; every step pays what it lacks to the middle. The best action is known."""
-
-    metadata = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012
-    observation_space = spaces.Box(0, 255, (1, SIZE, SIZE), np.uint8)
-    render_mode = "rgb_array"
-
-    def __init__(self, discrete=False, length=12):
-        self.action_space = spaces.Discrete(3) if discrete else spaces.Box(-1, 1, (1,), np.float32)
-        self.discrete, self.length = discrete, length
-
-    def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
-        self.x, self.t = float(self.np_random.integers(1, SIZE - 1)), 0
-        return self._see(), {}
-
-    def step(self, action):
-        push = float(np.squeeze(action)) - self.discrete
-        self.x = float(np.clip(self.x + 2 * push, 0, SIZE - 1))
-        self.t += 1
-        return self._see(), -abs(self.x - SIZE / 2) / SIZE, False, self.t >= self.length, {}
-
-    def _see(self):
-        picture = np.zeros((1, SIZE, SIZE), np.uint8)
-        column = round(self.x)
-        picture[..., max(0, column - 1) : column + 2] = 255
-        return picture
-
-    def render(self):
-        return np.repeat(self._see()[0][..., None], 3, axis=-1)
 
 
 def dot(name, **options):

@@ -106,16 +106,17 @@ def grow(
     config, training, window = preset("laptop", spec)
     if curious:
         config = replace(config, dynamics="ensemble", dynamics_options={})
-    torch.manual_seed(seed)
-    model = WorldModel(replace(config, **changes)).eval()
     file = folder / "rounds.json"
     finished: list[dict[str, float]] = json.loads(file.read_text()) if file.exists() else []
+    torch.manual_seed(seed)
     if finished:
         last = folder / f"round_{len(finished) - 1}"
-        model.load_state_dict(WorldModel.load(last / "world.safetensors").state_dict())
-        agent = kind.load(last / "agent.zip")
+        model, agent = WorldModel.load(last / "world.safetensors"), kind.load(last / "agent.zip")
     else:
+        model = WorldModel(replace(config, **changes)).eval()
         agent = _agent(kind, model.latent_dim, env.single_action_space, {"seed": seed} | options)
+    if isinstance(agent, DQN):
+        agent.exploration_rate = DQN_EXPLORATION
     path = folder / "episodes"
     for number in range(len(finished), rounds):
         here, drawn = folder / f"round_{number}", np.random.SeedSequence([seed, number]).generate_state(2)
@@ -182,8 +183,6 @@ def _policies(
     agent: OffPolicyAlgorithm, world: WorldModel, number: int, left: int, curious: int, seed: int
 ) -> Iterator[tuple[Any, int]]:
     """Who plays the steps that are left of a round, and how many of them."""
-    if isinstance(agent, DQN):
-        agent.exploration_rate = DQN_EXPLORATION
     if number and curious and left > 0:
         yield curious_agent(world, seed=seed), min(curious, left)
         left -= curious

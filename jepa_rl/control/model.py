@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from jepa_rl.control.config import ControlConfig
 from jepa_rl.heads import CategoricalPolicy, GaussianPolicy, Perceptron, TwoHot
-from jepa_rl.objectives.base import check_gradient, checked_loss, step_weights, weighted_mean
+from jepa_rl.objectives.base import check_gradient, checked_loss, norms_of, step_weights, weighted_mean
 from jepa_rl.types import ControlBatch, Observations
 from jepa_rl.world_model import WorldModel
 
@@ -43,9 +43,8 @@ class ControlModel(nn.Module):
         d, a, w = world.latent_dim, world.action_dim, config.width
         self.config, self.discount, self.world = config, discount, world
         self.latent_dim, self.action_dim = d, a
-        for part in world.encoder.modules():
-            if isinstance(part, nn.BatchNorm1d):
-                part.momentum = MOMENTUM
+        for norm in norms_of(world.encoder):
+            norm.momentum = MOMENTUM
         self.two_hot = TwoHot(config.bins)
         self.reward_head = Perceptron(d + a, w, config.bins, config.depth, last_scale=0.0)
         self.end_head = Perceptron(d, w, 1, config.depth, last_scale=0.0) if config.termination else None
@@ -223,11 +222,6 @@ def frozen(module: nn.Module, x: Tensor) -> Tensor:
     """``module(x)`` with a gradient to ``x`` alone."""
     weights = {name: value.detach() for name, value in module.named_parameters()}
     return torch.func.functional_call(module, weights, (x,))
-
-
-def early_rate(rate: float, updates: int) -> float:
-    """Rate of a moving average after so many updates: larger at first, so that it soon forgets the initial weights."""
-    return max(rate, 10 / (9 + updates))
 
 
 @torch.no_grad()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -196,6 +196,11 @@ class EpisodeReplay(EpisodeRing):
             else:
                 found[name] = part[self._row(first[:, None], offset)]
         return found
+
+    def rewards(self) -> Iterator[Float[np.ndarray, " t"]]:
+        """Rewards of each finished episode, the oldest first."""
+        for first, length in self.episodes:
+            yield self.columns["reward"][self._row(first, np.arange(length))]
 
     def cut(self, observations: Observations) -> None:
         """Stores running episodes as if they were cut off now; ``observations`` are the newest, "n ..."."""

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from jepa_rl.checks import check_each, check_not_negative
-from jepa_rl.control.model import MOMENTUM
+from jepa_rl.control import MOMENTUM
 from jepa_rl.heads import Perceptron, TwoHot
 from jepa_rl.objectives.base import checked_loss, norms_of, step_weights, weighted_mean
 from jepa_rl.training.optimisers import descend
@@ -230,7 +230,6 @@ class JointEncoder(nn.Module):
         Args:
             pixels: uint8 "b c y x", two or more.
         """
-        self.update()
         norms = norms_of(self.world.encoder)
         for norm in norms:
             norm.momentum = 1.0

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from jepa_rl.agents.planners.categorical import CategoricalCEM
 from jepa_rl.agents.planners.mppi import MPPI
-from jepa_rl.control import ControlConfig, ControlModel, ReturnCost, early_rate, move_towards, world_config
+from jepa_rl.control import ControlConfig, ControlModel, ReturnCost, move_towards, world_config
 from jepa_rl.dynamics import CompiledDynamics, captured
 from jepa_rl.spaces import observed_spec
 from jepa_rl.types import Cost, Dynamics, Observations, Plan
@@ -135,7 +135,9 @@ class JEPAMPCPolicy(BasePolicy):
     def after_update(self) -> None:
         """Moves the average towards the model."""
         self.updates += 1
-        move_towards(self.average, self.model, early_rate(self.average_rate, int(self.updates)))
+        # Larger at first, so that the average soon forgets the initial weights.
+        rate = max(self.average_rate, 10 / (9 + self.updates.item()))
+        move_towards(self.average, self.model, rate)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         return {

@@ -233,11 +233,10 @@ class JointOffPolicy(Joint, WholeEpisodes):
         """
         self._episodes.load(replay_path(path), replace=True)
         if not self.joint.returns.count:  # an agent that has played nothing yet
-            rewards = self._episodes.columns["reward"]
-            for first, length in self._episodes.episodes:
-                for step in range(length):
-                    row = (first + step) % len(rewards)
-                    self.joint.returns.follow(rewards[row : row + 1], np.array([step == length - 1]))
+            for rewards in self._episodes.rewards():
+                last = np.arange(len(rewards)) == len(rewards) - 1
+                for reward, over in zip(rewards[:, None], last[:, None], strict=True):
+                    self.joint.returns.follow(reward, over)
 
 
 class JEPASAC(JointOffPolicy, SAC):

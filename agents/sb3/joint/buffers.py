@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecNormalize
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 
 from jepa_rl.acting import scalar_rewards
-from jepa_rl.data.replay import EpisodeReplay
+from jepa_rl.data.replay import EpisodeReplay, discounted
 from jepa_rl.spaces import action_spec, by_name, observation_boxes
 from jepa_rl.training.joint import JointEncoder, ReturnScale
 from jepa_rl.types import Batch, ControlBatch
@@ -128,32 +127,28 @@ class JEPAReplayBuffer(ReplayBuffer):
             rewards = self._normalize_reward(rewards, env)
         elif self.encoder.config.scale_rewards:
             rewards = self.encoder.returns.scaled(rewards)
-        drawn = replace(drawn, rewards=torch.from_numpy(rewards)).to(self.device)
         assert drawn.valid is not None, "an EpisodeReplay says which steps are valid"
-        h, rows, within = self.steps, torch.arange(batch_size, device=self.device), drawn.valid[:, :n]
-        taken = within.sum(1)
+        h, counted = self.steps, drawn.valid.clone()
+        counted[:, n:] = False
         # From each step up to the state behind the last reward that counts.
-        returns = torch.zeros(batch_size, reach + 1, device=self.device)
-        for step in reversed(range(n)):
-            returns[:, step] = drawn.rewards[:, step] * within[:, step] + self.gamma * returns[:, step + 1]
-        left = (taken[:, None] - torch.arange(reach, device=self.device)).clamp_min(0)
-        discounts, ended = self.gamma ** left.float(), (drawn.terminated[:, :n] & within).any(1)
+        returns = discounted(rewards * counted.numpy(), self.gamma).astype(np.float32)
+        taken = counted.sum(1)
+        left = (taken[:, None] - torch.arange(reach)).clamp_min(0)
         windows = ControlBatch(
-            drawn.pixels[:, : h + 1], drawn.actions[:, :h], drawn.rewards[:, :h], drawn.terminated[:, :h],
-            drawn.valid[:, :h], returns=returns[:, :h], discounts=discounts[:, :h], ended=ended,
-            future=drawn.pixels[rows, taken],
-        )  # fmt: skip
-        seen = self.encoder.latents(windows)
-        actions = drawn.actions[:, 0]
+            drawn.pixels[:, : h + 1], drawn.actions[:, :h], torch.from_numpy(rewards[:, :h]), drawn.terminated[:, :h],
+            drawn.valid[:, :h], returns=torch.from_numpy(returns[:, :h]), discounts=self.gamma ** left[:, :h].float(),
+            ended=(drawn.terminated & counted).any(1), future=drawn.pixels[torch.arange(batch_size), taken],
+        ).to(self.device)  # fmt: skip
+        seen, actions = self.encoder.latents(windows), windows.actions[:, 0]
         if self.action.kind == "discrete":
             actions = actions.argmax(-1, keepdim=True)
         return ReplayBufferSamples(
             observations=seen.now,
             actions=actions,
             next_observations=seen.later,
-            dones=ended.unsqueeze(1).float(),
-            rewards=returns[:, :1],
-            discounts=discounts[:, :1],
+            dones=windows.ended.unsqueeze(1).float(),
+            rewards=windows.returns[:, :1],
+            discounts=windows.discounts[:, :1],
         )
 
 
