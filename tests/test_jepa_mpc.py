@@ -39,7 +39,7 @@ from jepa_rl.world_model import WorldModel, WorldModelConfig
 
 def parts(control=None, **world):
     """Policy arguments of a tiny agent: fields of ``ControlConfig``, and of the world model's configuration."""
-    small = {"latent_dim": 32, "dynamics_options": {"width": 48, "depth": 2}}
+    small = {"latent_dim": 32, "dynamics_options": {"width": 48, "depth": 1}}
     return {"world": small | world, "control": ControlConfig(**{"width": 48} | (control or {}))}
 
 
@@ -722,7 +722,7 @@ def pixel_world(tmp_path, shared=True):
         32,
         encoder="frames" if shared else "conv",
         encoder_options={"widths": (8, 8)},
-        dynamics_options={"width": 48, "depth": 2},
+        dynamics_options={"width": 48, "depth": 1},
     )
     world = WorldModel(config)
     world.save(tmp_path / "world.safetensors")

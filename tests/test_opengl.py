@@ -58,20 +58,23 @@ def fresh(code: str, backend: str | None, timeout: float = 120) -> str:
     return done.stdout
 
 
-@pytest.fixture(scope="module")
-def alone():
-    """Digests of each environment alone in a process of its own, by backend and name."""
-    known: dict[tuple[str, str], list[str]] = {}
+def alone(backend: str) -> dict[str, list[str]]:
+    """Digests of each environment alone in a process of its own, forked before anything was drawn."""
+    lines = fresh(
+        f"""
+import os
+for name in {NAMES}:
+    if not os.fork():
+        print(json.dumps((name, list(play(name)))), flush=True)
+        os._exit(0)
+    assert os.wait()[1] == 0, name
+""",
+        backend,
+    )
+    return dict(map(json.loads, lines.splitlines()))
 
-    def digests(backend: str, name: str) -> list[str]:
-        if (backend, name) not in known:
-            known[backend, name] = json.loads(fresh(f"print(json.dumps(list(play({name!r}))))", backend))
-        return known[backend, name]
 
-    return digests
-
-
-def test_interleaved_environments_show_what_each_shows_alone(backend, alone):
+def test_interleaved_environments_show_what_each_shows_alone(backend):
     """In turn, with others opened, drawn, closed and forgotten in between."""
     together = json.loads(
         fresh(
@@ -92,7 +95,7 @@ print(json.dumps(seen))
             backend,
         )
     )
-    assert together == {name: alone(backend, name) for name in NAMES}
+    assert together == alone(backend)
 
 
 def test_environments_that_nobody_wrapped_are_undisturbed_by_ours(backend):

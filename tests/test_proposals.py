@@ -22,7 +22,7 @@ HORIZON = 5
 def proposals() -> FlowProposals:
     starts = 2 * torch.rand(500, 2, generator=seeded(1)) - 1
     found = fit_flow_proposals(
-        PointMass(), starts, horizon=HORIZON, paths=4000, updates=600, batch_size=256, width=32
+        PointMass(), starts, horizon=HORIZON, paths=4000, updates=600, batch_size=256, width=32, depth=1
     )
     TestFlowPlanner.proposals = TestRefinedFlowPlanner.proposals = found
     return found
@@ -57,7 +57,15 @@ def test_goals_may_be_asked_for_by_other_latents_than_those_of_the_states():
     """Goals are given as in a mirror: what is asked for as (-0.4, 0) is reached at (0.4, 0)."""
     starts = 2 * torch.rand(500, 2, generator=seeded(1)) - 1
     found = fit_flow_proposals(
-        PointMass(), starts, horizon=3, as_goal=torch.neg, paths=4000, updates=400, batch_size=256, width=32
+        PointMass(),
+        starts,
+        horizon=3,
+        as_goal=torch.neg,
+        paths=4000,
+        updates=400,
+        batch_size=256,
+        width=32,
+        depth=1,
     )
     paths, _ = found.draw(torch.zeros(1, 2), torch.tensor([[-0.4, 0.0]]), 12, seeded(2))
     arrived = paths[0, -4:, 3].mean(0)  # the four that were given three steps
