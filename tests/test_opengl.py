@@ -1,6 +1,7 @@
 """MuJoCo's pictures do not depend on other environments, threads or forks: held against fresh processes."""
 
 import ctypes.util
+import functools
 import json
 import os
 import subprocess
@@ -58,6 +59,7 @@ def fresh(code: str, backend: str | None, timeout: float = 120) -> str:
     return done.stdout
 
 
+@functools.cache
 def alone(backend: str) -> dict[str, list[str]]:
     """Digests of each environment alone in a process of its own, forked before anything was drawn."""
     lines = fresh(
@@ -172,7 +174,7 @@ for make_env in (lambda: PixelObservation(bare(), size=96, frames=1), bare):
     )
 
 
-def test_a_second_thread_draws_the_same_picture(backend, alone):
+def test_a_second_thread_draws_the_same_picture(backend):
     shown = json.loads(
         fresh(
             f"""
@@ -189,7 +191,7 @@ print(json.dumps(seen))
             backend,
         )
     )
-    assert shown == {name: alone(backend, name) for name in NAMES[:2]}
+    assert shown == {name: alone(backend)[name] for name in NAMES[:2]}
 
 
 @pytest.mark.parametrize(
@@ -217,7 +219,7 @@ except RuntimeError as error:
     assert shown.split() == ["True"]
 
 
-def test_workers_forked_before_the_first_draw_render(backend, alone):
+def test_workers_forked_before_the_first_draw_render(backend):
     fresh(
         """
 env = make("Reacher-v5")

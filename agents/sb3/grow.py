@@ -120,6 +120,7 @@ def grow(
     path = folder / "episodes"
     for number in range(len(finished), rounds):
         here, drawn = folder / f"round_{number}", np.random.SeedSequence([seed, number]).generate_state(2)
+        set_random_seed(int(drawn[0]))  # the agent draws its actions from torch
         there = EpisodeStore.open(path).num_steps if path.exists() else 0
         left = (number + 1) * steps - there
         for policy, count in _policies(agent, model, number, left, round(curious * steps), int(drawn[0])):

@@ -234,10 +234,12 @@ class JointEncoder(nn.Module):
         for norm in norms:
             norm.momentum = 1.0
         self.world.train()
-        self.world.encode(pixels)
-        self.world.eval()
-        for norm in norms:
-            norm.momentum = MOMENTUM
+        try:
+            self.world.encode(pixels)
+        finally:
+            self.world.eval()
+            for norm in norms:
+                norm.momentum = MOMENTUM
 
     def get_extra_state(self) -> Tensor:
         return self.generator.get_state()
