@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from contextlib import nullcontext
 from dataclasses import replace
@@ -16,7 +17,7 @@ from jepa_rl.diagnostics import world_model_evaluation
 from jepa_rl.envs.collect import collect
 from jepa_rl.envs.policies import SmoothRandomPolicy
 from jepa_rl.envs.wrappers.pixels import PixelObservation
-from jepa_rl.files import open_run
+from jepa_rl.files import open_run, write_atomic
 from jepa_rl.presets import preset
 from jepa_rl.spaces import env_spaces, pixel_space, world_spec
 from jepa_rl.training.loop import fit
@@ -53,7 +54,8 @@ def learn_world_model(
             must end. It is wrapped in ``PixelObservation`` (64 x 64) unless its observations are stacked uint8
             pictures already.
         out: folder of the run; afterwards ``model.safetensors`` in it is the world model, ``episodes/`` the data,
-            and ``joint/`` and ``refined/`` hold TensorBoard events.
+            and ``joint/`` and ``refined/`` hold TensorBoard events. It knows an environment by its id or class:
+            after a change inside it pass ``resume=False`` or another folder.
         frames: pictures in an observation.
         block: environment steps in a latent step.
         steps: environment steps of random play.
@@ -81,6 +83,8 @@ def learn_world_model(
         spec = world_spec(shown, block)
         settings = {
             "source": spec.source,
+            "environment": type(shown.unwrapped).__qualname__,  # one that is not registered has no source
+            "actions": str(env.action_space),
             "frames": spec.frames,
             "block": block,
             "steps": steps,
@@ -91,7 +95,7 @@ def learn_world_model(
     if len(store) < 2:
         raise ValueError(
             f"random play of {steps} steps is one episode, but a tenth of the episodes is held out: give the "
-            "environment a time limit (gymnasium.wrappers.TimeLimit), or collect more steps"
+            "environment a time limit (gymnasium.wrappers.TimeLimit), or collect more steps; then pass resume=False"
         )
     train, held_out = store.split(0.1, seed=seed)
     config, training, window = preset("laptop", spec)
@@ -108,6 +112,12 @@ def learn_world_model(
             model, train, out / "refined", steps=max(window, longest), config=refining, progress=progress
         )
     model.save(out / "model.safetensors")
+    found = {
+        "episodes": len(store),
+        "steps": store.num_steps,
+        "alarms": [alarm for _, alarm in trained.alarms],
+    }
+    write_atomic(out / "results.json", json.dumps(found, indent=2).encode())
     for step, alarm in trained.alarms:
         if step == updates:
             warnings.warn(f"the world model in {out} is of little use: {alarm}", stacklevel=2)

@@ -213,7 +213,8 @@ def load_tensors(
     """
     path = hub.resolve(path)
     if not path.is_file():
-        raise FileNotFoundError(f"no checkpoint at {path}")
+        ships = f"; did you mean 'hub:{path}'?" if str(path) in hub.names() else ""
+        raise FileNotFoundError(f"no checkpoint at {path}{ships}")
     try:
         with safe_open(str(path), framework="pt") as file:
             metadata = file.metadata() or {}
@@ -256,4 +257,5 @@ def _check_metadata(path: Path, metadata: dict[str, str], kinds: tuple[str, ...]
             "upgrade with pip install -U jepa-rl"
         )
     if metadata.get("kind") not in kinds:
-        raise ValueError(f"{path} holds a {metadata.get('kind')!r}, expected one of {list(kinds)}")
+        hint = "; WorldModel.load and wrap read it" if metadata.get("kind") == "world_model" else ""
+        raise ValueError(f"{path} holds a {metadata.get('kind')!r}, expected one of {list(kinds)}{hint}")

@@ -883,6 +883,11 @@ def test_agents_of_two_seeds_differ_in_the_seed_alone():
     assert {name for name in one if one[name] != other[name]} == {"seed"}
 
 
+def test_a_policy_for_pictures_is_not_trained_on_vectors():
+    with pytest.raises(ValueError, match=r"CnnPolicy is for pictures, got Box.*PixelObservation"):
+        JEPAMPC("CnnPolicy", Goal1D())
+
+
 def test_an_unknown_preset_is_refused():
     with pytest.raises(ValueError, match="no preset 'desktop'; choose one of"):
         jepa_mpc_preset("desktop")

@@ -11,6 +11,7 @@ import torch
 
 from jepa_rl import EpisodeStore, WorldModel
 from jepa_rl.envs import PixelObservation, TwoRoomsEnv, learn_world_model, wrap
+from jepa_rl.report import read_run
 
 FEW = {"steps": 60, "updates": 2, "refine_updates": 2, "progress": False}
 pytestmark = pytest.mark.filterwarnings("ignore:.*is of little use")  # two updates
@@ -82,6 +83,24 @@ def test_a_finished_run_is_returned_and_another_is_refused(learned):
         learn_world_model(bar(), out, **FEW | {"seed": 1})
 
 
+def test_another_environment_or_other_actions_are_refused(learned):
+    class Dimmed(Bar):
+        def render(self):
+            return super().render() // 2
+
+    class Steps(Bar):
+        action_space = gym.spaces.Discrete(2)
+
+    Steps.__qualname__ = Bar.__qualname__
+    for other, named in ((Dimmed(), "environment"), (Steps(), "actions")):
+        with pytest.raises(ValueError, match=rf"holds a run with {{'{named}': .*pass resume=False"):
+            learn_world_model(gym.wrappers.TimeLimit(other, 20), learned[1], **FEW)
+
+
+def test_its_report_says_that_it_has_ended(learned):
+    assert read_run(learned[1]).finished
+
+
 def test_pictures_that_are_stacked_already_stay_as_they_are(tmp_path):
     env = PixelObservation(TwoRoomsEnv(), size=32, frames=2)
     env = gym.wrappers.TimeLimit(env, 30)
@@ -90,5 +109,6 @@ def test_pictures_that_are_stacked_already_stay_as_they_are(tmp_path):
 
 
 def test_an_environment_without_an_end_is_refused_in_words(tmp_path):
-    with pytest.raises(ValueError, match=r"one episode.*TimeLimit"):
+    with pytest.raises(ValueError, match=r"one episode.*TimeLimit.*resume=False"):
         learn_world_model(Bar(), tmp_path / "run", **FEW)
+    learn_world_model(bar(), tmp_path / "run", **FEW, resume=False)  # as it says

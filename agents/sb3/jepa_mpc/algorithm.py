@@ -19,7 +19,7 @@ from jepa_rl.agents.sb3.jepa_mpc.monitor import model_metrics
 from jepa_rl.agents.sb3.jepa_mpc.old_files import check_saved
 from jepa_rl.agents.sb3.jepa_mpc.policy import JEPAMPCPolicy
 from jepa_rl.memory import keep_freed_memory
-from jepa_rl.spaces import env_spaces, source_of
+from jepa_rl.spaces import env_spaces, observation_boxes, source_of
 from jepa_rl.training import descend
 from jepa_rl.world_model import WorldModel
 
@@ -65,7 +65,7 @@ class JEPAMPC(EpisodicAlgorithm):
     ``save_weights`` writes what acts as safetensors, which anybody may load (``from_weights``).
 
     Args:
-        policy: ``"CnnPolicy"``, ``"MlpPolicy"`` or ``"MultiInputPolicy"``; all three plan.
+        policy: ``"CnnPolicy"`` (pictures), ``"MlpPolicy"`` or ``"MultiInputPolicy"``; all three plan.
         env: environment, vectorised environment or id.
         learning_rate: of everything but the encoder. High, because updates are few; it falls to a tenth by the end of
             each call of ``learn``. Pass a constant if training consists of many calls.
@@ -96,11 +96,9 @@ class JEPAMPC(EpisodicAlgorithm):
         AssertionError: Stable-Baselines3's, for actions of another kind.
     """
 
-    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
-        "MlpPolicy": JEPAMPCPolicy,
-        "CnnPolicy": JEPAMPCPolicy,
-        "MultiInputPolicy": JEPAMPCPolicy,
-    }
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = dict.fromkeys(
+        ("MlpPolicy", "CnnPolicy", "MultiInputPolicy"), JEPAMPCPolicy
+    )
 
     def __init__(
         self,
@@ -145,6 +143,13 @@ class JEPAMPC(EpisodicAlgorithm):
             support_multi_env=True,
             supported_action_spaces=(spaces.Box, spaces.Discrete, spaces.MultiDiscrete),
         )
+        if policy == "CnnPolicy" and not any(
+            len(box.shape) == 3 for box in observation_boxes(self.observation_space).values()
+        ):
+            raise ValueError(
+                f"CnnPolicy is for pictures, got {self.observation_space}; wrap the environment in "
+                "jepa_rl.envs.PixelObservation, or pass 'MlpPolicy'"
+            )
         first, last = n_step if isinstance(n_step, tuple) else (n_step, n_step)
         if not 1 <= steps <= last <= first:
             raise ValueError(
@@ -326,16 +331,8 @@ class JEPAMPC(EpisodicAlgorithm):
         return super().load(path, *args, **kwargs)
 
     def _excluded_save_params(self) -> list[str]:
-        return [
-            *super()._excluded_save_params(),
-            "model_optimizer",
-            "policy_optimizer",
-            "noise",
-            "rng",
-            "_plans",
-            "_record",
-            "_step_began",
-        ]
+        own = ["model_optimizer", "policy_optimizer", "noise", "rng", "_plans", "_record", "_step_began"]
+        return [*super()._excluded_save_params(), *own]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         return ["policy", "model_optimizer", "policy_optimizer"], []
