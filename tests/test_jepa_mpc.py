@@ -208,7 +208,7 @@ def test_shifted_pictures_are_crops_of_the_padded_ones():
 
 def test_learns_to_walk_to_the_goal():
     agent = tiny(Goal1D(), gamma=0.9)
-    agent.learn(1000)
+    agent.learn(700)
     returns = mean_return(agent, Goal1D, 10)
     assert returns > -2.0  # the best are about -0.6, random ones about -9
     action, _ = agent.predict(np.array([1.0], np.float32), deterministic=True)
@@ -219,7 +219,7 @@ def test_learns_to_walk_to_the_goal():
 @pytest.mark.parametrize("termination", [True, False])
 def test_an_end_that_is_ignored_is_walked_into(termination):
     agent = tiny(Cliff(), gamma=0.95, policy_kwargs=parts({"termination": termination}))
-    agent.learn(900)
+    agent.learn(600)
     action, _ = agent.predict(np.array([1.0, 0.0], np.float32), deterministic=True)
     assert action == (0 if termination else 1)
     if termination:
