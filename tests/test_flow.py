@@ -177,7 +177,7 @@ def train(model, draw, updates=400, rate=3e-3, batch=128):
     """``draw(batch, generator)`` gives windows of latents and actions."""
     generator = seeded(0)
     model.train().observe(*draw(4000, generator))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=rate)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, fused=True)
     schedule_ = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, updates)
     for _ in range(updates):
         loss, _ = model.loss(*draw(batch, generator), generator)
@@ -211,7 +211,8 @@ COINS = {
 @pytest.mark.parametrize("kind", COINS)
 def test_a_coin_falls_as_often_as_it_should_and_never_on_its_edge(kind):
     torch.manual_seed(0)
-    model = train(COINS[kind](), coin, updates=900)
+    quick = {"updates": 900} if kind == "mixture" else {"updates": 300, "rate": 8e-3, "batch": 256}
+    model = train(COINS[kind](), coin, **quick)
     actions = torch.tensor([-0.8, -0.4, 0.0, 0.4, 0.8])[:, None, None]
     with torch.no_grad():
         moves = model.rollout(torch.zeros(5, 1), actions, futures=2000, generator=seeded(5))[:, :, 1, 0]
@@ -324,14 +325,14 @@ def test_a_memory_of_two_states_goes_on_in_the_direction_that_it_took():
     same = {}
     for context in (1, 2):
         torch.manual_seed(0)
-        flow = FlowDynamics(1, 1, width=48, depth=1, context=context, average_rate=0.02)
+        flow = FlowDynamics(1, 1, width=64, depth=1, context=context, average_rate=0.02)
         model = train(flow, drift, rate=5e-3)
         with torch.no_grad():
             path = model.rollout(torch.zeros(1, 1), torch.zeros(1, 2, 1), futures=500, generator=seeded(1))
         moves = path[0, :, :, 0].diff(dim=1).sign()
         assert 0.4 < (moves[:, 0] > 0).float().mean() < 0.6
         same[context] = float((moves[:, 0] == moves[:, 1]).float().mean())
-    assert same[2] > 0.95 and same[1] < 0.7, same
+    assert same[2] > 0.97 and same[1] < 0.7, same
 
 
 def test_guidance_without_a_classifier_asks_for_more_of_what_the_action_means():
