@@ -7,11 +7,14 @@ of both arguments holds ``b * s`` rows, the ``s`` candidates of one environment 
 A cost with one goal (or other datum) per environment reshapes the rows to ``(b, s)`` with ``b`` the
 number of goals: see ``per_environment``.
 
-A cost with a goal latent has it as its attribute ``goal``; planners that need a goal read it (``goal_of``).
+A cost with a goal latent has it as its attribute ``goal``; planners that need a goal read it (``goal_of``). A cost that
+knows what every plan costs at least has that number as its attribute ``least`` (``least_of``); a search may stop when
+nothing that it has not tried can be better.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, runtime_checkable
@@ -69,6 +72,11 @@ def goal_of(cost: Cost) -> Float[Tensor, "b d"] | None:
     return cost.goal if isinstance(cost, HasGoal) else None
 
 
+def least_of(cost: Cost) -> float:
+    """What every plan costs at least, as the cost says by its attribute ``least``; minus infinity if it does not."""
+    return float(getattr(cost, "least", -math.inf))
+
+
 class Composable:
     """Base class of costs: adds the operators ``a + b`` and ``weight * a``."""
 
@@ -120,6 +128,11 @@ class GoalCost(Composable):
                 f"distance must be one of {sorted(DISTANCES)} or a callable, got {self.distance!r}"
             )
 
+    @property
+    def least(self) -> float:
+        """0; unknown for a distance of one's own."""
+        return -math.inf if callable(self.distance) else 0.0
+
     def __call__(self, latents: Float[Tensor, "b n t d"], actions: Tensor) -> Float[Tensor, "b n"]:
         if latents.shape[-1] != self.goal.shape[-1]:
             raise ValueError(
@@ -138,6 +151,11 @@ class ActionPenalty(Composable):
     """``weight`` times the squared norm of the actions, summed over the plan."""
 
     weight: float = 1.0
+
+    @property
+    def least(self) -> float:
+        """0, unless the weight rewards actions."""
+        return 0.0 if self.weight >= 0 else -math.inf
 
     def __call__(
         self, latents: Float[Tensor, "b n t d"], actions: Float[Tensor, "b h a"]
@@ -186,6 +204,13 @@ class WeightedSum(Composable):
     def goal(self) -> Float[Tensor, "b d"] | None:
         """The goal of the first cost in the sum that has one."""
         return next((goal for goal in map(goal_of, self.costs) if goal is not None), None)
+
+    @property
+    def least(self) -> float:
+        """The sum of what its parts cost at least; unknown where a weight is negative."""
+        if min(self.weights) < 0:
+            return -math.inf
+        return sum(w * least_of(cost) for w, cost in zip(self.weights, self.costs, strict=True) if w)
 
     def __call__(
         self, latents: Float[Tensor, "b n t d"], actions: Float[Tensor, "b h a"]

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jepa_rl.costs import ActionPenalty, GoalCost, WeightedSum, goal_of
+from jepa_rl.costs import ActionPenalty, Disagreement, GoalCost, WeightedSum, goal_of, least_of
 
 PATH = torch.tensor([[9.0, 9.0], [3.0, 4.0], [0.0, 2.0]])[None, None]  # 1 1 t=3 d=2
 ACTIONS = torch.tensor([[[1.0], [-0.5]]])  # 1 h=2 a=1
@@ -68,6 +68,28 @@ def test_a_cost_shows_its_goal_also_within_sums_and_where_it_is_the_users_own():
     assert goal_of(ActionPenalty() + Own()) is Own.goal
     for cost in (plain, ActionPenalty(), ActionPenalty() + plain):
         assert goal_of(cost) is None
+
+
+def test_a_cost_says_what_every_plan_costs_at_least_where_it_knows():
+    goal, penalty, unknown = GoalCost(torch.zeros(1, 2)), ActionPenalty(0.1), -float("inf")
+
+    class Own:
+        least = 2.0
+
+        def __call__(self, latents, actions):
+            return 2.0 + latents[:, :, -1, 0].square()
+
+    assert least_of(goal) == least_of(penalty) == least_of(goal + penalty) == 0.0
+    assert least_of(goal + 3.0 * (penalty + Own())) == 6.0
+    for cost in (
+        lambda latents, actions: latents[:, :, 0, 0],
+        GoalCost(torch.zeros(1, 2), distance=lambda z, g: (z - g).sum(-1)),
+        ActionPenalty(-1.0),
+        Disagreement(),
+        goal + Disagreement(),
+        goal + -1.0 * penalty,
+    ):
+        assert least_of(cost) == unknown
 
 
 def test_gradient_at_the_goal_is_finite():

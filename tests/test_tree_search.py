@@ -48,6 +48,43 @@ def test_a_dear_step_keeps_the_plan_short():
     assert (plan.actions[:, 1:] == 0).all()  # one step, then rest
 
 
+class Counted:
+    """Dynamics that count their rollouts."""
+
+    def __init__(self, dynamics):
+        self.dynamics, self.calls = dynamics, 0
+        self.latent_dim, self.action_dim, self.markov = dynamics.latent_dim, dynamics.action_dim, True
+
+    def rollout(self, *args, **options):
+        self.calls += 1
+        return self.dynamics.rollout(*args, **options)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.floats(5, 25), st.floats(5, 60), st.sampled_from([0.3, 1.0, 3.0]), st.booleans())
+def test_a_tree_that_stops_early_answers_as_the_whole_tree(x, y, step_cost, two):
+    """A cost that does not say what it is at least has the whole tree grown."""
+    goals = torch.tensor([[x, y, 32.0, 45.0], [12.0, 30.0, 32.0, 45.0]])[: 1 + two]
+    starts = START.expand(len(goals), -1)
+    silent = GoalCost(goals, "last", lambda latents, goal: (latents - goal).norm(dim=-1))
+    plans, calls = [], []
+    for cost in (GoalCost(goals, "last"), silent):
+        dynamics = Counted(HeldActions(TwoRoomsDynamics(5), 5))
+        generator = torch.Generator().manual_seed(0)
+        plans.append(TreeSearch(12, step_cost=step_cost).plan(dynamics, cost, starts, None, generator))
+        calls.append(dynamics.calls)
+    torch.testing.assert_close(plans[0].actions, plans[1].actions)
+    torch.testing.assert_close(plans[0].cost, plans[1].cost)
+    assert calls[0] <= calls[1] == 13
+
+
+def test_a_near_goal_takes_a_small_tree():
+    dynamics = Counted(HeldActions(TwoRoomsDynamics(5), 5))
+    near = GoalCost(torch.tensor([[20.0, 21.0, 32.0, 45.0]]), "last")
+    TreeSearch(12, step_cost=1.0).plan(dynamics, near, START, None, torch.Generator().manual_seed(0))
+    assert dynamics.calls <= 6
+
+
 def test_the_old_plan_competes():
     """A warm start that ends at the goal exactly is taken, whatever the tree finds."""
 
@@ -109,7 +146,7 @@ def test_memory_of_the_dynamics_is_carried_along_the_tree(make, warm):
     plan = TreeSearch(4, width=6, branches=5, step_cost=0.0).plan(
         dynamics, cost, z, start, torch.Generator().manual_seed(0)
     )
-    for level in range(4):
+    for level in range(plan.candidates.shape[1]):  # fewer than four where one ends at the goal exactly
         path = plan.candidates[:, level, : level + 1]
         at_once = cost(dynamics.rollout(z, path), path)[:, 0]
         torch.testing.assert_close(plan.candidate_costs[:, level], at_once)

@@ -20,6 +20,7 @@ from jepa_rl.agents.planners.base import (
     take,
 )
 from jepa_rl.checks import check_each
+from jepa_rl.costs import least_of
 from jepa_rl.dynamics.base import is_markov
 from jepa_rl.noise import directions
 from jepa_rl.types import ActionKind, Cost, Dynamics, Plan
@@ -34,7 +35,8 @@ class TreeSearch(BasePlanner):
     each of ``width`` states and keeps those ``width`` children that lie farthest from all states kept so far
     (farthest-point selection, Gonzalez 1985; the idea of novelty search, Lehman & Stanley 2011, and of the
     space-filling of rapidly exploring random trees, LaValle 1998). The answer is the path to the state whose
-    cost, plus ``step_cost`` for every latent step on the way, is least; after it the plan rests (zero actions).
+    cost, plus ``step_cost`` for every latent step on the way, is least; after it the plan rests (zero actions). The
+    tree stops growing when no deeper state can be worth its steps (``jepa_rl.costs.least_of``); that changes no plan.
 
     The cost of a state is that of the transition into it, so a ``GoalCost`` means the same with either
     ``reduce``. The dynamics answer for one future; use the sampling planners for more. Dynamics that remember more
@@ -55,8 +57,8 @@ class TreeSearch(BasePlanner):
     # A tree over several futures would need a policy, not a path: one future, and no attitude to risk (BasePlanner's).
 
     horizon: int
-    width: int = 32
-    branches: int = 12
+    width: int = 24
+    branches: int = 8
     step_cost: float = 0.05
 
     def __post_init__(self) -> None:
@@ -79,6 +81,7 @@ class TreeSearch(BasePlanner):
         problem, warm = make_problem(self, dynamics, cost, z, warm_start, generator, proposals)
         nodes, paths = z.unsqueeze(1), warm[:, None, :0]  # b w d, b w depth a
         visited, ends, totals = nodes, [], []
+        found, least = z.new_full(z.shape[:1], torch.inf), least_of(cost)
         old_end, follow = z.unsqueeze(1), warm_start is not None  # the state that the old plan leads to
         for depth in range(self.horizon):
             actions = self._actions(nodes, dynamics.action_dim, generator)
@@ -97,6 +100,9 @@ class TreeSearch(BasePlanner):
             best = child_costs.argmin(1)
             totals.append(pick(child_costs, best) + self.step_cost * (depth + 1))
             ends.append(_pad(pick(child_paths, best), self.horizon))
+            found = torch.minimum(found, totals[-1])
+            if (found <= least + self.step_cost * (depth + 2)).all():
+                break
             kept = spread(children, visited, child_costs, self.width)
             nodes, paths = take(children, kept), take(child_paths, kept)
             visited = torch.cat([visited, nodes], 1)
