@@ -353,7 +353,7 @@ def run_sac(method: str, args: Args, task: Task, folder: Path, seed: int, decisi
     facts = {"preset": algorithm.__name__, "device": str(model.device), "observations": seen}
     # As JSON has it; the seed differs, and classes go by their names.
     told = {name: value for name, value in settings.items() if name not in ("seed", "device")}
-    facts["agent"] = json.loads(json.dumps(told | {"policy": policy}, default=name_of))
+    facts["agent"] = json.loads(json.dumps(learning_of(model) | told | {"policy": policy}, default=name_of))
     refuse_unlike(args, folder, facts)
     model.tensorboard_log = str(folder / "tensorboard")
     curve = evaluation(args, task, folder, make)
@@ -374,6 +374,13 @@ def run_sac(method: str, args: Args, task: Task, folder: Path, seed: int, decisi
     if method == "sac_latents":
         facts["before"] = json.loads((folder / "before.json").read_text())
     return facts
+
+
+def learning_of(model: OffPolicyAlgorithm) -> dict[str, Any]:
+    """How an agent learns, its algorithm's own defaults included; rates at the start, in the middle and at the end."""
+    names = ("batch_size", "tau", "n_steps", "ent_coef", "gradient_steps")
+    found = {name: getattr(model, name) for name in names if hasattr(model, name)}
+    return found | {"learning_rate": [model.lr_schedule(left) for left in (1.0, 0.5, 0.0)]}
 
 
 def name_of(part: Any) -> Any:

@@ -1,5 +1,7 @@
 """The harness of the recorded figures: what it counts together, and that it goes on after a kill."""
 
+import ast
+import inspect
 import json
 import re
 import subprocess
@@ -8,6 +10,7 @@ import time
 import warnings
 from importlib import import_module
 from pathlib import Path
+from types import FunctionType, ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -223,6 +226,38 @@ def test_every_script_imports_without_a_name_that_has_moved(benchmarks):
 
 
 # -- what several seeds say -------------------------------------------------------------------------
+
+
+def misfits(module, source: str) -> list[str]:
+    """Calls of functions by a bare name of ``module``, or of one that it imports, whose arguments do not fit."""
+    found = []
+    for call in (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)):
+        where, name = vars(module), call.func
+        if isinstance(name, ast.Attribute) and isinstance(name.value, ast.Name):
+            owner = where.get(name.value.id)
+            where, name = vars(owner) if isinstance(owner, ModuleType) else {}, ast.Name(name.attr)
+        function = where.get(name.id) if isinstance(name, ast.Name) else None
+        ours = isinstance(function, FunctionType) and not function.__module__.startswith("torch")
+        if not ours or any(isinstance(arg, ast.Starred) for arg in call.args):
+            continue
+        named = {word.arg: None for word in call.keywords if word.arg}
+        bind = inspect.signature(function).bind
+        if len(named) < len(call.keywords):  # **options may give the rest
+            bind = inspect.signature(function).bind_partial
+        try:
+            bind(*call.args, **named)
+        except TypeError as error:
+            found.append(f"{module.__name__}:{call.lineno} {function.__name__}: {error}")
+    return found
+
+
+def test_calls_in_scripts_fit_the_functions_of_other_scripts(benchmarks):
+    scripts = [path for folder in (BENCHMARKS, ROOT / "examples") for path in sorted(folder.glob("*.py"))]
+    found = [text for path in scripts for text in misfits(import_module(path.stem), path.read_text())]
+    assert not found, found
+    broken = "import quickstart\nquickstart.play(1)\nquickstart.play(1, make_policy=2)\n"
+    quickstart = import_module("quickstart")
+    assert len(misfits(SimpleNamespace(quickstart=quickstart, __name__="broken"), broken)) == 1
 
 
 def test_fewer_than_five_seeds_are_shown_as_points(benchmarks):

@@ -34,7 +34,7 @@ class JointConfig:
             agent's loss alone trains the encoder, with random shifts, as in DrQ (Kostrikov et al. 2020,
             arXiv:2004.13649).
         reward: weight of the predicted reward, relative to the objective.
-        steps: that the objective predicts ahead.
+        steps: that objective and reward are predicted ahead.
         decay: weight of each further step, relative to the one before.
         scale_rewards: whether rewards are divided by the standard deviation of their discounted sums (``ReturnScale``),
             unless a ``VecNormalize`` scales them. The agent's loss and the objective are then of one size, whatever
@@ -51,7 +51,7 @@ class JointConfig:
 
     weight: float = 1.0
     reward: float = 0.5
-    steps: int = 1
+    steps: int = 3
     decay: float = 0.5
     scale_rewards: bool = True
     encoder_rate: float = 1.0

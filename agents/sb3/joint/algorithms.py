@@ -19,6 +19,7 @@ from stable_baselines3 import DQN, PPO, SAC, TD3
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
+from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
 from jepa_rl.agents.sb3.baselines import SHORT_DQN
@@ -32,6 +33,7 @@ REPLAY_SETTINGS = {
 
 # Of SAC and TD3: values travel over several steps, and the target networks follow soon.
 FEW_UPDATES: dict[str, Any] = {"buffer_size": 100_000, "batch_size": 128, "tau": 0.02, "n_steps": 5}
+FALLING = LinearSchedule(1e-3, 1e-4, 1.0)
 
 
 class JEPASAC(JointOffPolicy, SAC):
@@ -40,7 +42,7 @@ class JEPASAC(JointOffPolicy, SAC):
     Args:
         policy: ``"CnnPolicy"``.
         env: shows uint8 pixels, such as ``PixelObservation(env)``.
-        learning_rate: of agent and encoder.
+        learning_rate: of agent and encoder; falls to a tenth by the end of ``learn``.
         ent_coef: see ``SAC``.
         **settings: of ``SAC``, by default those of ``FEW_UPDATES``; ``policy_kwargs=jepa_policy_kwargs(...)``. One-step
             value targets learn the swing-up much more slowly. ``buffer_size`` counts states, one more for each episode
@@ -55,7 +57,7 @@ class JEPASAC(JointOffPolicy, SAC):
         self,
         policy: Any,
         env: GymEnv | str | None,
-        learning_rate: float | Schedule = 1e-3,
+        learning_rate: float | Schedule = FALLING,
         *,
         ent_coef: str | float = "auto_0.01",
         **settings: Any,
@@ -68,7 +70,11 @@ class JEPATD3(JointOffPolicy, TD3):
     """TD3 from pixels; arguments and errors as ``JEPASAC``."""
 
     def __init__(
-        self, policy: Any, env: GymEnv | str | None, learning_rate: float | Schedule = 1e-3, **settings: Any
+        self,
+        policy: Any,
+        env: GymEnv | str | None,
+        learning_rate: float | Schedule = FALLING,
+        **settings: Any,
     ) -> None:
         super().__init__(policy, env, **FEW_UPDATES | {"learning_rate": learning_rate} | settings)
 
