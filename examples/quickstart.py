@@ -133,7 +133,7 @@ def train_world_model(args: Args, train: Any, held_out: Any) -> WorldModel:
     training = replace(
         training, steps=args.updates, batch_size=112, seed=args.seed, evaluate_every=max(1, args.updates // 9)
     )
-    refining = replace(REFINE, steps=args.refine_updates, batch_size=80, seed=args.seed)
+    refining = replace(REFINE, steps=args.refine_updates, batch_size=72, seed=args.seed)
     if args.quick:
         training = replace(training, batch_size=16, log_every=5, evaluate_every=20)
         refining = replace(refining, batch_size=16, log_every=5)
