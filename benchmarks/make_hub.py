@@ -281,7 +281,7 @@ def two_rooms(record: dict[str, Any]) -> dict[str, Any]:
         "score": rate("share of goals reached", record["success"]["agent"]),
         "protocol": "benchmarks/two_rooms.py: unseen layouts, start and goal in different rooms, 200 steps at most, "
         "TreeSearch(12)",
-        "note": "earlier recipes reached 0.96 and 0.995 on this training seed; later ones were chosen on other seeds",
+        "note": "earlier recipes reached 0.96 to 0.995 on this training seed; later ones were chosen on others",
     }
 
 
