@@ -14,7 +14,7 @@ BENCHMARKS := $(filter-out benchmarks/_% benchmarks/readme_table.py benchmarks/m
 .PHONY: help demo test lint type wheel docs bench hub clean
 
 help:
-	@echo 'make demo    learn Two Rooms from pixels and plan through the door (six minutes on two AVX2 cores)'
+	@echo 'make demo    learn Two Rooms from pixels and plan through the door (five minutes on two AVX2 cores)'
 	@echo 'make test    run the test suite'
 	@echo 'make lint    ruff: rules and formatting; the figures in README and docs/results.md'
 	@echo 'make type    mypy over jepa_rl, jepa_rl.agents and jepa_rl.envs'

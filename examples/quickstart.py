@@ -2,7 +2,7 @@
 
     python examples/quickstart.py
 
-collect -> train -> diagnose -> plan, six minutes on two cores without AVX512. Writes runs/quickstart/: results.json,
+collect -> train -> diagnose -> plan, five minutes on two cores without AVX512. Writes runs/quickstart/: results.json,
 plan.gif (what the agent sees, its goal, its imagined path), latent_map.png, model.safetensors, the episodes and
 TensorBoard events. An interrupted run resumes where it stopped; --no-resume starts again.
 """

@@ -329,7 +329,9 @@ def test_the_table_says_what_it_compares(benchmarks):
     import readme_table
 
     rows = dict(row for name, rows in readme_table.ROWS.items() for row in rows(results(name)))
-    assert rows["... both sides in bfloat16"] == "2.2x, 2.1x"
+    speed = results("planning_speed")
+    both = f"{speed['ratio_1_env_bfloat16']:.1f}x, {speed['ratio_16_envs_bfloat16']:.1f}x"
+    assert rows["... both sides in bfloat16"] == both
     text = " ".join([*rows, *rows.values()])
     assert "oracle" not in text and "no value" not in text and "an encoder made for the flow" in text
     returns = next(
@@ -491,8 +493,6 @@ def test_an_update_is_timed_from_one_optimiser_step_to_the_next(benchmarks):
 def test_what_is_timed_is_what_quickstart_trains(benchmarks, monkeypatch, tmp_path):
     from _processor_cases import recipe_of
 
-    from jepa_rl.training.refine import REFINE
-
     monkeypatch.setattr(sys, "path", [str(ROOT / "examples"), *sys.path])
     quickstart = import_module("quickstart")
     args = quickstart.Args(train_episodes=8, out=tmp_path)
@@ -502,8 +502,8 @@ def test_what_is_timed_is_what_quickstart_trains(benchmarks, monkeypatch, tmp_pa
     assert real == (quickstart.fit, quickstart.refine_dynamics)
     preset = quickstart.preset("laptop", train.spec.with_block(args.block))
     assert recipe.world == preset.model and recipe.window == preset.steps
-    assert (recipe.joint.batch_size, recipe.joint.steps) == (preset.train.batch_size, args.updates)
-    assert (recipe.refine.batch_size, recipe.refine.steps) == (REFINE.batch_size, args.refine_updates)
+    assert (recipe.joint.batch_size, recipe.joint.steps) == (112, args.updates)
+    assert (recipe.refine.batch_size, recipe.refine.steps) == (72, args.refine_updates)
     assert recipe.planner["horizon"] == args.horizon
 
 

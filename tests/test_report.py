@@ -211,7 +211,9 @@ def test_damaged_events_are_named_and_the_rest_is_shown(tmp_path, damage, capsys
     assert f"{events} is damaged, or ends in the middle of a record" in said
 
 
-def test_what_cannot_be_reported(tmp_path, capsys):
+def test_what_cannot_be_reported(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # errors name the runs of the folder where one is
+
     def refused(*arguments):
         code = main([str(argument) for argument in arguments])
         return code, capsys.readouterr().err
