@@ -73,11 +73,8 @@ def moved(before, module):
     ("name", "steps", "settings"),
     [
         ("sac", 500, {"learning_starts": 100}),
-        (
-            "td3",
-            600,
-            {"learning_starts": 150, "learning_rate": 1e-3, "joint": {"steps": 1}},
-        ),  # so few updates
+        # A falling rate is for more updates than these.
+        ("td3", 600, {"learning_starts": 150, "learning_rate": 1e-3, "joint": {"steps": 1}}),
         (
             "dqn",
             600,

@@ -33,7 +33,7 @@ REPLAY_SETTINGS = {
 
 # Of SAC and TD3: values travel over several steps, and the target networks follow soon.
 FEW_UPDATES: dict[str, Any] = {"buffer_size": 100_000, "batch_size": 128, "tau": 0.02, "n_steps": 5}
-FALLING = LinearSchedule(1e-3, 1e-4, 1.0)
+FALLING = LinearSchedule(1e-3, 1e-4, 1.0)  # pays in the last third of some ten thousand updates
 
 
 class JEPASAC(JointOffPolicy, SAC):
@@ -42,7 +42,8 @@ class JEPASAC(JointOffPolicy, SAC):
     Args:
         policy: ``"CnnPolicy"``.
         env: shows uint8 pixels, such as ``PixelObservation(env)``.
-        learning_rate: of agent and encoder; falls to a tenth by the end of ``learn``.
+        learning_rate: of agent and encoder; falls to a tenth by the end of ``learn``. A constant one is better for runs
+            of a few hundred updates.
         ent_coef: see ``SAC``.
         **settings: of ``SAC``, by default those of ``FEW_UPDATES``; ``policy_kwargs=jepa_policy_kwargs(...)``. One-step
             value targets learn the swing-up much more slowly. ``buffer_size`` counts states, one more for each episode
