@@ -141,28 +141,26 @@ def branching() -> str:
 
 def speed() -> str:
     """How fast is it?"""
-    r = load("planning_speed")
-    rows = []
-    if r is not None:
-        for label, end in (("both in float32", ""), ("both in bfloat16", "_bfloat16")):
-            cells = {
-                f"{n} environment{'s' * (n > 1)}": f"{r[key]:.1f}x"
-                for n, key in ((1, f"ratio_1_env{end}"), (16, f"ratio_16_envs{end}"))
-                if key in r
-            }
-            rows.append((f"the same weights, {label}{mark(r)}", cells))
+    rows, caption = [], "A plan by CEM: time of stable-worldmodel / ours."
+    if (r := load("planning_speed")) is not None:
+        labels = {
+            "ratio_{}": "the same weights, both in float32",
+            "ratio_{}_bfloat16": "the same weights, both in bfloat16",
+        }
         if "ratio_own_1_env" in r:
-            cells = {
-                "1 environment": f"{r['ratio_own_1_env']:.1f}x",
-                "16 environments": f"{r['ratio_own_16_envs']:.1f}x",
-            }
             reached = f"{r['success_peer']:.0%} of the goals reached, ours {r['success_own']:.0%}"
-            rows.append((f"each side's own predictor, float32; {reached}{mark(r)}", cells))
-    caption = (
-        "A plan by CEM: time of stable-worldmodel / ours. Own predictors: LeWorldModel's transformer against a "
-        "perceptron of 192 units, trained on the same latents of Two Rooms (goals in the same room); the smaller "
-        "network is what is faster."
-    )
+            labels["ratio_own_{}"] = f"each side's own predictor, float32; {reached}"
+            caption += (
+                " Own predictors: LeWorldModel's transformer against a perceptron of 192 units, trained on the same "
+                "latents of Two Rooms (goals in the same room); the smaller network is what is faster."
+            )
+        for key, label in labels.items():
+            columns = (
+                ("1 environment", key.format("1_env")),
+                ("16 environments", key.format("16_envs")),
+            )
+            cells = {column: f"{r[name]:.1f}x" for column, name in columns if name in r}
+            rows.append((f"{label}{mark(r)}", cells))
     if (wrapper := load("wrapper_speed")) is not None:
         caption += (
             f" PPO trains on {wrapper['ppo_fps_ratio']:.1f} times as many frames a second from latents as from pixels; "

@@ -31,11 +31,8 @@ def wide() -> dict[str, Any]:
     These were the sizes of version 0.1.0's defaults, except for the elites. An update takes 77 ms and a decision 14 on
     two cores limited to AVX2 (AMD EPYC).
     """
-    search = {"samples": 64, "elites": 16, "iterations": 3}
-    return {
-        "batch_size": 128,
-        "policy_kwargs": {"world": {"encoder_options": WIDE}, "control": ControlConfig(), **search},
-    }
+    policy = laptop()["policy_kwargs"] | {"world": {"encoder_options": WIDE}, "iterations": 3}
+    return {"batch_size": 128, "policy_kwargs": policy}
 
 
 def small() -> dict[str, Any]:
