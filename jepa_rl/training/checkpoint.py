@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from jepa_rl.files import load_tensors, plain, save_tensors
+from jepa_rl.files import load_tensors, naming, plain, save_tensors
 from jepa_rl.training.contracts import Registered, Upgraded
 from jepa_rl.types import JSON, Metrics
 
@@ -77,10 +77,20 @@ class TrainingState:
                 changed then.
         """
         tensors, header = load_tensors(path, ("training",))
-        self._check_config(path, header["config"])
-        check_same(path, "train", header["train"], self.identity["train"])
-        if "data" in header:
-            check_data(path, header["data"], self.identity["data"])
+        with naming(path, "does not describe a training run of this version"):
+            self._check_config(path, header["config"])
+            check_same(path, "train", header["train"], self.identity["train"])
+            if "data" in header:
+                check_data(path, header["data"], self.identity["data"])
+            self._restore(tensors, header)
+
+    def _restore(self, tensors: dict[str, Tensor], header: JSON) -> None:
+        step, metrics = int(header["step"]), dict(header["metrics"])
+        alarms = [(int(at), str(text)) for at, text in header["alarms"]]
+        if not all(isinstance(value, int | float) for value in metrics.values()):
+            raise TypeError(f"its metrics are no numbers: {metrics}")
+        if step < 1:
+            raise ValueError(f"it says that {step} updates were made")
         self.model.load_state_dict(
             {name[6:]: tensor for name, tensor in tensors.items() if name.startswith("model.")}
         )
@@ -91,8 +101,7 @@ class TrainingState:
         torch.set_rng_state(tensors["torch_generator"])
         if "cuda_generator" in tensors and self.device.type == "cuda":
             torch.cuda.set_rng_state(tensors["cuda_generator"], self.device)
-        self.step, self.metrics = int(header["step"]), header["metrics"]
-        self.alarms = [(int(step), text) for step, text in header["alarms"]]
+        self.step, self.metrics, self.alarms = step, metrics, alarms
 
     def _check_config(self, path: Path, there: JSON) -> None:
         """Raises ValueError unless a file's configuration of the model equals this one's, in this version's terms."""
