@@ -20,7 +20,9 @@ from jepa_rl.envs.collect import WRITE_EVERY, episode_layout, open_store, play_e
 from jepa_rl.envs.policies import Policy
 from jepa_rl.progress import Progress
 
-AHEAD = 4  # episodes for each actor that may be on their way, finished ones that wait for an earlier one included
+AHEAD = (
+    4  # episodes for each actor that may be on their way, finished ones that wait for an earlier one included
+)
 RESTARTS = 3  # of an actor
 CLOSE_SECONDS = 5.0
 
@@ -177,8 +179,8 @@ def _words(ray: Any) -> Iterator[None]:
         raise error.cause from error
     except ray.exceptions.RayActorError as error:
         raise RuntimeError(
-            f"an actor was lost {RESTARTS + 1} times, the last time by: {error}. The environment may crash, or want more "
-            "memory than there is: play an episode of it alone, or pass fewer actors"
+            f"an actor was lost {RESTARTS + 1} times, the last time by: {error}. The environment may crash, or want "
+            "more memory than there is: play an episode of it alone, or pass fewer actors"
         ) from error
 
 

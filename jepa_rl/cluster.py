@@ -10,11 +10,14 @@ import pickle
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
+
+import psutil
 
 # Of a Ray that is started here: results wait in it, and what does not fit goes to disk.
 OBJECT_STORE_BYTES = 256 * 2**20
+STARTS = 3  # of a Ray on this machine
 ANSWER_SECONDS = 5.0  # that an address may take to answer
 # Nothing is reported to Ray's makers, and `uv run` does not make Ray upload the working directory.
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}
@@ -76,16 +79,37 @@ def ray_running(address: str | None = None, cpus: int | None = None) -> Iterator
 
 
 def _start(ray: Any, address: str | None, cpus: int | None) -> None:
-    if address is None:  # "local": never one that happens to run on this machine
-        ray.init(
-            address="local", num_cpus=cpus or cores(), include_dashboard=False, log_to_driver=False,
-            object_store_memory=OBJECT_STORE_BYTES, logging_level="ERROR",
-        )  # fmt: skip
+    quiet = {"log_to_driver": False, "logging_level": "ERROR"}
+    if address is None:
+        _start_here(ray, cpus or cores(), quiet)
         return
     try:
-        ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+        ray.init(address=address, **quiet)
     except (ConnectionError, SystemExit) as error:  # Ray ends the process where something else answers
         raise ConnectionError(_nobody(address, error)) from error
+
+
+def _start_here(ray: Any, cpus: int, quiet: dict[str, Any]) -> None:
+    """Ray waits 30 seconds for its own processes, which a machine at its limit needs longer for."""
+    there = {child.pid for child in psutil.Process().children(recursive=True)}
+    for attempt in range(STARTS):
+        try:  # "local": never a Ray that happens to run on this machine
+            ray.init(
+                address="local",
+                num_cpus=cpus,
+                include_dashboard=False,
+                object_store_memory=OBJECT_STORE_BYTES,
+                **quiet,
+            )
+            return
+        except Exception as error:  # of no kind of its own
+            for child in psutil.Process().children(recursive=True):
+                if child.pid not in there:
+                    with suppress(psutil.NoSuchProcess):
+                        child.kill()
+            if "timed out during startup" not in str(error) or attempt == STARTS - 1:
+                raise
+            ray.shutdown()
 
 
 def _check_answers(address: str) -> None:

@@ -42,8 +42,8 @@ def sweep(
 ) -> list[Row]:
     """Runs every trial and writes one table. Called again with the same folder, it runs what is not finished.
 
-    ``out`` holds ``table.csv``; ``trials/<name>/``, the folder that each trial was given; ``output/<name>.txt``, what it
-    printed; ``processes/<name>.jsonl``, which processes worked on it; ``finished/<name>.json``, its metrics; and
+    ``out`` holds ``table.csv``; ``trials/<name>/``, the folder that each trial was given; ``output/<name>.txt``, what
+    it printed; ``processes/<name>.jsonl``, which processes worked on it; ``finished/<name>.json``, its metrics; and
     ``hparams/``. It is one folder for TensorBoard: ``tensorboard --logdir <out>`` shows the curves of all trials, and
     settings beside metrics in its tab HPARAMS.
 
@@ -121,7 +121,9 @@ def table_text(table: Sequence[Row], columns: Sequence[str]) -> str:
         raise ValueError(f"no trial has {unknown}; there are {known}")
     lines = [list(columns), *([_shown(row.get(name, "")) for name in columns] for row in table)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    padded = ["  ".join(text.rjust(width) for text, width in zip(line, widths, strict=True)) for line in lines]
+    padded = [
+        "  ".join(text.rjust(width) for text, width in zip(line, widths, strict=True)) for line in lines
+    ]
     errors = ["", *(row["error"] and f"  failed: {row['error']}" for row in table)]
     return "\n".join(text + error for text, error in zip(padded, errors, strict=True))
 
@@ -143,7 +145,11 @@ def over_seeds(table: Sequence[Row], settings: Sequence[str], metrics: Sequence[
         for metric in metrics:
             values = [row[metric] for row in rows if metric in row]
             if values:
-                line |= {metric: sum(values) / len(values), f"{metric} from": min(values), f"{metric} to": max(values)}
+                line |= {
+                    metric: sum(values) / len(values),
+                    f"{metric} from": min(values),
+                    f"{metric} to": max(values),
+                }
         found.append(line | {"error": ""})
     return found
 

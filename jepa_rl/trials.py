@@ -1,4 +1,4 @@
-"""Calls of one function for many cases, each in a process of its own, as trials of Ray Tune. Needs the extra ``[ray]``."""
+"""One function for many cases, each in a process of its own, as trials of Ray Tune. Needs the extra ``[ray]``."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ TUNE = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # paths of the trials stay those of the caller
 }
+
 
 @dataclass(frozen=True)
 class Resources:
@@ -68,7 +69,7 @@ def run_on_ray(
     scratch: str | Path,
     *,
     address: str | None = None,
-    resources: Resources = Resources(),  # noqa: B008  (frozen)
+    resources: Resources = Resources(),
     progress: bool = True,
 ) -> list[Outcome]:
     """``call(case)`` for every case, each in a process of its own; again where the process is lost.
