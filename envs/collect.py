@@ -128,8 +128,9 @@ def play_episode(
     Raises:
         TypeError, ValueError: as ``collect``.
     """
-    *playing, _ = _begin(env, policy, seed, extras)
-    return next(_copy(ended[0]) for _, ended in _play(*playing, np.ones(1, np.int64)) if ended)
+    venv, act, states, recorder, observations, _ = _begin(env, policy, seed, extras)
+    steps = _play(venv, act, states, recorder, observations, np.ones(1, np.int64))
+    return next(_copy(ended[0]) for _, ended in steps if ended)
 
 
 def _begin(

@@ -13,7 +13,7 @@ import gymnasium as gym
 import numpy as np
 import torch
 
-from jepa_rl.cluster import Parcel, cores, ray_running
+from jepa_rl.cluster import Parcel, ray_running
 from jepa_rl.data import Episode, EpisodeStore
 from jepa_rl.data.layout import Layout
 from jepa_rl.envs.collect import WRITE_EVERY, episode_layout, open_store, play_episode
@@ -67,7 +67,7 @@ def collect_on_ray(
         seed: of the first episode, the next one has the next number. Seeds of other collections should lie farther away
             than their episodes are many. None draws one.
         extras: as ``collect``.
-        actors: processes, each of which takes one core; all cores that this process may use if None.
+        actors: processes, each of which takes one core; as many as Ray has cores if None.
         address: of a Ray cluster (``jepa_rl.cluster.ray_running``); None starts Ray on this machine.
         progress: show the progress (``jepa_rl.progress``).
 
@@ -83,8 +83,7 @@ def collect_on_ray(
     if (episodes is None) == (steps is None):
         raise ValueError(f"pass either episodes or steps, got episodes={episodes} and steps={steps}")
     goal = steps if steps is not None else episodes or 0
-    actors = cores() if actors is None else actors
-    if goal < 1 or actors < 1:
+    if goal < 1 or (actors is not None and actors < 1):
         raise ValueError(f"episodes, steps and actors must be at least 1, got {goal} and actors={actors}")
     seed = int(np.random.SeedSequence().generate_state(1)[0] >> 1) if seed is None else int(seed)
     sent = Parcel(make_env, "make_env"), Parcel(policy, "policy")
@@ -133,10 +132,11 @@ class _Player:
 
 @contextmanager
 def _players(
-    ray: Any, sent: tuple[Parcel, Parcel], seed: int, extras: tuple[str, ...], actors: int
+    ray: Any, sent: tuple[Parcel, Parcel], seed: int, extras: tuple[str, ...], actors: int | None
 ) -> Iterator[list[Any]]:
     """The actors; Ray starts a lost one again and calls again what it was doing."""
     there = int(ray.cluster_resources().get("CPU", 0))
+    actors = there if actors is None else actors
     if actors > there:
         raise ValueError(f"{actors} actors take {actors} cores, and Ray has {there}: pass actors={there}")
     kind = ray.remote(_Player).options(num_cpus=1, max_restarts=RESTARTS, max_task_retries=RESTARTS)
@@ -154,7 +154,9 @@ def _players(
 def _in_order(ray: Any, players: list[Any], episodes: int | None) -> Iterator[Episode]:
     """Episodes 0, 1, ...; endlessly if their number is not given."""
     numbers = iter(range(episodes)) if episodes is not None else count()
-    idle, playing, waiting = list(players), {}, {}
+    idle = list(players)
+    playing: dict[Any, Any] = {}  # what will be an episode, and who plays it
+    waiting: dict[int, Episode] = {}
     for number in range(episodes) if episodes is not None else count():
         while number not in waiting:
             while idle and len(playing) + len(waiting) < AHEAD * len(players):
@@ -188,7 +190,8 @@ class _Writer:
     """Appends to the store every two seconds and at the end, also after an error or Ctrl-C; a context manager."""
 
     def __init__(self, store: EpisodeStore) -> None:
-        self._store, self._waiting, self._written, self.steps = store, [], time.monotonic(), 0
+        self._store, self._written, self.steps = store, time.monotonic(), 0
+        self._waiting: list[Episode] = []
 
     def __enter__(self) -> _Writer:
         return self

@@ -19,8 +19,11 @@ import psutil
 OBJECT_STORE_BYTES = 256 * 2**20
 STARTS = 3  # of a Ray on this machine
 ANSWER_SECONDS = 5.0  # that an address may take to answer
-# Nothing is reported to Ray's makers, and `uv run` does not make Ray upload the working directory.
-QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}
+SETTINGS = {
+    "RAY_USAGE_STATS_ENABLED": "0",  # nothing is reported to Ray's makers
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # `uv run` does not make Ray upload the working directory
+    "RAY_worker_niceness": "0",  # Ray's own 15 stands still beside whatever else runs
+}
 
 
 def require_ray() -> Any:
@@ -29,7 +32,7 @@ def require_ray() -> Any:
     Raises:
         ImportError: if it is not installed, with the line that installs it.
     """
-    for name, value in QUIET.items():
+    for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
     try:
         import ray
