@@ -54,13 +54,14 @@ class Args:
     resume: bool = True
     """Run what is not finished in the folder; --no-resume deletes it and starts again."""
     quick: bool = False
-    """Two trials of seconds."""
+    """A single trial of seconds."""
     out: Path = Path("runs/sweep")
 
 
 def main(args: Args) -> None:
     if args.quick:
-        args = replace(args, seeds=(0,), fixed=("quick=True",))
+        few = tuple(text.split(",")[0] for text in args.grid)
+        args = replace(args, seeds=args.seeds[:1], grid=few, fixed=(*args.fixed, "quick=True"))
     file = find(args.example)
     grid = [assignment(text) for text in args.grid]
     fixed = tuple(assignment(text) for text in args.fixed)

@@ -152,17 +152,23 @@ def _callback(losses: list[int], bar: Progress) -> Any:
     from ray import tune
 
     class Count(tune.Callback):
+        def __init__(self, losses: list[int], bar: Progress) -> None:
+            self.losses, self.bar = losses, bar
+
+        def __getstate__(self) -> dict[str, Any]:
+            return {}  # Tune saves its callbacks, and a terminal cannot be saved
+
         def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-            bar.update()
+            self.bar.update()
 
         def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-            losses[trial.config["number"]] += 1
-            bar.update()
+            self.losses[trial.config["number"]] += 1
+            self.bar.update()
 
         def on_trial_recover(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-            losses[trial.config["number"]] += 1
+            self.losses[trial.config["number"]] += 1
 
-    return Count()
+    return Count(losses, bar)
 
 
 def _call(parcel: Parcel, case: Parcel, cpus: int) -> dict[str, Any]:
