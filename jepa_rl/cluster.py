@@ -65,7 +65,7 @@ def ray_running(address: str | None = None, cpus: int | None = None) -> Iterator
     """
     ray = require_ray()
     if address is not None:
-        _check_answers(address)
+        check_address(address)
     if ray.is_initialized():
         here = ray.get_runtime_context().gcs_address
         if address not in (None, "auto", here):
@@ -115,8 +115,13 @@ def _start_here(ray: Any, cpus: int, quiet: dict[str, Any]) -> None:
             ray.shutdown()
 
 
-def _check_answers(address: str) -> None:
-    """Ray itself tries for two minutes and then ends the process."""
+def check_address(address: str) -> None:
+    """Whether something answers there; Ray itself tries for two minutes and then ends the process.
+
+    Raises:
+        ValueError: if it cannot be the address of a cluster.
+        ConnectionError: if nothing answers within five seconds.
+    """
     if address == "auto":
         return
     host, _, port = address.rpartition(":")

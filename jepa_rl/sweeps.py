@@ -23,7 +23,7 @@ from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
-from jepa_rl.cluster import Parcel
+from jepa_rl.cluster import Parcel, check_address
 from jepa_rl.files import lock, plain, unlock, write_atomic
 from jepa_rl.trials import Resources, output_to, run_on_ray
 
@@ -70,6 +70,8 @@ def sweep(
     folder = _Folder(Path(out).resolve())
     names = trial_names(trials)
     parcel = Parcel(run, "run")
+    if address is not None:
+        check_address(address)  # before there is a folder
     with _alone(folder.path):
         missing = [i for i, name in enumerate(names) if not folder.finished(name).exists()]
         tasks = [(names[i], dict(trials[i]), folder) for i in missing]

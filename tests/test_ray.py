@@ -226,22 +226,23 @@ def test_what_cannot_be_swept_is_refused(tmp_path):
 # -- addresses, and a machine without Ray -----------------------------------------------------------
 
 
-def test_an_address_that_does_not_answer_is_named_at_once():
+def test_an_address_that_does_not_answer_is_named_at_once(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"
     began = time.monotonic()
     with pytest.raises(ConnectionError, match=rf"no Ray answers at '{address}' .*ray start --head"):
-        sweep(trial, [{"kind": "good", "seed": 0}], "unused", address=address)
+        sweep(trial, [{"kind": "good", "seed": 0}], tmp_path / "s", address=address)
+    assert not (tmp_path / "s").exists()
     assert time.monotonic() - began < 10  # Ray's own way takes two minutes
     for wrong in ("10.0.0.1", "ray://10.0.0.1:10001", "10.0.0.1:head"):
         with pytest.raises(ValueError, match="address must be 'auto' or host:port"), ray_running(wrong):
             pass
 
 
-def test_without_ray_the_line_that_installs_it_is_named(monkeypatch):
+def test_without_ray_the_line_that_installs_it_is_named(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ImportError, match=r"Ray is missing .*`pip install 'jepa-rl\[ray\]'`"):
-        collect_on_ray(Dial, "unused", episodes=1)
+        collect_on_ray(Dial, tmp_path, episodes=1)
 
 
 # -- the example, the benchmarks and the page -------------------------------------------------------
