@@ -3,6 +3,7 @@
 ``@register_encoder("mine")`` adds your own.
 """
 
+from jepa_rl.encoders.backbone import Backbone
 from jepa_rl.encoders.base import ObservationEncoder, PictureEncoder, runs_of, windows_of
 from jepa_rl.encoders.conv import ConvEncoder
 from jepa_rl.encoders.frames import FramesEncoder, picture_encoder
@@ -13,6 +14,7 @@ from jepa_rl.encoders.weights import Source
 from jepa_rl.registry import register_encoder
 
 __all__ = [
+    "Backbone",
     "ConvEncoder",
     "FeatureEncoder",
     "FramesEncoder",

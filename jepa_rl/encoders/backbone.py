@@ -1,169 +1,112 @@
-"""Pretrained vision transformers of Hugging Face's ``transformers``: found, checked, loaded and run on frames."""
+"""What pretrained backbones share: frames come in as uint8, and frozen weights stay out of files."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 
-from jepa_rl.encoders.weights import Source, config_of, find_folder, normalisation, weights_checksum
-
 ROWS = 64  # frames that a frozen backbone reads at a time, so that memory stays bounded for any batch
 
 
-class Family(NamedTuple):
-    """How one kind of model is called.
-
-    Attributes:
-        model: its class in ``transformers``.
-        class_token: whether it has one.
-        resized: whether it must be told to resize its grid of positions.
-        rotary: whether a token's position is its place in the sequence, so that none may be left out.
-    """
-
-    model: str
-    class_token: bool
-    resized: bool = False
-    rotary: bool = False
-
-
-FAMILIES = {
-    "dinov2": Family("Dinov2Model", True),
-    "dinov2_with_registers": Family("Dinov2WithRegistersModel", True),
-    "dinov3_vit": Family("DINOv3ViTModel", True, rotary=True),
-    "clip": Family("CLIPVisionModel", True, resized=True),
-    "clip_vision_model": Family("CLIPVisionModel", True, resized=True),
-    "siglip": Family("SiglipVisionModel", False, resized=True),
-    "siglip_vision_model": Family("SiglipVisionModel", False, resized=True),
-    "ijepa": Family("IJepaModel", False, resized=True),
-    "vjepa2": Family("VJEPA2Model", False, rotary=True),
-}
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """A model in memory.
-
-    Attributes:
-        model: of ``transformers``, float32, with the blocks that are run.
-        family: what it is.
-        patch: rows and columns of a patch, pixels.
-        clip: frames of the shortest clip that it reads; 0 for models of pictures.
-    """
-
-    model: nn.Module
-    family: Family
-    patch: int
-    clip: int
-
-
 class Backbone(nn.Module):
-    """A pretrained vision transformer that reads single frames and answers one token for each patch.
+    """A pretrained model that reads single frames and answers one token for each place; a subclass defines ``read``.
 
-    A frozen backbone's weights are no parameters and are not in the state dict: a file names them, and holds their
-    checksum, which is compared when the file is loaded. It stays in evaluation mode and makes no gradients.
+    A frozen model's weights are no parameters and are not in the state dict: a file names them, and holds their
+    checksum, which is compared when the file is loaded. The model stays in evaluation mode and makes no gradients.
 
     Args:
-        source: where the weights are.
-        size: rows and columns of the frames, pixels.
-        block: the last block that is run, counted from 1; None for all.
-        resolution: rows and columns that frames are resized to; None for the least whole number of patches that holds
-            them.
+        model: the pretrained model.
+        name: of the weights, for messages.
+        checksum: SHA-256 of the weights, hexadecimal.
+        mean, std: of red, green and blue, in 0..255, that pictures are normalised by.
+        resolution: rows and columns that frames are resized to, pixels.
+        grid: rows and columns of places.
         frozen: whether the weights stay as they are.
 
     Attributes:
         width: of a token.
-        grid: rows and columns of patches.
-
-    Raises:
-        ImportError: ``transformers`` is missing or too old.
-        FileNotFoundError, ValueError: as ``load``.
+        class_token: whether the first token stands for the whole picture.
     """
 
     checksum: Tensor
     mean: Tensor
     std: Tensor
+    class_token = False
 
     def __init__(
-        self, source: Source, size: int, block: int | None, resolution: int | None, frozen: bool
+        self,
+        model: nn.Module,
+        name: str,
+        checksum: str,
+        mean: Sequence[float],
+        std: Sequence[float],
+        resolution: int,
+        grid: int,
+        frozen: bool = True,
     ) -> None:
         super().__init__()
-        folder = find_folder(source)
-        digest = weights_checksum(folder, source)
-        loaded = load(folder, block, resolution or size, exact=resolution is not None)
-        self.name, self.frozen = source.name, frozen
-        self.family, self.clip, self.class_token = loaded.family, loaded.clip, loaded.family.class_token
-        self.grid = -(-(resolution or size) // loaded.patch)
-        self.resolution = self.grid * loaded.patch
-        mean, std = normalisation(folder, source)
-        self.register_buffer("checksum", torch.frombuffer(bytearray.fromhex(digest), dtype=torch.uint8))
-        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
-        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
+        self.name, self.resolution, self.grid, self.frozen = name, resolution, grid, frozen
+        self.register_buffer("checksum", torch.frombuffer(bytearray.fromhex(checksum), dtype=torch.uint8))
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, 3, 1, 1))
         self._held: tuple[nn.Module, ...] = ()  # a tuple, so that PyTorch does not see the module in it
         if frozen:
-            self._held = (loaded.model.requires_grad_(False).eval(),)
+            self._held = (model.requires_grad_(False).eval(),)
         else:
-            self.model = loaded.model
+            self.model = model
         with torch.no_grad():
-            self.width = self._run(torch.zeros(1, 3, self.resolution, self.resolution), None).shape[-1]
+            self.width = self.read(model, torch.zeros(1, 3, resolution, resolution), None).shape[-1]
+
+    def read(
+        self, model: Any, pictures: Float[Tensor, "b 3 y x"], keep: Int64[Tensor, "b m"] | None
+    ) -> Float[Tensor, "b l w"]:
+        """Tokens of normalised pictures: those of the places are the last, row by row.
+
+        Args:
+            model: the pretrained one.
+            pictures: of ``resolution`` rows and columns.
+            keep: places that alone are read, and answered; None for all.
+        """
+        raise NotImplementedError
 
     def forward(
         self, frames: UInt8[Tensor, "b c y x"], keep: Int64[Tensor, "b m"] | None = None
     ) -> Float[Tensor, "b l w"]:
-        """The tokens after the last block, the class token first where there is one, then one for each patch.
+        """Tokens of frames, float32.
 
         Args:
             frames: of 1 channel (grey), 2 (blue is 0) or 3.
-            keep: patches, counted row by row; only these enter the blocks. None keeps all.
+            keep: places, counted row by row; only these are read. None keeps all.
 
         Raises:
-            ValueError: for anything but uint8, or if ``keep`` is asked of a model whose positions are places in the
-                sequence.
+            ValueError: for anything but uint8.
         """
         if frames.dtype != torch.uint8:
             raise ValueError(f"expected uint8 pixels, got {frames.dtype}; they are normalised inside")
-        if keep is not None and self.family.rotary:
-            raise ValueError(
-                f"{self.name} takes a token's position from its place in the sequence, so that none can be left out; "
-                "use a backbone with learned positions, such as DINOv2, for objectives that mask"
-            )
         if not self.frozen:
-            return self._run(self.prepare(frames), keep)
+            return self.read(self.model, self.prepare(frames), keep)
+        several = frames.split(ROWS)
+        kept = [None] * len(several) if keep is None else keep.split(ROWS)
         with torch.no_grad():
-            several = frames.split(ROWS)
-            kept = [None] * len(several) if keep is None else keep.split(ROWS)
-            return torch.cat([self._run(self.prepare(f), k) for f, k in zip(several, kept, strict=True)])
+            pairs = zip(several, kept, strict=True)
+            return torch.cat([self.read(self._held[0], self.prepare(f), k) for f, k in pairs])
 
     def prepare(self, frames: UInt8[Tensor, "b c y x"]) -> Float[Tensor, "b 3 rows columns"]:
         """Frames as the model wants them: three channels, resized (means of areas if smaller, bicubic if larger)."""
         x = frames.to(self.mean.dtype)
         if (size := (self.resolution, self.resolution)) != x.shape[2:]:
             smaller = self.resolution < min(x.shape[2:])
-            x = F.interpolate(x, size, mode="area") if smaller else F.interpolate(x, size, mode="bicubic")
-            x = x.clamp_(0, 255)
-        missing = 3 - x.shape[1]
-        if missing == 2:
+            x = F.interpolate(x, size, mode="area" if smaller else "bicubic").clamp_(0, 255)
+        if x.shape[1] == 1:
             x = x.expand(-1, 3, -1, -1)
-        elif missing == 1:
+        elif x.shape[1] == 2:
             x = F.pad(x, (0, 0, 0, 0, 0, 1))
         return (x - self.mean) / self.std
-
-    def _run(self, pictures: Tensor, keep: Tensor | None) -> Tensor:
-        """Tokens of normalised pictures; with ``keep`` the class token and the like, and the patches of ``keep``."""
-        model: Any = self._held[0] if self.frozen else self.model
-        with leaving_out(model, keep, self.grid**2):
-            if self.clip:
-                clips = pictures[:, None].expand(-1, self.clip, -1, -1, -1)
-                return model(pixel_values_videos=clips, skip_predictor=True).last_hidden_state
-            options = {"interpolate_pos_encoding": True} if self.family.resized else {}
-            return model(pixel_values=pictures, **options).last_hidden_state
 
     def _apply(self, fn: Any, recurse: bool = True) -> Backbone:
         """Moves the weights that PyTorch does not see, too (``.to(device)``)."""
@@ -181,123 +124,3 @@ class Backbone(nn.Module):
                 f"expected {wanted}; put the former weights back, or name their revision on the hub"
             )
         super()._load_from_state_dict(state_dict, prefix, *rest)
-
-
-def load(folder: Path, block: int | None, resolution: int, exact: bool) -> Loaded:
-    """Reads a model from a folder: safetensors alone, and no code.
-
-    Args:
-        folder: with ``config.json`` and the weights.
-        block: the last block to keep; None for all.
-        resolution: rows and columns of the pictures that it will read.
-        exact: whether ``resolution`` must be a multiple of the patch; otherwise it is rounded up to one.
-
-    Raises:
-        ImportError: ``transformers`` is missing or too old.
-        ValueError: for a kind of model that is not known, blocks or a resolution that it does not have, or weights that
-            are missing or do not fit.
-    """
-    data = config_of(folder)
-    kind = data.get("model_type")
-    if kind not in FAMILIES or "quantization_config" in data:
-        raise ValueError(
-            f"{folder} holds a {'quantised ' * ('quantization_config' in data)}model of type {kind!r}; supported are "
-            f"{sorted(FAMILIES)}, not quantised"
-        )
-    family = FAMILIES[kind]
-    cls = transformers_class(family.model)
-    config = cls.config_class.from_pretrained(folder, local_files_only=True)
-    depth = config.num_hidden_layers
-    if block is not None and not 1 <= block <= depth:
-        raise ValueError(f"block must lie in 1 to {depth}, the blocks of {folder}, got {block}")
-    patch, grid = config.patch_size, getattr(config, "image_size", None)
-    if not isinstance(patch, int) or isinstance(grid, list | tuple) and len(set(grid)) > 1:
-        raise ValueError(f"{folder} wants patches of {patch} and pictures of {grid}; both must be square")
-    if resolution % patch and exact:
-        near = max(patch, resolution // patch * patch)
-        raise ValueError(
-            f"resolution must be a multiple of {patch}, the patch of {folder}, got {resolution}; {near} or "
-            f"{near + patch} is one"
-        )
-    config.num_hidden_layers = block or depth
-    if kind == "vjepa2":  # rotary positions count the patches of crop_size; the predictor is not used
-        config.crop_size = -(-resolution // patch) * patch
-        config.pred_num_hidden_layers = 0
-    if hasattr(config, "vision_use_head"):
-        config.vision_use_head = False  # SigLIP's pooling, not used
-    return Loaded(read(cls, folder, config), family, patch, config.tubelet_size if kind == "vjepa2" else 0)
-
-
-def read(cls: Any, folder: Path, config: Any) -> nn.Module:
-    """The model of a configuration with the weights of a folder; blocks behind the last one are left in the file.
-
-    Raises:
-        ValueError: if weights are missing or of other shapes.
-    """
-    try:
-        with quiet():
-            model, info = cls.from_pretrained(
-                folder, config=config, dtype=torch.float32, use_safetensors=True, local_files_only=True,
-                attn_implementation="sdpa", output_loading_info=True,
-            )  # fmt: skip
-    except (OSError, RuntimeError) as error:
-        raise ValueError(f"{folder} does not hold the weights of a {cls.__name__}: {error}") from error
-    if info["missing_keys"]:
-        raise ValueError(
-            f"{folder} does not hold the weights of a {cls.__name__}: {sorted(info['missing_keys'])[:4]} are missing"
-        )
-    return model
-
-
-def transformers_class(name: str) -> Any:
-    """A class of ``transformers``, which is imported now: it takes two seconds.
-
-    Raises:
-        ImportError: it is missing or too old.
-    """
-    install = 'pip install -U "jepa-rl[pretrained]"'
-    try:
-        import transformers
-    except ImportError as error:
-        raise ImportError(f"transformers is missing ({error}): {install}") from error
-    try:
-        return getattr(transformers, name)
-    except AttributeError as error:
-        raise ImportError(f"transformers {transformers.__version__} has no {name}: {install}") from error
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Context manager: ``transformers`` says nothing of weights that are left in the file, and shows no progress."""
-    from transformers.utils import logging
-
-    level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bar:
-            logging.enable_progress_bar()
-
-
-@contextmanager
-def leaving_out(model: nn.Module, keep: Int64[Tensor, "b m"] | None, patches: int) -> Iterator[None]:
-    """Context manager: only the patches of ``keep`` (None: all) enter the first block; what is no patch stays."""
-    if keep is None:
-        yield
-        return
-    first = next(part for part in model.modules() if isinstance(part, nn.ModuleList))[0]
-
-    def choose(_: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-        tokens, *rest = arguments
-        before = tokens.shape[1] - patches
-        chosen = (keep + before).unsqueeze(-1).expand(-1, -1, tokens.shape[-1])
-        return torch.cat([tokens[:, :before], tokens.gather(1, chosen)], dim=1), *rest
-
-    hook = first.register_forward_pre_hook(choose)
-    try:
-        yield
-    finally:
-        hook.remove()

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from jepa_rl.encoders.backbone import ROWS, Backbone
 from jepa_rl.encoders.components import PrincipalComponents
 from jepa_rl.encoders.frames import EachFrame, with_differences
+from jepa_rl.encoders.vision_transformer import VisionTransformer
 from jepa_rl.encoders.weights import Source
 from jepa_rl.modes import evaluating
 from jepa_rl.registry import register_encoder
@@ -29,8 +30,7 @@ class FeatureEncoder(EachFrame):
     ``FramesEncoder`` joins frames, which the objective trains.
 
     Args:
-        backbone: frames uint8 "b c y x" to tokens "b l w"; with attributes ``width`` (w) and ``grid``, whose
-            ``grid ** 2`` patches, row by row, are the last tokens.
+        backbone: reads one frame.
         channels: input channels ``frames * c``, the oldest frame first.
         frames: in the stack.
         latent_dim: width of the latent.
@@ -45,7 +45,7 @@ class FeatureEncoder(EachFrame):
 
     def __init__(
         self,
-        backbone: nn.Module,
+        backbone: Backbone,
         channels: int,
         frames: int,
         latent_dim: int,
@@ -164,9 +164,9 @@ class FrameFeatures(nn.Module):
         ValueError: if the backbone has no class token and it is asked for.
     """
 
-    def __init__(self, backbone: Any, pooling: Pooling, dim: int, fixed: bool) -> None:
+    def __init__(self, backbone: Backbone, pooling: Pooling, dim: int, fixed: bool) -> None:
         super().__init__()
-        if pooling == "class" and not getattr(backbone, "class_token", False):
+        if pooling == "class" and not backbone.class_token:
             raise ValueError("this backbone has no class token; use pooling='map' or 'mean'")
         self.backbone, self.pooling, self.patches = backbone, pooling, backbone.grid**2
         inputs = backbone.width * (self.patches if pooling == "map" else 1)
@@ -197,9 +197,9 @@ class FrameFeatures(nn.Module):
 class PretrainedEncoder(FeatureEncoder):
     """A pretrained vision transformer, frozen by default, that reads each frame of a stack, and a projection.
 
-    Supported are DINOv2 (with and without registers) and v3, the vision towers of CLIP and SigLIP, I-JEPA, and V-JEPA 2,
-    which is a model of clips and is shown each frame as often as its shortest clip is long, standing still. It needs
-    ``pip install "jepa-rl[pretrained]"``.
+    Supported are DINOv2 (with and without registers), DINOv3, the vision towers of CLIP and SigLIP, I-JEPA, and V-JEPA
+    2, a model of clips, which is shown each frame as often as its shortest clip is long: a scene that stands still. It
+    needs ``pip install "jepa-rl[pretrained]"``.
 
     Frames are uint8 until they reach the device; there they are resized and normalised as the weights' own
     configuration says. A frozen backbone always works in float32 and in evaluation mode.
@@ -250,5 +250,5 @@ class PretrainedEncoder(FeatureEncoder):
                 "frozen=False trains the backbone, and principal components of what it was would no longer fit; use "
                 "projection='trained'"
             )
-        backbone = Backbone(Source.of(name, source), size, block, resolution, frozen)
+        backbone = VisionTransformer(Source.of(name, source), size, block, resolution, frozen)
         super().__init__(backbone, channels, frames, latent_dim, pooling, projection)
