@@ -259,7 +259,9 @@ def test_a_file_names_the_backbone_and_knows_its_checksum(tmp_path):
     assert names == {f"encoder.frame.{name}" for name in held}
     torch.testing.assert_close(WorldModel.load(path).encode(pixels), model.encode(pixels), rtol=0, atol=0)
     save(dinov2(), folder, seed=1)
-    with pytest.raises(ValueError, match=r"are not those that this file was made with: their SHA-256 is \w{64}"):
+    with pytest.raises(
+        ValueError, match=r"are not those that this file was made with: their SHA-256 is \w{64}"
+    ):
         WorldModel.load(path)
     (folder / "model.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match=r"has no model\.safetensors"):
@@ -282,7 +284,13 @@ def test_what_learns(frozen, dino, store, tmp_path):
     before = {name: p.clone() for name, p in model.encoder.named_parameters()}
     backbone = model.encoder.frame.backbone
     held = [p.clone() for p in (backbone._held[0] if frozen else backbone.model).parameters()]
-    fit(model, WindowSampler(store, steps=2), TrainConfig(steps=2, batch_size=4), tmp_path / "run", progress=False)
+    fit(
+        model,
+        WindowSampler(store, steps=2),
+        TrainConfig(steps=2, batch_size=4),
+        tmp_path / "run",
+        progress=False,
+    )
     moved = {name for name, p in model.encoder.named_parameters() if not torch.equal(before[name], p)}
     assert {name for name in before if "backbone" not in name} <= moved
     after = list((backbone._held[0] if frozen else backbone.model).parameters())
@@ -297,7 +305,9 @@ def test_latents_for_agents(dino, store, tmp_path):
     env = PixelObservation(gym.make("jepa_rl/TwoRooms-v0", max_episode_steps=10), size=16, frames=1)
     settings = {"latent_dim": 8, "encoder": "pretrained", "encoder_options": {"name": dino}}
     model = WorldModel(world_config(store.spec, settings)).eval()
-    model.encoder.fit_projection(WindowSampler(store, steps=1).sample(40, np.random.default_rng(0)).pixels[:, 0])
+    model.encoder.fit_projection(
+        WindowSampler(store, steps=1).sample(40, np.random.default_rng(0)).pixels[:, 0]
+    )
     model.save(tmp_path / "world.safetensors")
     latent, _ = wrap(env, tmp_path / "world.safetensors").reset(seed=0)
     pixels, _ = env.reset(seed=0)
@@ -312,7 +322,9 @@ def test_latents_for_agents(dino, store, tmp_path):
     agent.learn(14)
     assert agent.num_timesteps >= 14
     for acting in (agent.world, agent.policy.model.world):
-        torch.testing.assert_close(acting.eval().encode(torch.from_numpy(pixels)[None])[0], torch.from_numpy(latent))
+        torch.testing.assert_close(
+            acting.eval().encode(torch.from_numpy(pixels)[None])[0], torch.from_numpy(latent)
+        )
 
 
 # -- weights ----------------------------------------------------------------------------------------
@@ -372,7 +384,9 @@ def test_only_safetensors_are_read(dino, tmp_path):
     save(dinov2(), tmp_path)
     torch.save({}, tmp_path / "pytorch_model.bin")
     (tmp_path / "model.safetensors").unlink()
-    with pytest.raises(FileNotFoundError, match=r"only \['pytorch_model.bin'\]; pickled weights are not read"):
+    with pytest.raises(
+        FileNotFoundError, match=r"only \['pytorch_model.bin'\]; pickled weights are not read"
+    ):
         PretrainedEncoder(3, 16, 4, 1, str(tmp_path))
     (tmp_path / "config.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"SHA|has no"):
@@ -398,7 +412,7 @@ def test_checksums(dino, tmp_path):
 
 def test_normalisation(tmp_path):
     source = Source(str(tmp_path))
-    with pytest.raises(ValueError, match="no preprocessor_config.json that says image_mean; pass image_mean"):
+    with pytest.raises(ValueError, match=r"no preprocessor_config\.json that says image_mean; pass image_mean"):
         normalisation(tmp_path, source)
     own = normalisation(tmp_path, Source(str(tmp_path), image_mean=0.5, image_std=(0.1, 0.2, 0.4)))
     assert own == ([127.5] * 3, pytest.approx([25.5, 51.0, 102.0]))
@@ -415,7 +429,9 @@ def test_normalisation(tmp_path):
 
 
 def test_a_name_that_was_not_fetched_is_said_so():
-    with pytest.raises(FileNotFoundError, match=r"is no folder, and was not found in the cache .* takes the network"):
+    with pytest.raises(
+        FileNotFoundError, match=r"is no folder, and was not found in the cache .* takes the network"
+    ):
         PretrainedEncoder(3, 16, 4, 1, "jepa-rl-tests/nothing", local_files_only=True)
 
 
