@@ -147,6 +147,15 @@ def test_frames_are_resized_and_coloured(dino):
     )
 
 
+def test_frozen_weights_move_with_the_encoder_and_are_no_parameters(dino):
+    encoder = PretrainedEncoder(3, 16, 4, 1, dino)
+    (model,) = encoder.frame.backbone._held
+    assert not list(encoder.parameters()) and not model.training
+    encoder.train().double()
+    assert not model.training and all(weight.dtype == torch.float64 for weight in model.parameters())
+    assert encoder.frame.backbone(pictures(1)).dtype == torch.float64
+
+
 def test_left_out_patches_are_not_read(dino):
     encoder, pixels = PretrainedEncoder(6, 16, 4, 2, dino, pooling="mean"), pictures(3, 6)
     all_places = torch.arange(16).expand(3, 16)
@@ -214,7 +223,7 @@ def test_principal_components_of_too_few_rows_are_refused():
     with pytest.raises(ValueError, match=r"4 frames vary in 3 directions, fewer than the 5 components"):
         project.fit([torch.randn(4, 40)])
     with pytest.raises(ValueError, match=r"0 frames vary in 0 directions"):
-        project.fit([])
+        project.fit([torch.zeros(0, 40)])
     assert all(torch.equal(before[name], value) for name, value in project.state_dict().items())
 
 
@@ -412,7 +421,9 @@ def test_checksums(dino, tmp_path):
 
 def test_normalisation(tmp_path):
     source = Source(str(tmp_path))
-    with pytest.raises(ValueError, match=r"no preprocessor_config\.json that says image_mean; pass image_mean"):
+    with pytest.raises(
+        ValueError, match=r"no preprocessor_config\.json that says image_mean; pass image_mean"
+    ):
         normalisation(tmp_path, source)
     own = normalisation(tmp_path, Source(str(tmp_path), image_mean=0.5, image_std=(0.1, 0.2, 0.4)))
     assert own == ([127.5] * 3, pytest.approx([25.5, 51.0, 102.0]))

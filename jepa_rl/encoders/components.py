@@ -43,7 +43,7 @@ class PrincipalComponents(nn.Module):
         return F.linear(x - self.mean, self.weight)
 
     @torch.no_grad()
-    def fit(self, batches: Iterable[Float[Tensor, "b i"]]) -> float:
+    def fit(self, batches: Iterable[Float[Tensor, "_ i"]]) -> float:
         """Fits to rows; what was fitted before is forgotten.
 
         Args:
@@ -62,6 +62,8 @@ class PrincipalComponents(nn.Module):
         )  # directions, each as long as the rows' deviation along it
         mean, count, total = torch.zeros(inputs, dtype=torch.float64), 0, 0.0
         for batch in batches:
+            if not len(batch):
+                continue
             rows = batch.detach().cpu().double()
             own = rows.mean(0)
             shift = (count * len(rows) / (count + len(rows))) ** 0.5 * (own - mean)

@@ -121,7 +121,7 @@ class FeatureEncoder(EachFrame):
         return with_differences(stacks).flatten(2, 3)[:, 0]
 
     @torch.no_grad()
-    def fit_projection(self, pixels: UInt8[Tensor, "n c y x"] | Iterable[UInt8[Tensor, "n c y x"]]) -> float:
+    def fit_projection(self, pixels: UInt8[Tensor, "n c y x"] | Iterable[UInt8[Tensor, "_ c y x"]]) -> float:
         """Fits the principal components to the frames of pictures, in one pass and bounded memory.
 
         Dynamics that were trained before read other latents: train them anew.

@@ -63,7 +63,7 @@ def find_folder(source: Source) -> Path:
         ValueError: for a name that is no text.
     """
     if not isinstance(source.name, str) or not source.name:
-        raise ValueError(f"name must be a folder or a name on the hub, got {source.name!r}")
+        raise ValueError(f"name must be a text, a folder or a name on the hub, got {source.name!r}")
     folder = Path(source.name).expanduser()
     if folder.is_dir():
         return folder
@@ -85,7 +85,7 @@ def find_folder(source: Source) -> Path:
             source.name,
             revision=source.revision,
             local_files_only=source.local_files_only,
-            allow_patterns=FETCHED,
+            allow_patterns=list(FETCHED),
         )
     except (OSError, ValueError, HfHubHTTPError) as error:
         where = "in the cache of the hub (local_files_only)" if source.local_files_only else "on the hub"
