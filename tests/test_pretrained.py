@@ -345,6 +345,7 @@ def test_latents_for_agents(dino, store, tmp_path):
         ({"block": 4}, r"block must lie in 1 to 3"),
         ({"resolution": 15}, r"multiple of 4, the patch of .*, got 15; 12 or 16 is one"),
         ({"resolution": 2}, r"multiple of 4, the patch of .*, got 2; 4 or 8 is one"),
+        ({"resolution": 0}, r"multiple of 4, the patch of .*, got 0; 4 or 8 is one"),
         ({"pooling": "max"}, r"pooling must be one of \('map', 'mean', 'class'\), got 'max'"),
         ({"projection": "random"}, r"projection must be one of"),
         ({"frozen": False}, r"use projection='trained'"),

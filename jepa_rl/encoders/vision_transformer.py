@@ -84,8 +84,9 @@ class VisionTransformer(Backbone):
         folder = find_folder(source)
         checksum = weights_checksum(folder, source)
         mean, std = normalisation(folder, source)
-        loaded = load(folder, block, resolution or size, exact=resolution is not None)
-        grid = -(-(resolution or size) // loaded.patch)
+        wanted = size if resolution is None else resolution
+        loaded = load(folder, block, wanted, exact=resolution is not None)
+        grid = -(-wanted // loaded.patch)
         self.family, self.clip, self.class_token = loaded.family, loaded.clip, loaded.family.class_token
         super().__init__(loaded.model, source.name, checksum, mean, std, grid * loaded.patch, grid, frozen)
 
@@ -140,7 +141,7 @@ def load(folder: Path, block: int | None, resolution: int, exact: bool) -> Loade
     patch, grid = config.patch_size, getattr(config, "image_size", None)
     if not isinstance(patch, int) or (isinstance(grid, list | tuple) and len(set(grid)) > 1):
         raise ValueError(f"{folder} wants patches of {patch} and pictures of {grid}; both must be square")
-    if resolution % patch and exact:
+    if exact and (resolution < 1 or resolution % patch):
         near = max(patch, resolution // patch * patch)
         raise ValueError(
             f"resolution must be a multiple of {patch}, the patch of {folder}, got {resolution}; {near} or "
