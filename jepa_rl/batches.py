@@ -6,9 +6,10 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
 import torch
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 
+from jepa_rl.distributed import fewest
 from jepa_rl.specs import Observations
 
 
@@ -54,9 +55,9 @@ class Batch:
 
     def whole(self) -> Self:
         """Only the windows without invalid steps; all windows if fewer than two have none."""
-        if self.valid is None or self.valid.all() or int(self.valid.all(1).sum()) < 2:
+        rows = whole_rows(self.valid, least=2)
+        if rows is None:
             return self
-        rows = self.valid.all(1)
         return replace(self, **{f.name: rows_of(getattr(self, f.name), rows) for f in fields(self)})
 
 
@@ -78,6 +79,23 @@ class ControlBatch(Batch):
     future: Observations | None
 
 
+def whole_rows(valid: Bool[Tensor, "b h"] | None, least: int) -> Int64[Tensor, " n"] | None:
+    """Numbers of the windows without invalid steps; equally many in each of several processes.
+
+    Args:
+        valid: of the windows.
+        least: how many there must be, or all are taken.
+
+    Returns:
+        The numbers; None if all windows are to be taken.
+    """
+    if valid is None:
+        return None
+    rows = valid.all(1).nonzero()[:, 0]
+    count = fewest(len(rows))
+    return None if count == len(valid) or count < least else rows[:count]
+
+
 def on_device(value: Any, device: torch.device | str) -> Any:
     """A tensor, a dict of tensors or None, on another device."""
     if isinstance(value, dict):
@@ -85,7 +103,7 @@ def on_device(value: Any, device: torch.device | str) -> Any:
     return None if value is None else value.to(device)
 
 
-def rows_of(value: Any, rows: Tensor) -> Any:
+def rows_of(value: Any, rows: Tensor | slice) -> Any:
     """Rows of a tensor or of each tensor of a dict; None for None."""
     if isinstance(value, dict):
         return {name: part[rows] for name, part in value.items()}

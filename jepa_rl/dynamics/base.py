@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from jepa_rl import distributed
 from jepa_rl.checks import check_each
 from jepa_rl.types import Dynamics
 
@@ -122,12 +123,13 @@ class Standardised(TrainableDynamics):
     @torch.no_grad()
     def observe(self, latents: Float[Tensor, "b t d"], actions: Float[Tensor, "b h a"]) -> None:
         """Takes the spread of states, changes and actions from windows of the training data."""
-        self.mean.copy_(latents.mean((0, 1)))
-        self.std.copy_(latents.std((0, 1)).clamp_min(1e-4))
-        change = latents.diff(dim=1).square().mean((0, 1)).sqrt() / self.std
+        mean, std = distributed.mean, distributed.std
+        self.mean.copy_(mean(latents, (0, 1)))
+        self.std.copy_(std(latents, (0, 1)).clamp_min(1e-4))
+        change = mean(latents.diff(dim=1).square(), (0, 1)).sqrt() / self.std
         self.change.copy_(change.clamp_min(1e-2))
-        self.action_mean.copy_(actions.mean((0, 1)))
-        self.action_std.copy_(actions.std((0, 1)).clamp_min(1e-4))
+        self.action_mean.copy_(mean(actions, (0, 1)))
+        self.action_std.copy_(std(actions, (0, 1)).clamp_min(1e-4))
 
     @torch.no_grad()
     def follow(
