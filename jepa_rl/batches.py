@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import Any, Self
+from typing import Any, Self, TypeVar, cast
 
 import torch
 from jaxtyping import Bool, Float, Int64, UInt8
@@ -11,6 +11,8 @@ from torch import Tensor
 
 from jepa_rl.distributed import fewest
 from jepa_rl.specs import Observations
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -56,9 +58,7 @@ class Batch:
     def whole(self) -> Self:
         """Only the windows without invalid steps; all windows if fewer than two have none."""
         rows = whole_rows(self.valid, least=2)
-        if rows is None:
-            return self
-        return replace(self, **{f.name: rows_of(getattr(self, f.name), rows) for f in fields(self)})
+        return self if rows is None else cut(self, rows)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +101,13 @@ def on_device(value: Any, device: torch.device | str) -> Any:
     if isinstance(value, dict):
         return {name: on_device(part, device) for name, part in value.items()}
     return None if value is None else value.to(device)
+
+
+def cut(batch: T, rows: Tensor | slice) -> T:
+    """Some rows of a dataclass of tensors, such as ``Batch``; what is no tensor and no dict of them stays."""
+    parts = {f.name: getattr(batch, f.name) for f in fields(cast(Any, batch)) if f.init}
+    kept = {name: rows_of(part, rows) for name, part in parts.items() if isinstance(part, Tensor | dict)}
+    return cast(T, replace(cast(Any, batch), **kept))
 
 
 def rows_of(value: Any, rows: Tensor | slice) -> Any:

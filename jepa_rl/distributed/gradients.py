@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from jepa_rl.distributed.group import by_first, is_together, lost_in_words, processes, rank
+from jepa_rl.distributed.rows import fewest
 
 
 @torch.no_grad()
@@ -60,11 +61,17 @@ def check_alike(what: str, here: Any) -> None:
         here: JSON values, which should be the same in all processes.
 
     Raises:
-        ValueError: in the processes where they differ from those of the first.
+        ValueError: in all processes, if one of them has others than the first.
     """
+    if not is_together():
+        return
     first = by_first(lambda: here)
-    if json.loads(json.dumps(here)) != first:
-        raise ValueError(
-            f"process {rank()} has other {what} than the first: {here} instead of {first}; start all processes with "
-            "the same command, and let them see the same files"
-        )
+    alike = json.loads(json.dumps(here)) == first
+    if fewest(int(alike)):
+        return
+    if alike:
+        raise ValueError(f"another process has other {what} than the first; its message says which")
+    raise ValueError(
+        f"process {rank()} has other {what} than the first: {here} instead of {first}; start all processes with the "
+        "same command, and let them see the same files"
+    )

@@ -131,7 +131,9 @@ class ConvEncoder(PictureEncoder):
         return self._maps(pixels).flatten(2).transpose(1, 2)
 
     def _maps(self, pixels: UInt8[Tensor, "b c y x"]) -> Float[Tensor, "b w rows columns"]:
-        half = self.training and bfloat16_is_fast(pixels.device)
+        half = (
+            self.training and self.project.weight.dtype == torch.float32 and bfloat16_is_fast(pixels.device)
+        )
         with torch.autocast(pixels.device.type, torch.bfloat16, enabled=half):
             x = self.convolutions(pixels)
         return x.to(self.project.weight.dtype)

@@ -93,7 +93,9 @@ class KeypointEncoder(PictureEncoder):
         return self._features(pixels).flatten(2).transpose(1, 2)
 
     def _features(self, pixels: UInt8[Tensor, "b c y x"]) -> Float[Tensor, "b w rows columns"]:
-        half = self.training and bfloat16_is_fast(pixels.device)
+        half = (
+            self.training and self.project.weight.dtype == torch.float32 and bfloat16_is_fast(pixels.device)
+        )
         if self.soften is not None:
             pixels = blurred(pixels, self.soften)
         with torch.autocast(pixels.device.type, torch.bfloat16, enabled=half):

@@ -56,7 +56,9 @@ class ViTEncoder(PictureEncoder):
 
     def tokens(self, pixels: UInt8[Tensor, "b c y x"]) -> Float[Tensor, "b l w"]:
         """The last block's tokens; pixels are scaled from 0..255 to 0..1 here and nowhere else."""
-        half = self.training and bfloat16_is_fast(pixels.device)
+        half = (
+            self.training and self.project.weight.dtype == torch.float32 and bfloat16_is_fast(pixels.device)
+        )
         with torch.autocast(pixels.device.type, torch.bfloat16, enabled=half):
             tokens = self.patches(
                 pixels.to(torch.bfloat16 if half else self.project.weight.dtype).mul_(1 / 255)

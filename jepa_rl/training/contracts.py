@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any, Protocol, Self, cast, runtime_checkable
 
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from jepa_rl.batches import rows_of
+from jepa_rl.batches import cut
 from jepa_rl.distributed import own_rows
 from jepa_rl.objectives.base import check_gradient, checked_loss
 from jepa_rl.types import JSON
@@ -156,9 +156,7 @@ def sample_own(sampler: Sampler, batch_size: int, rng: np.random.Generator) -> D
             f"a batch must be a dataclass of tensors so that each process can take its rows of it, got "
             f"{type(batch).__name__}; or give the sampler a method sample_rows(batch_size, rng, rows)"
         )
-    parts = {f.name: getattr(batch, f.name) for f in fields(batch) if f.init}
-    kept = {name: rows_of(part, rows) for name, part in parts.items() if isinstance(part, Tensor | dict)}
-    return cast(Drawn, replace(batch, **kept))
+    return cast(Drawn, cut(batch, rows))
 
 
 def _divides(sampler: Sampler) -> bool:
