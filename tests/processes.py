@@ -6,8 +6,8 @@ RANK=0 WORLD_SIZE=2 MASTER_ADDR=127.0.0.1 MASTER_PORT=29500 python tests/process
 from __future__ import annotations
 
 import json
+import os
 import sys
-import time
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -117,7 +117,7 @@ def losses(out: Path) -> list[float]:
 def apart(a: Any, b: Any) -> float:
     """Largest difference of two tensors, of the tensors of two modules, or of those of two runs' models."""
     if isinstance(a, Tensor):
-        return float((a - b).abs().max())
+        return float((a - b).detach().abs().max())
     pairs = zip(tensors_of(a), tensors_of(b), strict=True)
     return max(float((x.double() - y.double()).abs().max()) for x, y in pairs)
 
@@ -147,8 +147,8 @@ def in_both(values: Tensor, function: Any) -> tuple[Tensor, Tensor]:
 
 def statistics() -> dict[str, Any]:
     draw = torch.Generator().manual_seed(0)
-    z = torch.randn(6, 4, generator=draw) * torch.arange(1.0, 5.0) + 100.0
-    windows = torch.randn(8, 3, 4, generator=draw)
+    z = torch.randn(6, 4, generator=draw).double() * torch.arange(1.0, 5.0) + 100.0
+    windows = torch.randn(8, 3, 4, generator=draw).double()
     found: dict[str, Any] = {
         "variance": apart(*in_both(z, lambda x: variance(x, target_std=10.0))),
         "covariance": apart(*in_both(z, covariance)),
@@ -161,8 +161,8 @@ def statistics() -> dict[str, Any]:
     found["sigreg"] = apart(whole, halves)
     found["sigreg_mean_of_halves"] = apart(whole, torch.stack(wrong).mean())
     for momentum, affine in ((0.1, False), (None, True)):
-        torch_norm = nn.BatchNorm1d(4, momentum=momentum, affine=affine)
-        norm = distributed.BatchNorm(4, momentum=momentum, affine=affine)
+        torch_norm = nn.BatchNorm1d(4, momentum=momentum, affine=affine).double()
+        norm = distributed.BatchNorm(4, momentum=momentum, affine=affine).double()
         assert norm.state_dict().keys() == torch_norm.state_dict().keys()
         for scale in (1.0, 3.0):
             with distributed.together():
@@ -289,10 +289,14 @@ def refusals(store: EpisodeStore, folder: Path) -> dict[str, str]:
     }
 
 
-if __name__ == "__main__":
-    import os
+def train_long(folder: Path, number: int) -> None:
+    """A run that a test ends."""
+    with distributed.join():
+        distributed.by_first(lambda: play(folder / "episodes") and None)
+        store = EpisodeStore.open(folder / "episodes")
+        train(store, folder / "run", replace(SHORT, steps=100_000, checkpoint_every=2))
 
-    began = time.perf_counter()
+
+if __name__ == "__main__":
     torch.set_num_threads(1)
-    check(Path(sys.argv[2]), int(os.environ["RANK"]))
-    print(f"{time.perf_counter() - began:.1f} s", file=sys.stderr)
+    {"check": check, "train": train_long}[sys.argv[1]](Path(sys.argv[2]), int(os.environ["RANK"]))
