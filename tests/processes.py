@@ -227,6 +227,9 @@ def check(folder: Path, number: int) -> None:
         distributed.by_first(lambda: None)  # the episodes are there
         store = EpisodeStore.open(folder / "episodes")
         out["statistics"], out["shares"] = statistics(), shares(store)
+        out["nested"] = distributed.by_first(
+            lambda: [distributed.processes(), distributed.by_first(distributed.processes)]
+        )
         out["some"], out["whole"] = gradients_of_some(), whole_windows()
         batch = Double(store, 2).sample(12, np.random.default_rng(0))
         out["gradients"] = {

@@ -77,6 +77,10 @@ def test_samplers_give_each_process_its_rows(found):
     assert found["shares"] == {"windows": True, "latents": True, "own": True}
 
 
+def test_what_the_first_does_it_does_alone(found):
+    assert found["nested"] == [1, 1]
+
+
 def test_a_gradient_that_only_one_process_has_counts(found):
     assert found["some"]["values"] == [[2.0, 2.0], [0.5, 0.5], None]
 
@@ -104,8 +108,9 @@ def test_what_cannot_be_shared_is_refused_in_words(found):
     assert refusals["nothing written"] == "True"
 
 
-@pytest.mark.parametrize("killed", [0, 1])
-def test_a_killed_process_ends_the_other_with_words_and_leaves_a_whole_checkpoint(tmp_path, killed):
+def test_a_killed_process_ends_the_other_with_words_and_leaves_a_whole_checkpoint(tmp_path):
+    """The first is killed, which writes the files and keeps the messages."""
+    killed = 0
     pair = two_processes("train", tmp_path)
     checkpoint = tmp_path / "run" / "checkpoint.safetensors"
     try:

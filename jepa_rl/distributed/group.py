@@ -8,10 +8,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 T = TypeVar("T")
 
@@ -36,7 +38,7 @@ class _Group:
 
     rank: int
     size: int
-    store: dist.Store
+    store: Any
     asked: int = 0
 
 
@@ -88,22 +90,17 @@ def join(timeout: float = TIMEOUT) -> Iterator[None]:
         torch.cuda.set_device(place)
     limit = timedelta(seconds=timeout)
     with lost_in_words():
-        store, number, size = next(iter(dist.rendezvous("env://", timeout=limit)))
+        store, number, size = next(iter(rendezvous("env://", timeout=limit)))
         backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
         dist.init_process_group(backend, timeout=limit, store=store, rank=number, world_size=size)
-    _group = _Group(number, size, dist.PrefixStore("jepa_rl", store))
+    _group = _Group(number, size, PrefixStore("jepa_rl", store))
     try:
         yield
-        by_first(lambda: None)  # nobody leaves, and takes the messages along, before all have come here
-        _all_here()
+        with lost_in_words():  # nobody leaves, and takes the messages along, before all have come here
+            dist.all_reduce(torch.zeros(1))
     finally:
         _group = None
         dist.destroy_process_group()  # closes the connections, which tells the others
-
-
-def _all_here() -> None:
-    with lost_in_words():
-        dist.all_reduce(torch.zeros(1))
 
 
 @contextmanager
@@ -126,17 +123,29 @@ def _set_together(value: bool) -> Iterator[None]:
         _together = before
 
 
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Inside, there are no other processes."""
+    global _group
+    group, _group = _group, None
+    try:
+        with _set_together(False):
+            yield
+    finally:
+        _group = group
+
+
 def is_together() -> bool:
     """Whether rows and statistics are those of several processes now."""
     return _together
 
 
 def by_first(work: Callable[[], T]) -> T:
-    """Lets the first process alone do something, while the others wait, as long as it takes.
+    """Lets the first process do something as if it were alone, while the others wait, as long as it takes.
 
     Args:
-        work: returns JSON values, such as metrics. What it writes is there when the others go on, if they see the same
-            disk.
+        work: may train, too; returns JSON values, such as metrics. What it writes is there when the others go on, if
+            they see the same disk.
 
     Returns:
         Its answer, in all processes.
@@ -144,26 +153,27 @@ def by_first(work: Callable[[], T]) -> T:
     Raises:
         ProcessLost: in the other processes, if ``work`` raised in the first.
     """
-    if _group is None:
+    group = _group
+    if group is None:
         return work()
-    name, _group.asked = f"answer {_group.asked}", _group.asked + 1
-    if _group.rank == 0:
+    name, group.asked = f"answer {group.asked}", group.asked + 1
+    if group.rank == 0:
         try:
-            with _set_together(False):
+            with _alone():
                 answer = work()
             said = json.dumps({"answer": answer})
         except BaseException as error:
             with suppress(RuntimeError):
-                _group.store.set(name, json.dumps({"error": f"{type(error).__name__}: {error}"}))
+                group.store.set(name, json.dumps({"error": f"{type(error).__name__}: {error}"}))
             raise
         with lost_in_words():
-            _group.store.set(name, said)
+            group.store.set(name, said)
     else:
         with lost_in_words():
-            while not _group.store.check([name]):
+            while not group.store.check([name]):
                 with suppress(dist.DistStoreError):  # not yet
-                    _group.store.wait([name], timedelta(seconds=POLL))
-            said = _group.store.get(name).decode()
+                    group.store.wait([name], timedelta(seconds=POLL))
+            said = group.store.get(name).decode()
     found = json.loads(said)
     if "error" in found:
         raise ProcessLost(f"the first process stopped: {found['error']}")

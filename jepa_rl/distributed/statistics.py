@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -22,7 +21,7 @@ class _Sum(torch.autograd.Function):
         return _summed(x)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
         return _summed(gradient)
 
 
@@ -37,7 +36,7 @@ class _Gather(torch.autograd.Function):
         return _summed(found)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
         return _summed(gradient)[ctx.rank]
 
 
@@ -51,7 +50,7 @@ def _summed(x: Tensor) -> Tensor:
 
 def total(x: Shaped[Tensor, "*s"]) -> Shaped[Tensor, "*s"]:
     """The sum over processes of a tensor, real or complex."""
-    return _Sum.apply(x) if is_together() else x  # type: ignore[no-untyped-call]
+    return _Sum.apply(x) if is_together() else x
 
 
 def average(x: Shaped[Tensor, "*s"]) -> Shaped[Tensor, "*s"]:
@@ -61,15 +60,15 @@ def average(x: Shaped[Tensor, "*s"]) -> Shaped[Tensor, "*s"]:
 
 def gather(x: Shaped[Tensor, "*s"]) -> Shaped[Tensor, "p *s"]:
     """The tensors of all p processes."""
-    return _Gather.apply(x) if is_together() else x.unsqueeze(0)  # type: ignore[no-untyped-call]
+    return _Gather.apply(x) if is_together() else x.unsqueeze(0)
 
 
-def mean(x: Tensor, dims: int | Sequence[int] = 0) -> Tensor:
+def mean(x: Tensor, dims: int | tuple[int, ...] = 0) -> Tensor:
     """``x.mean(dims)`` over the rows of all processes."""
     return average(x.mean(dims))
 
 
-def moments(x: Tensor, dims: int | Sequence[int] = 0) -> tuple[Tensor, Tensor, int]:
+def moments(x: Tensor, dims: int | tuple[int, ...] = 0) -> tuple[Tensor, Tensor, int]:
     """Mean and biased variance over the rows of all processes, and over how many numbers they were taken.
 
     The variance is that inside the processes plus that of their means, which loses no digits where the mean is large.
@@ -80,7 +79,7 @@ def moments(x: Tensor, dims: int | Sequence[int] = 0) -> tuple[Tensor, Tensor, i
     return centre, (variances + (means - centre).square()).mean(0), count // here.numel()
 
 
-def var(x: Tensor, dims: int | Sequence[int] = 0) -> Tensor:
+def var(x: Tensor, dims: int | tuple[int, ...] = 0) -> Tensor:
     """``x.var(dims)``, unbiased, over the rows of all processes."""
     if not is_together():
         return x.var(dims)
@@ -88,7 +87,7 @@ def var(x: Tensor, dims: int | Sequence[int] = 0) -> Tensor:
     return biased * (count / (count - 1))
 
 
-def std(x: Tensor, dims: int | Sequence[int] = 0) -> Tensor:
+def std(x: Tensor, dims: int | tuple[int, ...] = 0) -> Tensor:
     """``x.std(dims)``, unbiased, over the rows of all processes."""
     return var(x, dims).sqrt() if is_together() else x.std(dims)
 

@@ -41,13 +41,15 @@ class RunLog:
 
     def scalars(self, step: int, metrics: Metrics) -> None:
         """TensorBoard's curves."""
-        for name, value in metrics.items() if self._events is not None else ():
-            self._events.add_scalar(name, value, step)
+        if self._events is not None:
+            for name, value in metrics.items():
+                self._events.add_scalar(name, value, step)
 
     def figures(self, step: int, figures: Mapping[str, Any]) -> None:
         """TensorBoard's pictures."""
-        for name, figure in figures.items() if self._events is not None else ():
-            self._events.add_figure(name, figure, step)
+        if self._events is not None:
+            for name, figure in figures.items():
+                self._events.add_figure(name, figure, step)
 
     def text(self, step: int, name: str, text: str) -> None:
         """TensorBoard's texts."""

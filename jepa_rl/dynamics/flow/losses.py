@@ -57,7 +57,7 @@ def flow_matching(
     b, h = actions.shape[:2]
     draw: dict[str, Any] = dict(generator=generator, device=path.device, dtype=path.dtype)
     if low:
-        empty = dict(device=path.device, dtype=path.dtype)
+        empty: dict[str, Any] = dict(device=path.device, dtype=path.dtype)
         level = own_draw(lambda n: torch.empty(n, h, **empty).uniform_(*LOW_NOISE, generator=generator), b)
     else:
         level = own_draw(lambda n: torch.randn(n, h, **draw), b).sigmoid()
@@ -95,7 +95,10 @@ def sampler_energy(
     order = torch.randperm(len(FEW_EVALUATIONS), generator=generator, device=path.device)
     sizes, chunks = zip(*own_chunks(len(path), len(order)), strict=True)
     shares = zip(order.tolist(), path.split(sizes), actions.split(sizes), chunks, strict=False)
-    scores = [_energy_of(flow, FEW_EVALUATIONS[i], *share, generator).sum() for i, *share in shares]
+    scores = [
+        _energy_of(flow, FEW_EVALUATIONS[i], states, taken, rows, generator).sum()
+        for i, states, taken, rows in shares
+    ]
     return torch.stack(scores).sum() / len(path)
 
 
