@@ -231,7 +231,7 @@ def check(folder: Path, number: int) -> None:
             lambda: [distributed.processes(), distributed.by_first(distributed.processes)]
         )
         out["some"], out["whole"] = gradients_of_some(), whole_windows()
-        batch = Double(store, 2).sample(12, np.random.default_rng(0))
+        batch = Double(store, 2).sample(14, np.random.default_rng(0))
         out["gradients"] = {
             name: gradient_difference(build(store, **options), batch) for name, options in MODELS.items()
         }

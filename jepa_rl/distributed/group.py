@@ -107,7 +107,7 @@ def join(timeout: float = TIMEOUT) -> Iterator[None]:
 def together() -> Iterator[None]:
     """Inside, all processes compute the same thing, each with its rows of the batch: they all enter it.
 
-    ``fit`` and ``JEPAMPC.train`` enter it by themselves. Outside, and in ``by_first``, every process is alone.
+    ``fit`` enters it by itself. Outside, and in ``by_first``, every process is alone.
     """
     with _set_together(_group is not None):
         yield

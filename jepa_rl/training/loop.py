@@ -249,7 +249,8 @@ class _Meter:
         Raises:
             ValueError: a term was NaN or infinite.
         """
-        sums = distributed.average(torch.stack([*self.sums.values()])).tolist() if self.sums else []
+        here = torch.tensor([float(total) for total in self.sums.values()], dtype=torch.float64)
+        sums = distributed.average(here).tolist() if self.sums else []
         means = {name: total / self.count for name, total in zip(self.sums, sums, strict=True)}
         if not all(map(math.isfinite, means.values())):
             raise ValueError(
