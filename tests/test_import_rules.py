@@ -31,6 +31,7 @@ ROWS = (
         "csv_log",
         "_required",
         "_moved",
+        "distributed",
     ),
     ("specs", "batches", "types", "spaces", "sources", "registry"),
     ("encoders", "dynamics", "objectives", "heads", "costs", "risk", "inverse", "data"),

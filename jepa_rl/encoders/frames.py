@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
+from jepa_rl.distributed import BatchNorm
 from jepa_rl.encoders.base import PictureEncoder
 from jepa_rl.encoders.conv import ConvEncoder
 from jepa_rl.encoders.keypoints import KeypointEncoder
@@ -146,7 +147,7 @@ class FramesEncoder(EachFrame):
             if keypoints
             else nn.Sequential(nn.Linear(inputs, width), nn.SiLU(), nn.Linear(width, latent_dim))
         )
-        self.norm = nn.BatchNorm1d(latent_dim, affine=False) if norm else nn.Identity()
+        self.norm = BatchNorm(latent_dim, affine=False) if norm else nn.Identity()
 
     def joined(self, stacks: Float[Tensor, "b t k n"]) -> Float[Tensor, "b t d"]:
         """See ``EachFrame.joined``."""
