@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
 
@@ -112,17 +112,20 @@ def load_agent(
     Raises:
         FileNotFoundError, ValueError: as there.
     """
-    saved = SavedZip.read(path)
     if issubclass(algorithm, SafeLoading):
-        options["trust"] = trust
-    elif not trust:
+        return algorithm.load(path, env, custom_objects=custom_objects, trust=trust, **options)
+    saved = SavedZip.read(path)
+    if not trust:
         saved.check_members()
         custom_objects = known_settings(algorithm, saved.name, saved.settings(), custom_objects)
     return algorithm.load(saved.open(), env, custom_objects=custom_objects, **options)
 
 
 def known_settings(
-    algorithm: type[BaseAlgorithm], name: str, settings: Mapping[str, Any], given: Mapping[str, Any] | None = None
+    algorithm: type[BaseAlgorithm],
+    name: str,
+    settings: Mapping[str, Any],
+    given: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """All settings of a file that are pickled, as objects.
 
@@ -146,10 +149,30 @@ def known_settings(
             "wrote the file, load it with trust=True, which can execute anything in it"
         )
     known = (*algorithm.policy_aliases.values(), *getattr(algorithm, "known_classes", ()))
+    pickled = {key: value for key, value in settings.items() if key not in given and is_pickled(value)}
+    return rebuilt(name, pickled, known) | given
+
+
+def is_pickled(setting: Any) -> bool:
+    """Whether Stable-Baselines3 would unpickle a setting."""
+    return isinstance(setting, dict) and PICKLED in setting
+
+
+def rebuilt(name: str, settings: Mapping[str, Any], known: Iterable[type] = ()) -> dict[str, Any]:
+    """Settings as Stable-Baselines3 writes them (``data_to_json``), with the pickled ones made anew.
+
+    Args:
+        name: of the file, for messages.
+        settings: by name.
+        known: classes that they may name, besides those of Stable-Baselines3 and torch.
+
+    Raises:
+        ValueError: if some are unknown or damaged.
+    """
     make = Rebuild({name_of(kind): kind for kind in known})
-    found, unknown = {}, {}
+    found, unknown = dict(settings), {}
     for key, value in settings.items():
-        if key not in given and isinstance(value, dict) and PICKLED in value:
+        if is_pickled(value):
             try:
                 found[key] = make(_pickle_of(value[PICKLED]))
             except PickleError as error:
@@ -161,7 +184,7 @@ def known_settings(
             f"was unpickled. Pass your own with custom_objects={{{next(iter(unknown))!r}: ...}}; or, if you trust who "
             "wrote the file, load it with trust=True"
         )
-    return found | given
+    return found
 
 
 def _pickle_of(text: Any) -> Any:

@@ -42,6 +42,14 @@ class Call:
     pairs: list[tuple[Any, Any]] = field(default_factory=list)
 
 
+def called(function: Any) -> PickleError:
+    """The refusal of a call."""
+    path = function.path if isinstance(function, Named) else "something that it made itself"
+    if path.startswith("cloudpickle."):
+        return PickleError(f"it holds the code of a function or class ({path})")
+    return PickleError(f"it calls {path}")
+
+
 def read_pickle(data: bytes) -> Any:
     """The content of a pickle of protocol 4 or 5, as cloudpickle writes them.
 
@@ -104,6 +112,12 @@ class _Machine:
             raise PickleError("its pickle names something by no text")
         self.push(Named(f"{module}.{name}"))
 
+    def drop(self) -> None:
+        """Calls whose result is dropped are made for what they do, such as those that finish a function."""
+        dropped = self.pop()
+        if isinstance(dropped, Call):
+            raise called(dropped.function)
+
     def call(self) -> None:
         function, args = self.take(2)
         if not isinstance(args, tuple):
@@ -160,6 +174,7 @@ STEPS: dict[str, Callable[[_Machine, Any], None]] = {
     "EMPTY_TUPLE": lambda m, _: m.push(()),
     "EMPTY_DICT": lambda m, _: m.push({}),
     "EMPTY_SET": lambda m, _: m.push(set()),
+    "POP": lambda m, _: m.drop(),
     "MARK": lambda m, _: m.mark(),
     "TUPLE": lambda m, _: m.push(tuple(m.pop_mark())),
     "TUPLE1": lambda m, _: m.push(m.take(1)),

@@ -19,7 +19,7 @@ from stable_baselines3.common import buffers, noise, policies, torch_layers
 from stable_baselines3.common.type_aliases import TrainFreq, TrainFrequencyUnit
 from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, LinearSchedule
 
-from jepa_rl.agents.sb3.saved.pickles import Call, Named, PickleError
+from jepa_rl.agents.sb3.saved.pickles import Call, Named, PickleError, called
 from jepa_rl.control import ControlConfig
 from jepa_rl.dynamics.flow import FlowNetwork, FlowSampling, FlowTraining
 from jepa_rl.training.joint import JointConfig
@@ -53,7 +53,9 @@ class Rebuild:
 
     def __init__(self, classes: Mapping[str, type]) -> None:
         self.classes = CLASSES | classes
-        self._made: dict[int, tuple[Any, Any]] = {}  # by id: what it was, which keeps the id taken, and became
+        self._made: dict[
+            int, tuple[Any, Any]
+        ] = {}  # by id: what it was, which keeps the id taken, and became
         self._open: set[int] = set()
 
     def __call__(self, value: Any) -> Any:
@@ -101,15 +103,23 @@ class Rebuild:
         return value
 
     def _call(self, call: Call) -> Any:
-        path = call.function.path if isinstance(call.function, Named) else "something that it made itself"
+        path = call.function.path if isinstance(call.function, Named) else ""
         recipe = RECIPES.get(path)
         if recipe is None:
-            raise PickleError(f"it calls {path}")
+            raise called(call.function)
         try:
             return recipe(self, call)
         except PickleError:
             raise
-        except (TypeError, ValueError, KeyError, IndexError, AttributeError, OverflowError, AssertionError) as error:
+        except (
+            TypeError,
+            ValueError,
+            KeyError,
+            IndexError,
+            AttributeError,
+            OverflowError,
+            AssertionError,
+        ) as error:
             raise PickleError(f"what it gives to {path} does not fit ({error!r})") from error
 
     def expect(self, value: Any, *kinds: type) -> Any:
@@ -141,18 +151,24 @@ def _array(data: Any, dtype: np.dtype[Any], shape: Any, order: Any) -> np.ndarra
 
 def _array_of_a_buffer(make: Rebuild, call: Call) -> np.ndarray:
     data, dtype, shape, order = call.args
-    return _array(checked(data, bytes, bytearray), make.expect(dtype, np.dtype), make.expect(shape, tuple), order)
+    dtype = make.expect(dtype, np.dtype)
+    return _array(checked(data, bytes, bytearray), dtype, make.expect(shape, tuple), order)
 
 
 def _array_of_a_state(make: Rebuild, call: Call) -> np.ndarray:
     _, shape, dtype, fortran, data = call.state
-    return _array(checked(data, bytes), make.expect(dtype, np.dtype), make.expect(shape, tuple), "F" if fortran else "C")
+    dtype = make.expect(dtype, np.dtype)
+    return _array(checked(data, bytes), dtype, make.expect(shape, tuple), "F" if fortran else "C")
 
 
 def _generator(make: Rebuild, call: Call) -> np.random.Generator:
     """A generator that draws what the saved one would have; what it would spawn is not kept."""
     inner = call.args[0]
-    if not isinstance(inner, Call) or not isinstance(inner.function, Named) or inner.function.path != BIT_GENERATOR:
+    if (
+        not isinstance(inner, Call)
+        or not isinstance(inner.function, Named)
+        or inner.function.path != BIT_GENERATOR
+    ):
         raise PickleError("it has a random generator of an unknown kind")
     state = inner.state[0] if isinstance(inner.state, tuple) else inner.state
     bits = np.random.PCG64(0)

@@ -55,7 +55,14 @@ class SavedZip:
         try:
             with zipfile.ZipFile(io.BytesIO(self._content if content is None else content)) as archive:
                 yield archive
-        except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OSError, zlib.error) as error:
+        except (
+            zipfile.BadZipFile,
+            NotImplementedError,
+            RuntimeError,
+            EOFError,
+            OSError,
+            zlib.error,
+        ) as error:
             raise ValueError(
                 f"{self.name}{what} wasn't a zip-file of Stable-Baselines3, or is damaged ({error}); restore it from a "
                 "copy"
@@ -69,10 +76,14 @@ class SavedZip:
         """
         with self._archive() as archive:
             if "data" not in archive.namelist():
-                raise ValueError(f"{self.name} holds no settings of an agent; save it with agent.save(path)")
+                raise ValueError(
+                    f"{self.name} holds no settings of an agent; it is truncated, or something else"
+                )
             size = archive.getinfo("data").file_size
             if size > LARGEST_SETTINGS:
-                raise ValueError(f"{self.name} says that its settings take {size:,} bytes, more than any agent's do")
+                raise ValueError(
+                    f"{self.name} says that its settings take {size:,} bytes, more than any agent's do"
+                )
             text = archive.read("data")
         try:
             found = json.loads(text)
@@ -106,12 +117,16 @@ class SavedZip:
             found = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
         except Exception as error:  # torch's and pickle's, of many kinds
             reason = str(error).partition("\n")[0]
-            raise self._refusal(f"something else than weights in {name!r} ({type(error).__name__}: {reason})") from error
+            raise self._refusal(
+                f"something else than weights in {name!r} ({type(error).__name__}: {reason})"
+            ) from error
         if name in VARIABLES:
             if not isinstance(found, dict | None):
                 raise self._refusal(f"no variables in {name!r}")
             for variable, value in (found or {}).items():  # set as attributes of the agent's attributes
-                sound = isinstance(variable, str) and variable.isidentifier() and not variable.startswith("__")
+                sound = (
+                    isinstance(variable, str) and variable.isidentifier() and not variable.startswith("__")
+                )
                 if not sound or not isinstance(value, torch.Tensor | None):
                     raise self._refusal(f"a variable {variable!r}, which no agent has")
 
@@ -128,6 +143,6 @@ class SavedZip:
 
     def _refusal(self, what: str) -> ValueError:
         return ValueError(
-            f"{self.name} holds {what}: Stable-Baselines3 does not write such files. If you trust who wrote it, load it "
-            "with trust=True, which can execute anything in it"
+            f"{self.name} holds {what}: Stable-Baselines3 does not write such files. If you trust who wrote it, load "
+            "it with trust=True, which can execute anything in it"
         )
