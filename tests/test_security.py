@@ -81,7 +81,8 @@ def dotted(node: ast.expr, names: dict[str, str]) -> str:
 
 def forbidden_call(node: ast.Call, names: dict[str, str]) -> Iterator[str]:
     name = dotted(node.func, names)
-    given = {word.arg: ast.unparse(word.value) for word in node.keywords}
+    risky = ("weights_only", "allow_pickle", "shell", "trust_remote_code")
+    given = {word.arg: ast.unparse(word.value) for word in node.keywords if word.arg in risky}
     if name == "torch.load" and given.get("weights_only") != "True":
         yield name
     if name == "numpy.load" and given.get("allow_pickle", "False") != "False":
@@ -91,9 +92,10 @@ def forbidden_call(node: ast.Call, names: dict[str, str]) -> Iterator[str]:
     if given.get("shell", "False") != "False" or given.get("trust_remote_code", "False") != "False":
         yield name
     if isinstance(node.func, ast.Attribute):
-        if ast.unparse(node.func) == "super().load":
+        of_super = isinstance(node.func.value, ast.Call) and dotted(node.func.value.func, names) == "super"
+        if of_super and node.func.attr == "load":
             yield "super().load"
-        if node.func.attr in METHODS and not ast.unparse(node.func).startswith("super()"):
+        if not of_super and node.func.attr in METHODS:
             yield f".{node.func.attr}"
 
 

@@ -185,7 +185,7 @@ class JEPAMPCPolicy(BasePolicy):
             if trust:
                 return super().load(str(path), device)
             raise ValueError(
-                f"{path} holds no weights and settings of a JEPAMPCPolicy, or is from jepa-rl 0.2.0 or before "
+                f"{path} holds no weights and settings of a JEPAMPCPolicy, or is from an older version of jepa-rl "
                 f"({type(error).__name__}). If you trust who wrote it, load it with trust=True, which can execute "
                 "anything in it"
             ) from error
