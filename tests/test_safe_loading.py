@@ -409,7 +409,7 @@ def weights(value) -> bytes:
 
 
 def test_weights_that_are_something_else_are_refused(saved, trap):
-    words = "something else than weights in 'policy.pth'"
+    words = "the part 'policy.pth' of the open file holds something else than weights"
     refused(altered(saved, **{"policy.pth": weights({"a": Makes(trap)})}), words)
     assert not trap.exists()
     agent = JEPAMPC.load(altered(saved))

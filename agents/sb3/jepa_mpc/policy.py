@@ -21,7 +21,7 @@ from torch import Tensor
 
 from jepa_rl.agents.planners.categorical import CategoricalCEM
 from jepa_rl.agents.planners.mppi import MPPI
-from jepa_rl.agents.sb3.saved import rebuilt
+from jepa_rl.agents.sb3.saved import SavedZip, in_words, rebuilt
 from jepa_rl.control import ControlConfig, ControlModel, ReturnCost, move_towards, world_config
 from jepa_rl.dynamics import CompiledDynamics, captured
 from jepa_rl.files import write_atomic
@@ -150,7 +150,7 @@ class JEPAMPCPolicy(BasePolicy):
             "observation_space": self.observation_space, "action_space": self.action_space, **self.settings
         }  # fmt: skip
 
-    def save(self, path: str | Path) -> None:  # type: ignore[override]  # Stable-Baselines3 takes texts alone
+    def save(self, path: str | Path) -> None:
         """Writes the weights, and the settings as ``JEPAMPC.save`` does; atomic.
 
         Raises:
@@ -161,15 +161,13 @@ class JEPAMPCPolicy(BasePolicy):
         write_atomic(path, file.getvalue())
 
     @classmethod
-    def load(  # type: ignore[override]  # Stable-Baselines3 takes texts alone
-        cls, path: str | Path, device: torch.device | str = "auto", *, trust: bool = False
-    ) -> Self:
+    def load(cls, path: str | Path, device: torch.device | str = "auto", *, trust: bool = False) -> Self:
         """A policy from a file of ``save``; nothing in the file is executed unless it is trusted.
 
         Args:
             path: the file.
             device: where the policy goes.
-            trust: True: read it as Stable-Baselines3 does, as versions up to 0.2.0 wrote it, which can execute
+            trust: True: read it as Stable-Baselines3 does, as older versions wrote it, which can execute
                 anything. Only for files whose author you trust.
 
         Raises:
@@ -177,19 +175,19 @@ class JEPAMPCPolicy(BasePolicy):
             ValueError: it is damaged, from an older version, or holds unknown settings. Nothing has been executed then.
         """
         try:
-            saved = torch.load(path, map_location=get_device(device), weights_only=True)
-            state, text = saved["state_dict"], saved["settings"]
-        except FileNotFoundError:
-            raise
-        except Exception as error:  # torch's and pickle's, of many kinds
+            saved = SavedZip.read(path).weights()
+            state, text = saved["state_dict"], json.loads(saved["settings"])
+        except (ValueError, TypeError, KeyError) as error:
             if trust:
                 return super().load(str(path), device)
             raise ValueError(
                 f"{path} holds no weights and settings of a JEPAMPCPolicy, or is from an older version of jepa-rl "
-                f"({type(error).__name__}). If you trust who wrote it, load it with trust=True, which can execute "
-                "anything in it"
+                f"({error}). If you trust who wrote it, load it with trust=True, which can execute anything in it"
             ) from error
-        policy = cls(**rebuilt(str(path), json.loads(text)))
+        settings, unknown = rebuilt(text)
+        if unknown:
+            raise ValueError(f"{path} has settings that no JEPAMPCPolicy saves: {in_words(unknown)}")
+        policy = cls(**settings)
         policy.load_state_dict(state)
         return policy.to(get_device(device))
 

@@ -150,7 +150,14 @@ def known_settings(
         )
     known = (*algorithm.policy_aliases.values(), *getattr(algorithm, "known_classes", ()))
     pickled = {key: value for key, value in settings.items() if key not in given and is_pickled(value)}
-    return rebuilt(name, pickled, known) | given
+    found, unknown = rebuilt(pickled, known)
+    if unknown:
+        raise ValueError(
+            f"{name} has pickled settings that are not known, and unpickling can execute anything: "
+            f"{in_words(unknown)}. Nothing was unpickled. Pass your own with custom_objects="
+            f"{{{next(iter(unknown))!r}: ...}}; or, if you trust who wrote the file, load it with trust=True"
+        )
+    return found | given
 
 
 def is_pickled(setting: Any) -> bool:
@@ -158,33 +165,30 @@ def is_pickled(setting: Any) -> bool:
     return isinstance(setting, dict) and PICKLED in setting
 
 
-def rebuilt(name: str, settings: Mapping[str, Any], known: Iterable[type] = ()) -> dict[str, Any]:
+def in_words(unknown: Mapping[str, str]) -> str:
+    """Names of settings, each with the reason for which it is refused."""
+    return "; ".join(f"{key!r}: {why}" for key, why in unknown.items())
+
+
+def rebuilt(settings: Mapping[str, Any], known: Iterable[type] = ()) -> tuple[dict[str, Any], dict[str, str]]:
     """Settings as Stable-Baselines3 writes them (``data_to_json``), with the pickled ones made anew.
 
     Args:
-        name: of the file, for messages.
         settings: by name.
         known: classes that they may name, besides those of Stable-Baselines3 and torch.
 
-    Raises:
-        ValueError: if some are unknown or damaged.
+    Returns:
+        The settings; and of those that are unknown or damaged, and not among them, the reason.
     """
     make = Rebuild({name_of(kind): kind for kind in known})
-    found, unknown = dict(settings), {}
+    found: dict[str, Any] = {}
+    unknown: dict[str, str] = {}
     for key, value in settings.items():
-        if is_pickled(value):
-            try:
-                found[key] = make(_pickle_of(value[PICKLED]))
-            except PickleError as error:
-                unknown[key] = str(error)
-    if unknown:
-        reasons = "; ".join(f"{key!r}: {why}" for key, why in unknown.items())
-        raise ValueError(
-            f"{name} has pickled settings that are not known, and unpickling can execute anything: {reasons}. Nothing "
-            f"was unpickled. Pass your own with custom_objects={{{next(iter(unknown))!r}: ...}}; or, if you trust who "
-            "wrote the file, load it with trust=True"
-        )
-    return found
+        try:
+            found[key] = make(_pickle_of(value[PICKLED])) if is_pickled(value) else value
+        except PickleError as error:
+            unknown[key] = str(error)
+    return found, unknown
 
 
 def _pickle_of(text: Any) -> Any:

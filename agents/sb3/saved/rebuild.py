@@ -25,6 +25,8 @@ from jepa_rl.dynamics.flow import FlowNetwork, FlowSampling, FlowTraining
 from jepa_rl.training.joint import JointConfig
 
 NUMBER = (int, float, np.number, np.bool_)
+# What constructors, and taking values apart, raise.
+MISFITS = (TypeError, ValueError, KeyError, IndexError, AttributeError, OverflowError, AssertionError)
 PLAIN = (type(None), bool, int, float, str, bytes)
 
 
@@ -52,10 +54,8 @@ class Rebuild:
     """
 
     def __init__(self, classes: Mapping[str, type]) -> None:
-        self.classes = CLASSES | classes
-        self._made: dict[
-            int, tuple[Any, Any]
-        ] = {}  # by id: what it was, which keeps the id taken, and became
+        self.classes = {**CLASSES, **classes}
+        self._made: dict[int, tuple[Any, Any]] = {}  # by id: what it was (so the id stays taken), and became
         self._open: set[int] = set()
 
     def __call__(self, value: Any) -> Any:
@@ -111,15 +111,7 @@ class Rebuild:
             return recipe(self, call)
         except PickleError:
             raise
-        except (
-            TypeError,
-            ValueError,
-            KeyError,
-            IndexError,
-            AttributeError,
-            OverflowError,
-            AssertionError,
-        ) as error:
+        except MISFITS as error:
             raise PickleError(f"what it gives to {path} does not fit ({error!r})") from error
 
     def expect(self, value: Any, *kinds: type) -> Any:

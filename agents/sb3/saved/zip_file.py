@@ -50,10 +50,10 @@ class SavedZip:
         return io.BytesIO(self._content)
 
     @contextmanager
-    def _archive(self, content: bytes | None = None, what: str = "") -> Iterator[zipfile.ZipFile]:
+    def _archive(self) -> Iterator[zipfile.ZipFile]:
         """The archive; whatever zipfile and zlib raise while it is used comes out as ValueError."""
         try:
-            with zipfile.ZipFile(io.BytesIO(self._content if content is None else content)) as archive:
+            with zipfile.ZipFile(self.open()) as archive:
                 yield archive
         except (
             zipfile.BadZipFile,
@@ -64,7 +64,7 @@ class SavedZip:
             zlib.error,
         ) as error:
             raise ValueError(
-                f"{self.name}{what} wasn't a zip-file of Stable-Baselines3, or is damaged ({error}); restore it from a "
+                f"{self.name} wasn't a zip-file of Stable-Baselines3, or is damaged ({error}); restore it from a "
                 "copy"
             ) from error
 
@@ -108,27 +108,32 @@ class SavedZip:
             if broken := archive.testzip():
                 raise zipfile.BadZipFile(f"the checksum of {broken!r} does not fit")
         for name, content in weights.items():
-            self._check_weights(name, content)
+            found = SavedZip(f"the part {name!r} of {self.name}", content).weights()
+            if name in VARIABLES:
+                self._check_variables(name, found)
 
-    def _check_weights(self, name: str, content: bytes) -> None:
-        with self._archive(content, f"'s part {name!r}") as archive:
-            self._check_sizes(archive, len(content))
+    def weights(self) -> Any:
+        """What torch saved in this file: tensors, plain values and containers of them; nothing else is unpickled.
+
+        Raises:
+            ValueError: if it is something else.
+        """
+        with self._archive() as archive:
+            self._check_sizes(archive, len(self._content))
         try:
-            found = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+            return torch.load(self.open(), map_location="cpu", weights_only=True)
         except Exception as error:  # torch's and pickle's, of many kinds
             reason = str(error).partition("\n")[0]
-            raise self._refusal(
-                f"something else than weights in {name!r} ({type(error).__name__}: {reason})"
-            ) from error
-        if name in VARIABLES:
-            if not isinstance(found, dict | None):
-                raise self._refusal(f"no variables in {name!r}")
-            for variable, value in (found or {}).items():  # set as attributes of the agent's attributes
-                sound = (
-                    isinstance(variable, str) and variable.isidentifier() and not variable.startswith("__")
-                )
-                if not sound or not isinstance(value, torch.Tensor | None):
-                    raise self._refusal(f"a variable {variable!r}, which no agent has")
+            raise self._refusal(f"something else than weights ({type(error).__name__}: {reason})") from error
+
+    def _check_variables(self, name: str, found: Any) -> None:
+        """Refuses variables that could not be those of an agent: they are set as attributes of its attributes."""
+        if not isinstance(found, dict | None):
+            raise self._refusal(f"no variables in {name!r}")
+        for variable, value in (found or {}).items():
+            sound = isinstance(variable, str) and variable.isidentifier() and not variable.startswith("__")
+            if not sound or not isinstance(value, torch.Tensor | None):
+                raise self._refusal(f"a variable {variable!r}, which no agent has")
 
     def _check_sizes(self, archive: zipfile.ZipFile, available: int) -> None:
         """Members are stored as they are, so they cannot unpack to more than the file holds."""
