@@ -7,6 +7,7 @@ import contextlib
 import io
 import json
 import os
+import pickle
 import struct
 import zipfile
 from collections import OrderedDict, deque
@@ -22,6 +23,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.noise import NormalActionNoise, VectorizedActionNoise
+from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.type_aliases import TrainFreq, TrainFrequencyUnit
 from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, LinearSchedule, set_random_seed
 
@@ -417,6 +419,9 @@ def test_weights_that_are_something_else_are_refused(saved, trap):
         agent.set_parameters(altered(saved, **{"policy.pth": weights(Makes(trap))}))
     assert not trap.exists()
     agent.set_parameters(altered(saved, {"policy_kwargs": pickled(Makes(trap))}))  # settings are not read
+    assert not trap.exists()
+    with pytest.raises(pickle.UnpicklingError):  # nor would Stable-Baselines3 unpickle them; versions before 2.8 did
+        load_from_zip_file(altered(saved, **{"policy.pth": weights({"a": Makes(trap)})}), load_data=False)
     assert not trap.exists()
     for content in (b"", cloudpickle.dumps(Makes(trap)), b"PK\x05\x06" + b"\0" * 18):
         refused(altered(saved, **{"policy.pth": content}), "policy.pth'")
