@@ -420,7 +420,8 @@ def test_weights_that_are_something_else_are_refused(saved, trap):
     assert not trap.exists()
     agent.set_parameters(altered(saved, {"policy_kwargs": pickled(Makes(trap))}))  # settings are not read
     assert not trap.exists()
-    with pytest.raises(pickle.UnpicklingError):  # nor would Stable-Baselines3 unpickle them; versions before 2.8 did
+    # Nor would Stable-Baselines3 unpickle them; versions before 2.8 did.
+    with pytest.raises(pickle.UnpicklingError):
         load_from_zip_file(altered(saved, **{"policy.pth": weights({"a": Makes(trap)})}), load_data=False)
     assert not trap.exists()
     for content in (b"", cloudpickle.dumps(Makes(trap)), b"PK\x05\x06" + b"\0" * 18):
