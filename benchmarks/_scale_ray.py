@@ -22,45 +22,45 @@ from jepa_rl.csv_log import read_csv
 from jepa_rl.envs import TwoRoomsVectorEnv, collect
 from jepa_rl.sweeps import sweep, trial_names
 
-TRIALS = [{"learning_rate": rate, "seed": seed} for rate in (1e-3, 3e-4) for seed in range(4)]
 UPDATES = 120
 VICTIM = 2  # the trial whose process is killed, after half of its updates
 
 
-def ray_same_results() -> dict[str, Any]:
+def measure(quick: bool) -> dict[str, Any]:
     """Eight short trainings as a sweep on two cores, one of whose workers is killed by SIGKILL, and without Ray.
 
     Returns:
-        ``trials``, ``finished`` and ``processes`` of the sweep, ``updates`` of a training, ``killed_after_updates``,
-        ``same_results`` (whether losses and weights of all trials are, to the last bit, those of the same trainings one
-        after the other in this process), and the seconds of both.
+        ``ray_same_results``: whether all trials finish, with losses and weights that are, to the last bit, those of the
+        same trainings one after the other in this process; what was done; and the seconds of both.
     """
+    trials = [{"learning_rate": rate, "seed": seed} for rate in (1e-3, 3e-4) for seed in range(4)]
+    trials = trials[: VICTIM + 1] if quick else trials
     with tempfile.TemporaryDirectory() as temporary:
-        folder, names = Path(temporary), trial_names(TRIALS)
+        folder, names = Path(temporary), trial_names(trials)
         venv = TwoRoomsVectorEnv(8, max_episode_steps=20, start="any")
         collect(venv, folder / "episodes", episodes=64, seed=0, progress=False)
         threads, began = torch.get_num_threads(), time.perf_counter()
         torch.set_num_threads(1)  # as a trial has
         alone = [
             train(folder / "episodes", trial, folder / name)
-            for trial, name in zip(TRIALS, names, strict=True)
+            for trial, name in zip(trials, names, strict=True)
         ]
         torch.set_num_threads(threads)
         between = time.perf_counter()
         killer = Killer(folder / "sweep", names[VICTIM])
         killer.start()
         with ray_running(cpus=2):
-            table = sweep(partial(train, folder / "episodes"), TRIALS, folder / "sweep")
+            table = sweep(partial(train, folder / "episodes"), trials, folder / "sweep")
         killer.join()
     return {
-        "trials": len(TRIALS),
-        "finished": sum(not row["error"] for row in table),
-        "processes": [row["processes"] for row in table],
-        "updates": UPDATES,
-        "killed_after_updates": killer.updates,
-        "same_results": [{name: row.get(name) for name in alone[0]} for row in table] == alone,
-        "seconds": time.perf_counter() - between,
-        "seconds_without_ray": between - began,
+        "ray_same_results": [{name: row.get(name) for name in alone[0]} for row in table] == alone,
+        "ray_trials": len(trials),
+        "ray_finished": sum(not row["error"] for row in table),
+        "ray_processes": [row["processes"] for row in table],
+        "ray_updates": UPDATES,
+        "ray_killed_after_updates": killer.updates,
+        "ray_seconds": time.perf_counter() - between,
+        "ray_seconds_without": between - began,
     }
 
 
@@ -94,7 +94,3 @@ class Killer(threading.Thread):
             rows = read_csv(self.log)[1] if self.log.exists() else []
             self.updates = int(float(rows[-1][0])) if rows else 0
         os.kill(json.loads(self.processes.read_text().splitlines()[-1])["pid"], signal.SIGKILL)
-
-
-if __name__ == "__main__":
-    print(json.dumps(ray_same_results(), indent=2))

@@ -355,7 +355,9 @@ def run_sac(method: str, args: Args, task: Task, folder: Path, seed: int, decisi
     train = partial(make, training=True)
     saved, env = SaveAtEvaluation.newest(folder / "saved"), make_vec_env(train, 1, seed=seed)
     model: OffPolicyAlgorithm = (
-        load_saved(algorithm, saved, env, args.device) if saved else algorithm(policy, env, **settings)
+        load_saved(algorithm, saved, env, args.device, trust=True)  # of this benchmark's own run
+        if saved
+        else algorithm(policy, env, **settings)
     )
     seen = "state" if method == "sac_state" else "pixels"
     facts = {"preset": algorithm.__name__, "device": str(model.device), "observations": seen}

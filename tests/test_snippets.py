@@ -153,7 +153,7 @@ def wrong(command: str) -> str | None:
         return next((f"no extra {extra}" for extra in asked if extra not in known), None)
     return (
         None
-        if program in ("apt-get", "cd", "git", "source", "tensorboard", "pre-commit")
+        if program in ("apt-get", "cd", "git", "source", "tensorboard", "torchrun", "pre-commit")
         else f"unknown: {program}"
     )
 
