@@ -21,6 +21,7 @@ ALLOWED = {
     ("agents/sb3/baselines.py", ".load_replay_buffer"): "our own format, or with trust=True",
     ("agents/sb3/baselines.py", "stable_baselines3.common.vec_env.VecNormalize.load"): "only with trust=True",
     ("jepa_rl/_moved.py", "importlib.import_module"): "of names in its own table",
+    ("jepa_rl/cluster.py", "pickle"): "of what this process sent to Ray's others, never of a file",
     ("envs/gl.py", "importlib.import_module"): "of mujoco's two GL backends",
 }
 
