@@ -102,11 +102,17 @@ def _places(value: Any):
 
 
 def change_json(data: bytearray, rng: random.Random) -> None:
-    """Of a file of one JSON value, or of one on each line."""
-    lines = data.decode().splitlines() if data.count(b"\n") > 1 and data[-1:] == b"\n" else [data.decode()]
+    """A file of one JSON value."""
+    data[:] = _dumped(change(json.loads(data), rng), rng).encode(errors="replace")
+
+
+def change_line(data: bytearray, rng: random.Random) -> None:
+    """A file of one JSON value on each line."""
+    lines = data.splitlines(keepends=True)
     at = rng.randrange(len(lines))
-    lines[at] = _dumped(change(json.loads(lines[at]), rng), rng)
-    data[:] = ("\n".join(lines) + ("\n" if len(lines) > 1 else "")).encode(errors="replace")
+    line = bytearray(lines[at])
+    change_json(line, rng)
+    data[:] = b"".join([*lines[:at], line + b"\n", *lines[at + 1 :]])
 
 
 def _dumped(value: Any, rng: random.Random) -> str:
@@ -207,7 +213,7 @@ def mutate(data: bytes, name: str, rng: random.Random) -> tuple[str, bytes]:
     found = bytearray(data)
     sealed = name.endswith(".safetensors")
     ways = [*BYTES, *([change_layout] * 3 + [reseal] * 8 if sealed else [])]
-    ways += [change_json] * 8 if name.endswith((".json", ".jsonl")) else []
+    ways += [change_json] * 8 if name.endswith(".json") else [change_line] * 8 if name.endswith(".jsonl") else []
     while bytes(found) == data:
         way = rng.choice(ways)
         try:

@@ -96,7 +96,7 @@ class TrainingState:
         alarms = [(int(at), str(text)) for at, text in header["alarms"]]
         if not all(isinstance(value, int | float) for value in metrics.values()):
             raise TypeError(f"its metrics are no numbers: {metrics}")
-        if step < 1:
+        if step < 0:
             raise ValueError(f"it says that {step} updates were made")
         self.model.load_state_dict(
             {name[6:]: tensor for name, tensor in tensors.items() if name.startswith("model.")}
