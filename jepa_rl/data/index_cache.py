@@ -83,9 +83,9 @@ def load(path: Path, lines: Path) -> tuple[Entries, hashlib.blake2b] | None:
             return None
         entries = _unpack(body, told["episodes"])
         digest = _digest_of_file(lines, entries.size)
+        return (entries, digest) if digest.hexdigest() == told["lines"] else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return (entries, digest) if digest.hexdigest() == told["lines"] else None
 
 
 def save(path: Path, entries: Entries, digest: hashlib.blake2b) -> None:
