@@ -2,10 +2,10 @@
 
     python benchmarks/_scale_store.py
 
-The store of 100 GB has the length of 100 GB and takes a few megabytes of disk: its index is written in full, its columns
-are sparse files, which read as zeros. Pictures are 3 x 64 x 64, episodes 50 to 150 steps long, windows have 4 states and
-batches 128. A sparse file reads without a disk's delays: what is measured is the library, the index and the system's
-handling of pages. A real disk adds the time in which it delivers 48 KB a window.
+The store of 100 GB has the length of 100 GB and takes a few megabytes of disk: its index is written in full, its
+columns are sparse files, which read as zeros. Pictures are 3 x 64 x 64, episodes 50 to 150 steps long, windows have 4
+states and batches 128. A sparse file reads without a disk's delays: what is measured is the library, the index and the
+system's handling of pages. A real disk adds the time in which it delivers 48 KB a window.
 
 ``measure`` returns the figures; ``benchmarks/scale.py`` records them.
 """
@@ -126,7 +126,7 @@ def uncached_rates(small: Path, large: Path, batches: int = 20) -> tuple[float, 
 
 
 def resident() -> dict[str, int]:
-    """Bytes of this process in memory: ``anonymous`` ones, and pages of mapped files, which the system drops at will."""
+    """Bytes of this process in memory: ``anonymous`` ones, and pages of mapped files, which the system may drop."""
     status = Path("/proc/self/status").read_text()
     names = {"anonymous": "RssAnon", "file": "RssFile"}
     return {key: int(re.search(rf"{name}:\s+(\d+) kB", status)[1]) * 1024 for key, name in names.items()}

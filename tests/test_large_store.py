@@ -121,7 +121,9 @@ def test_no_damage_to_the_cache_changes_an_answer(cached, data):
     where = data.draw(st.integers(0, len(whole) - 1) | st.integers(0, 300))
     cut = data.draw(st.booleans())
     flipped = bytes([whole[where] ^ data.draw(st.integers(1, 255))])
-    (path / "episodes.cache").write_bytes(whole[:where] if cut else whole[:where] + flipped + whole[where + 1 :])
+    (path / "episodes.cache").write_bytes(
+        whole[:where] if cut else whole[:where] + flipped + whole[where + 1 :]
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         same = facts(EpisodeStore.open(path)) == cached.facts

@@ -42,19 +42,23 @@ class EpisodeIndex:
         self.step_starts = np.zeros(0, np.int64)
 
     @property
-    def lengths(self) -> np.ndarray:  # noqa: D102  (see the class)
+    def lengths(self) -> np.ndarray:
+        """See the class."""
         return self._entries.lengths
 
     @property
-    def terminated(self) -> np.ndarray:  # noqa: D102
+    def terminated(self) -> np.ndarray:
+        """See the class."""
         return self._entries.terminated
 
     @property
-    def truncated(self) -> np.ndarray:  # noqa: D102
+    def truncated(self) -> np.ndarray:
+        """See the class."""
         return self._entries.truncated
 
     @property
-    def size(self) -> int:  # noqa: D102
+    def size(self) -> int:
+        """See the class."""
         return self._entries.size
 
     def read(self, check: Callable[[int, int], None], warn: bool = False) -> bool:
@@ -129,7 +133,9 @@ class EpisodeIndex:
             return
         with contextlib.suppress(OSError):  # a full or read-only disk: the store works without a cache
             index_cache.save(self._cache, self._entries, self._digest)
-        self._cached = len(self._entries)  # also where it could not be written: no need to try at every append
+        self._cached = len(
+            self._entries
+        )  # also where it could not be written: no need to try at every append
 
     def _parse(self, line: bytes, number: int) -> dict[str, Any]:
         try:

@@ -39,7 +39,9 @@ def map_rows(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> Shaped[np.n
 
 
 def prefetch(
-    rows: Shaped[np.ndarray, "rows ..."], first: Int64[np.ndarray, "..."], count: Int64[np.ndarray, "..."] | int
+    rows: Shaped[np.ndarray, "rows ..."],
+    first: Int64[np.ndarray, "..."],
+    count: Int64[np.ndarray, "..."] | int,
 ) -> None:
     """Asks the system to read rows that will be needed, all at the same time; otherwise it reads page after page.
 

@@ -238,7 +238,9 @@ class WindowSampler:
     ) -> UInt8[Tensor, "b t c y x"]:
         column, first = self._columns["frames"], self._frame_starts[episode]
         oldest, newest = np.maximum(states + 1 - self.frames, 0), states
-        if (oldest[:, 1:] <= newest[:, :-1] + 1).all():  # no gaps between the stacks: one run of rows for a window
+        if (
+            oldest[:, 1:] <= newest[:, :-1] + 1
+        ).all():  # no gaps between the stacks: one run of rows for a window
             oldest, newest = oldest[:, :1], newest[:, -1:]
         prefetch(column, first[:, None] + oldest, newest - oldest + 1)
         return torch.from_numpy(stack_frames(column, first, states, self.frames))
