@@ -53,7 +53,9 @@ def write_foreign(path, **changes):
     rng = np.random.default_rng(0)
     columns = {
         "pixels": rng.integers(0, 256, (7, 16, 12, 3), np.uint8),
-        "action": np.r_[rng.uniform(-2, 2, (2, 2)), [[np.nan] * 2], rng.uniform(-2, 2, (3, 2)), [[np.nan] * 2]],
+        "action": np.r_[
+            rng.uniform(-2, 2, (2, 2)), [[np.nan] * 2], rng.uniform(-2, 2, (3, 2)), [[np.nan] * 2]
+        ],
         "proprio.arm": rng.random((7, 4), np.float32),
         "ep_len": np.array([3, 4], np.int32),
         "ep_offset": np.array([0, 3]),
@@ -77,7 +79,11 @@ def test_other_peoples_files(tmp_path):
     np.testing.assert_allclose(store.layout.action.low, np.nanmin(seen["action"], 0))
     np.testing.assert_allclose(store.layout.action.high, np.nanmax(seen["action"], 0))
     reward = np.array([[np.nan], [1], [2], [np.nan], [3], [4], [5]])
-    ends = {"reward": reward, "terminated": np.array([0, 0, 0, 0, 0, 0, 1], bool), "action": np.arange(7)[:, None]}
+    ends = {
+        "reward": reward,
+        "terminated": np.array([0, 0, 0, 0, 0, 0, 1], bool),
+        "action": np.arange(7)[:, None],
+    }
     write_foreign(tmp_path / "g.h5", **ends)
     other = from_hdf5(tmp_path / "g.h5", tmp_path / "t", size=4)
     assert other.layout.frame_shape == (3, 4, 4) and other.layout.action.kind == "discrete"
@@ -130,7 +136,11 @@ def test_columns_in_other_files_are_refused(tmp_path):
         file.create_dataset("action", (7, 2), np.float64, external=[(str(tmp_path / "raw"), 0, 7 * 16)])
 
     for name, put, match in [
-        ("external link", lambda f: f.__setitem__("action", h5py.ExternalLink("secret.h5", "action")), "is a link"),
+        (
+            "external link",
+            lambda f: f.__setitem__("action", h5py.ExternalLink("secret.h5", "action")),
+            "is a link",
+        ),
         ("soft link", lambda f: f.__setitem__("action", h5py.SoftLink("/pixels")), "is a link"),
         ("virtual", lambda f: f.create_virtual_dataset("action", layout), "other files"),
         ("external data", external, "other files"),
