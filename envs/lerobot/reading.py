@@ -13,7 +13,7 @@ import numpy as np
 from jepa_rl.data import Episode, EpisodeStore
 from jepa_rl.envs.importing import ActionRange, appears_whole, check_room, extra_names, resized, write_store
 from jepa_rl.envs.lerobot import tables, video
-from jepa_rl.envs.lerobot.info import EPISODES_PATH, OWN, Info, numbers, read_info
+from jepa_rl.envs.lerobot.info import OWN, Info, numbers, read_info
 from jepa_rl.types import ActionSpec
 
 
@@ -211,7 +211,9 @@ class _Source:
         """
         pyarrow, _ = tables.import_pyarrow()
         names = [*columns, "episode_index"]
-        file, batches, left = None, iter(()), None
+        file: Path | None = None
+        batches: Iterator[dict[str, Any]] = iter(())
+        left: dict[str, Any] | None = None
         for place in self.places:
             if place.data != file:
                 file, left = place.data, None
@@ -244,7 +246,7 @@ class _Source:
         files = sorted((info.folder / "meta" / "episodes").glob("chunk-*/file-*.parquet"))
         if not files:
             raise FileNotFoundError(
-                f"{info.folder} is not whole: {EPISODES_PATH} is missing; download it again"
+                f"{info.folder} is not whole: meta/episodes holds no tables; download it again"
             )
         for file in files:
             noted = [OWN] if info.layout is not None and OWN in tables.column_names(file) else []

@@ -54,12 +54,12 @@ def merged(one: Stats | None, other: Stats) -> Stats:
     counts = (one["count"], other["count"])
     total = counts[0] + counts[1]
     mean = _weighted(one["mean"], other["mean"], counts)
-    spreads = (part["std"] ** 2 + (part["mean"] - mean) ** 2 for part in (one, other))
+    first, second = (part["std"] ** 2 + (part["mean"] - mean) ** 2 for part in (one, other))
     found = {
         "min": np.minimum(one["min"], other["min"]),
         "max": np.maximum(one["max"], other["max"]),
         "mean": mean,
-        "std": np.sqrt(_weighted(*spreads, counts)),
+        "std": np.sqrt(_weighted(first, second, counts)),
         "count": total,
     }
     bounds = {name: np.minimum if share <= 0.5 else np.maximum for name, share in QUANTILES.items()}

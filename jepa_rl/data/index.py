@@ -78,7 +78,9 @@ class EpisodeIndex:
         if not len(entries) and (found := index_cache.load(self._cache, self.path)):
             entries, digest = found
             cached = len(entries)
-        ends, rows, unfinished = [], [], False
+        ends: list[int] = []
+        rows: list[tuple[int, bool, bool]] = []
+        unfinished = False
         with open(self.path, "rb") as file:
             file.seek(entries.size)
             for line in file:
