@@ -33,7 +33,7 @@ from jepa_rl.types import ActionSpec
 
 FRAME, LENGTH = (3, 64, 64), 100
 BATCH, STEPS = 128, 3
-ROUNDS = 7  # in turn on the small and the large store, so that other load on the machine meets both
+ROUNDS = 9  # in turn on the small and the large store, so that other load on the machine meets both
 OPEN = """
 import sys, time
 from jepa_rl.data import EpisodeStore
@@ -106,10 +106,11 @@ def cached_rates(small: Path, large: Path, batches: int = 50) -> tuple[float, fl
     return median(pair[0] for pair in found), median(pair[1] for pair in found)
 
 
-def uncached_rates(small: Path, large: Path, batches: int = 20) -> tuple[float, float]:
+def uncached_rates(small: Path, large: Path, batches: int = 5) -> tuple[float, float]:
     """Windows a second where hardly any page is in memory, from either store.
 
-    The small one is read as one that does not fit into memory: otherwise it would be there before the end.
+    The small one is read as one that does not fit into memory: otherwise it would be there before the end. A round draws
+    few batches, so that hardly a page of the small store is met twice.
     """
     rng, found = np.random.default_rng(0), []
     with patch.object(mapped, "LARGE", 0.0):
@@ -152,15 +153,8 @@ def memory_of_sampling(path: Path, batches: int) -> dict[str, float]:
     }
 
 
-def measure(
-    gigabytes: float = 100.0, batches: int = 10_000, folder: str | Path | None = None
-) -> dict[str, float]:
-    """All figures of a store of ``gigabytes`` against one of a hundredth of it.
-
-    Args:
-        gigabytes: of the large store.
-        batches: drawn while memory is watched.
-        folder: where the sparse stores are made for a while (default: the system's temporary folder).
+def measure(quick: bool = False) -> dict[str, float]:
+    """All figures of a store of 100 GB against one of 1 GB; of 1 GB and 10 MB if ``quick``.
 
     Returns:
         ``open_seconds_100gb`` and ``open_seconds_1gb`` (fresh process, imports left out), ``first_open_seconds_100gb``
@@ -168,7 +162,17 @@ def measure(
         small one, pages of neither in memory, and ``sample_ratio_cached_100gb``, those of both in memory; these rates;
         and memory while sampling.
     """
-    with tempfile.TemporaryDirectory(dir=folder) as parent:
+    return figures(1.0, 100) if quick else figures(100.0, 10_000)
+
+
+def figures(gigabytes: float, batches: int) -> dict[str, float]:
+    """As ``measure``.
+
+    Args:
+        gigabytes: of the large store; the small one has a hundredth.
+        batches: drawn while memory is watched.
+    """
+    with tempfile.TemporaryDirectory() as parent:
         small, large = Path(parent) / "small", Path(parent) / "large"
         make_store(small, gigabytes / 100)
         make_store(large, gigabytes)
@@ -188,7 +192,7 @@ def measure(
 
 
 def main(args: Args) -> None:
-    for name, value in measure(args.gigabytes, args.batches).items():
+    for name, value in figures(args.gigabytes, args.batches).items():
         print(f"{name:44s} {value:14,.3f}")
 
 
