@@ -72,7 +72,7 @@ $(VENV)/.core: setup.cfg pyproject.toml constraints.txt | $(PY)
 	@touch $@
 
 $(VENV)/.dev: setup.cfg pyproject.toml constraints.txt | $(PY)
-	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dmc,offline,zoo,dev]'
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dmc,offline,pretrained,zoo,dev]'
 	@touch $@ $(VENV)/.core
 
 $(VENV)/.docs: setup.cfg pyproject.toml constraints.txt | $(PY)

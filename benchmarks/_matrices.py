@@ -107,10 +107,11 @@ def control() -> str:
         }
         first = found.get("jepa_mpc") or next(iter(found.values()))
         rows.append((f"{task}{mark({'results': {task: found}})}", cells))
-        cut = first["train_episode_frames"]
+        cut, size = first["train_episode_frames"], found.get("jepa_mpc", {}).get("preset", "laptop")
         notes.append(
             f"{task}: {first['frames']:,} frames{f' in episodes of {cut}' if cut else ''}, action repeat "
-            f"{first['action_repeat']}, {first['render']} rendering, {first['observations']}."
+            f"{first['action_repeat']}, {first['render']} rendering, {first['observations']}"
+            f"{'' if size == 'laptop' else f', JEPAMPC with the preset `{size}`'}."
         )
     caption = (
         "Return of the last evaluation, training seed by training seed; a single number is one seed. "

@@ -109,8 +109,8 @@ def cached_rates(small: Path, large: Path, batches: int = 50) -> tuple[float, fl
 def uncached_rates(small: Path, large: Path, batches: int = 5) -> tuple[float, float]:
     """Windows a second where hardly any page is in memory, from either store.
 
-    The small one is read as one that does not fit into memory: otherwise it would be there before the end. A round draws
-    few batches, so that hardly a page of the small store is met twice.
+    The small one is read as one that does not fit into memory: otherwise it would be there before the end. A round
+    draws few batches, so that hardly a page of the small store is met twice.
     """
     rng, found = np.random.default_rng(0), []
     with patch.object(mapped, "LARGE", 0.0):

@@ -1,6 +1,7 @@
 """Learning control from pixels within 100,000 frames: JEPAMPC beside Stable-Baselines3's SAC and random play.
 
     python benchmarks/dmc_pixels.py --tasks cartpole-swingup --methods jepa_mpc random --seeds 14 15 16
+    python benchmarks/dmc_pixels.py --ray --seeds 14 15 16 17 18    # as many runs at once as there are cores
     python benchmarks/dmc_pixels.py --report
     python benchmarks/dmc_pixels.py --quick
 
@@ -48,6 +49,7 @@ from _record import (
     trying,
     write_results,
 )
+from _sweep import run_cases
 from stable_baselines3 import DQN, SAC
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
@@ -141,6 +143,10 @@ class Args:
     out: Path = Path("runs/dmc_pixels")
     report: bool = False
     """Train nothing; collect what is finished."""
+    ray: bool = False
+    """Run every training in a process of its own, on Ray."""
+    address: str | None = None
+    """With --ray: of a cluster, whose machines all see this checkout and the folder; this machine alone if None."""
     quick: bool = False
     """Every method for a moment, on CartPole-v1, which needs no OpenGL."""
 
@@ -158,10 +164,12 @@ def main(args: Args) -> None:
         )
     if not (args.report or not_counted(args)):
         refuse_unrecordable()
-    for name in () if args.report else args.tasks:
-        for seed in args.seeds:  # all methods of one seed before the next seed
-            for method in args.methods:
-                run(args, name, method, seed)
+    # All methods of one seed before the next seed.
+    cases = [(name, method, seed) for name in args.tasks for seed in args.seeds for method in args.methods]
+    if args.ray and not args.report:
+        run_cases("dmc_pixels", args, cases, address=args.address)
+    for case in () if args.ray or args.report else cases:
+        run(args, *case)
     results = collect_results(args)
     draw(args, results)
     print_table(results)
@@ -347,7 +355,9 @@ def run_sac(method: str, args: Args, task: Task, folder: Path, seed: int, decisi
     train = partial(make, training=True)
     saved, env = SaveAtEvaluation.newest(folder / "saved"), make_vec_env(train, 1, seed=seed)
     model: OffPolicyAlgorithm = (
-        load_saved(algorithm, saved, env, args.device) if saved else algorithm(policy, env, **settings)
+        load_saved(algorithm, saved, env, args.device, trust=True)  # of this benchmark's own run
+        if saved
+        else algorithm(policy, env, **settings)
     )
     seen = "state" if method == "sac_state" else "pixels"
     facts = {"preset": algorithm.__name__, "device": str(model.device), "observations": seen}

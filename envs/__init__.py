@@ -10,6 +10,7 @@ import gymnasium as gym
 
 from jepa_rl._moved import renamed
 from jepa_rl.envs.collect import collect
+from jepa_rl.envs.collect_ray import collect_on_ray
 from jepa_rl.envs.dm_control import register_dm_control
 from jepa_rl.envs.dream_envs import DreamEnv, DreamVecEnv, DreamVectorEnv
 from jepa_rl.envs.learn import learn_world_model
@@ -44,6 +45,7 @@ __all__ = [
     "VectorLatentObservation",
     "action_spec",
     "collect",
+    "collect_on_ray",
     "learn_world_model",
     "register_dm_control",
     "register_envs",

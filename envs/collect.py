@@ -79,16 +79,10 @@ def collect(
     if goal < 1:
         raise ValueError(f"episodes and steps must be at least 1, got {goal}")
     seed = None if seed is None else int(seed)  # Gymnasium takes no NumPy numbers
-    venv, spec = _as_vector_env(env), world_spec(env)
+    venv, act, states, recorder, observations, layout = _begin(env, policy, seed, extras)
     n = venv.num_envs
     share = np.full(n, np.iinfo(np.int64).max) if episodes is None else (episodes + n - 1 - np.arange(n)) // n
-    act = _actor(policy, spec.action, venv.num_envs, np.random.default_rng(seed))
-    states = _States(venv, spec, extras)
-
-    observations, infos = venv.reset(seed=seed)
-    rows = states.rows(observations, infos, np.ones(venv.num_envs, bool))
-    recorder = Recorder(rows, spec.action)
-    store = _open_store(store, states.layout(rows))
+    store = open_store(store, layout)
     done, unit = 0, "episode" if steps is None else "step"
     finished: list[Episode] = []
     written = time.monotonic()
@@ -115,6 +109,40 @@ def collect(
         finally:
             store.close()  # releases the writer's lock; the store can still be used
     return store
+
+
+def episode_layout(env: gym.Env, extras: Sequence[str] = ()) -> Layout:
+    """What a store of the environment's episodes looks like; resets it.
+
+    Raises:
+        TypeError, ValueError: as ``collect``.
+    """
+    return _begin(env, "random", None, extras)[-1]
+
+
+def play_episode(
+    env: gym.Env, policy: str | Policy | Any, seed: int | None, extras: Sequence[str] = ()
+) -> Episode:
+    """The episode that ``collect(env, store, policy=policy, episodes=1, seed=seed, extras=extras)`` stores.
+
+    Raises:
+        TypeError, ValueError: as ``collect``.
+    """
+    venv, act, states, recorder, observations, _ = _begin(env, policy, seed, extras)
+    steps = _play(venv, act, states, recorder, observations, np.ones(1, np.int64))
+    return next(_copy(ended[0]) for _, ended in steps if ended)
+
+
+def _begin(
+    env: gym.Env | VectorEnv, policy: str | Policy | Any, seed: int | None, extras: Sequence[str]
+) -> tuple[VectorEnv, _Act, _States, Recorder, Any, Layout]:
+    """Resets the environments; what ``_play`` takes but for the shares, and the layout of a store."""
+    venv, spec = _as_vector_env(env), world_spec(env)
+    act = _actor(policy, spec.action, venv.num_envs, np.random.default_rng(seed))
+    states = _States(venv, spec, extras)
+    observations, infos = venv.reset(seed=seed)
+    rows = states.rows(observations, infos, np.ones(venv.num_envs, bool))
+    return venv, act, states, Recorder(rows, spec.action), observations, states.layout(rows)
 
 
 def _copy(episode: Episode) -> Episode:
@@ -276,7 +304,12 @@ def _as_vector_env(env: gym.Env | VectorEnv) -> VectorEnv:
     )
 
 
-def _open_store(store: str | Path | EpisodeStore, layout: Layout) -> EpisodeStore:
+def open_store(store: str | Path | EpisodeStore, layout: Layout) -> EpisodeStore:
+    """The store, open for ``collect``: created where there is none.
+
+    Raises:
+        ValueError: if it holds episodes of another layout.
+    """
     if not isinstance(store, EpisodeStore):
         return EpisodeStore.create(
             store,

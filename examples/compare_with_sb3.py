@@ -91,7 +91,7 @@ def make_agent(args: Args, name: str, decisions: int) -> BaseAlgorithm:
         )  # fmt: skip
     algorithm, settings = RIVALS[args.rival]
     if (saved := SaveAtEvaluation.newest(args.out / name / "saved")) is not None:
-        return load_saved(algorithm, saved, DummyVecEnv([lambda: env]))
+        return load_saved(algorithm, saved, DummyVecEnv([lambda: env]), trust=True)  # this script wrote it
     if algorithm is not PPO:
         settings = settings | {"buffer_size": decisions}
     return algorithm("MlpPolicy" if name.endswith("state") else "CnnPolicy", env, **common, **settings)

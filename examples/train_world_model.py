@@ -1,10 +1,12 @@
 """Train a world model of any environment on random play: no rewards, no labels.
 
     python examples/train_world_model.py
+    torchrun --nproc-per-node 2 examples/train_world_model.py
     python examples/train_world_model.py --env-id jepa_rl/TwoRooms-v0 --frames 1 --block 5 --out runs/two_rooms
 
 The defaults suit what feeds an agent: three pictures, since one shows no speeds, and a latent step for each of its
-decisions. The second line suits planning far ahead where nothing has a speed.
+decisions. The second line trains with two processes (docs/scale.md). The third suits planning far ahead where nothing
+has a speed.
 
 Writes runs/train_world_model/: episodes/, model.safetensors, checkpoint.safetensors, results.json,
 latent_map.png and TensorBoard events. An interrupted run resumes where it stopped.
@@ -20,7 +22,15 @@ import gymnasium as gym
 import torch
 import tyro
 
-from jepa_rl import EpisodeStore, WindowSampler, WorldModel, fit, preset, world_model_evaluation
+from jepa_rl import (
+    EpisodeStore,
+    WindowSampler,
+    WorldModel,
+    distributed,
+    fit,
+    preset,
+    world_model_evaluation,
+)
 from jepa_rl.envs import PixelObservation, SmoothRandomPolicy, collect, world_spec
 from jepa_rl.files import open_run
 
@@ -57,31 +67,32 @@ def make_env(args: Args) -> gym.Env:
     return PixelObservation(gym.make(args.env_id, render_mode="rgb_array"), size=64, frames=args.frames)
 
 
-def random_play(args: Args, steps: int) -> EpisodeStore:
+def random_play(args: Args, steps: int) -> None:
     """Episodes of smooth random actions, which get farther than white noise; kept for the next run."""
     there = 0
     if (args.out / "episodes" / "store.json").exists():
-        store = EpisodeStore.open(args.out / "episodes")
-        if (there := store.num_steps) >= steps:
-            return store
+        there = EpisodeStore.open(args.out / "episodes").num_steps
+    if there >= steps:
+        return
     venv = gym.vector.SyncVectorEnv([lambda: make_env(args)] * 8)
     _, info = venv.reset()
     policy = SmoothRandomPolicy(world_spec(venv).action, venv.num_envs)
     extras = [name for name in args.extras if name in info]
-    store = collect(
+    collect(
         venv, args.out / "episodes", policy=policy, steps=steps - there, seed=args.seed + there, extras=extras
     )
     venv.close()
-    return store
 
 
 def main(args: Args) -> None:
     started = time.perf_counter()
     settings = {name: value for name, value in asdict(args).items() if name not in ("resume", "out")}
-    open_run(args.out, settings, resume=args.resume)
+    # Where torchrun started several processes, the first of them opens the folder and plays.
+    distributed.by_first(lambda: open_run(args.out, settings, resume=args.resume))
 
     # Random play, a tenth of its episodes held out.
-    store = random_play(args, steps=800 if args.quick else args.steps)
+    distributed.by_first(lambda: random_play(args, steps=800 if args.quick else args.steps))
+    store = EpisodeStore.open(args.out / "episodes")
     train, held_out = store.split(0.1, seed=args.seed)
 
     # A world model that predicts latents from latents and actions.
@@ -95,6 +106,9 @@ def main(args: Args) -> None:
         WindowSampler(held_out, window, args.block), extras=tuple(store.layout.extras)
     )
     trained = fit(model, WindowSampler(train, window, args.block), train_config, args.out, evaluate=evaluate)
+
+    if not distributed.is_first():
+        return
 
     # What became of it, on the held-out episodes.
     found = evaluate(model)
@@ -121,4 +135,5 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args))
+    with distributed.join():
+        main(tyro.cli(Args))

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import Any, Self
+from typing import Any, Self, TypeVar, cast
 
 import torch
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 
+from jepa_rl.distributed import fewest
 from jepa_rl.specs import Observations
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -54,10 +57,8 @@ class Batch:
 
     def whole(self) -> Self:
         """Only the windows without invalid steps; all windows if fewer than two have none."""
-        if self.valid is None or self.valid.all() or int(self.valid.all(1).sum()) < 2:
-            return self
-        rows = self.valid.all(1)
-        return replace(self, **{f.name: rows_of(getattr(self, f.name), rows) for f in fields(self)})
+        rows = whole_rows(self.valid, least=2)
+        return self if rows is None else cut(self, rows)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +79,23 @@ class ControlBatch(Batch):
     future: Observations | None
 
 
+def whole_rows(valid: Bool[Tensor, "b h"] | None, least: int) -> Int64[Tensor, " n"] | None:
+    """Numbers of the windows without invalid steps; equally many in each of several processes.
+
+    Args:
+        valid: of the windows.
+        least: how many there must be, or all are taken.
+
+    Returns:
+        The numbers; None if all windows are to be taken.
+    """
+    if valid is None:
+        return None
+    rows = valid.all(1).nonzero()[:, 0]
+    count = fewest(len(rows))
+    return None if count == len(valid) or count < least else rows[:count]
+
+
 def on_device(value: Any, device: torch.device | str) -> Any:
     """A tensor, a dict of tensors or None, on another device."""
     if isinstance(value, dict):
@@ -85,7 +103,14 @@ def on_device(value: Any, device: torch.device | str) -> Any:
     return None if value is None else value.to(device)
 
 
-def rows_of(value: Any, rows: Tensor) -> Any:
+def cut(batch: T, rows: Tensor | slice) -> T:
+    """Some rows of a dataclass of tensors, such as ``Batch``; what is no tensor and no dict of them stays."""
+    parts = {f.name: getattr(batch, f.name) for f in fields(cast(Any, batch)) if f.init}
+    kept = {name: rows_of(part, rows) for name, part in parts.items() if isinstance(part, Tensor | dict)}
+    return cast(T, replace(cast(Any, batch), **kept))
+
+
+def rows_of(value: Any, rows: Tensor | slice) -> Any:
     """Rows of a tensor or of each tensor of a dict; None for None."""
     if isinstance(value, dict):
         return {name: part[rows] for name, part in value.items()}

@@ -137,7 +137,7 @@ def test_an_agent_goes_on_from_its_last_evaluation(algorithm, tmp_path):
     (saved.parent / "part/agent.zip").touch()
     assert SaveAtEvaluation.newest(tmp_path / "saved") == saved
 
-    loaded = load_saved(algorithm, saved, env, "cpu")
+    loaded = load_saved(algorithm, saved, env, "cpu", trust=algorithm is SAC)
     assert loaded.num_timesteps == 20
     if algorithm is SAC:
         assert loaded.replay_buffer.size() == 19  # callbacks are asked before the step is stored
@@ -200,7 +200,7 @@ def test_an_agent_goes_on_with_its_normalisation(tmp_path):
     agent = PPO("MlpPolicy", env, n_steps=4, batch_size=4, device="cpu")
     agent.learn(20, callback=[curve, SaveAtEvaluation(curve, tmp_path)])
     saved, later = SaveAtEvaluation.newest(tmp_path), normalised()
-    loaded = load_saved(PPO, saved, later, "cpu")
+    loaded = load_saved(PPO, saved, later, "cpu", trust=True)
     np.testing.assert_array_equal(later.obs_rms.mean, env.obs_rms.mean)
     assert later.ret_rms.var == env.ret_rms.var and loaded.get_vec_normalize_env() is later
     with pytest.raises(ValueError, match="trained in a VecNormalize, env is not one"):

@@ -29,8 +29,10 @@ ROWS = (
         "checks",
         "progress",
         "csv_log",
+        "cluster",
         "_required",
         "_moved",
+        "distributed",
     ),
     ("specs", "batches", "types", "spaces", "sources", "registry"),
     ("encoders", "dynamics", "objectives", "heads", "costs", "risk", "inverse", "data"),
@@ -38,6 +40,7 @@ ROWS = (
     ("control",),
     ("training",),
     ("diagnostics",),
+    ("trials", "sweeps"),
     ("report",),
     ("presets",),
     ("testing",),
@@ -49,8 +52,8 @@ ROOMS_ABOVE = ("jepa_rl.agents", "jepa_rl.envs")
 # Import name -> distribution, where they differ.
 DISTRIBUTIONS = {"cv2": "opencv-python-headless", "PIL": "pillow", "dm_env": "dm-control"}
 # Named in setup.cfg though nothing here imports them: torch.utils.tensorboard needs the first, Stable-Baselines3's
-# progress bar the second, and the third serves an encoder that the user brings.
-USED_INDIRECTLY = {"tensorboard", "rich", "transformers"}
+# progress bar the second.
+USED_INDIRECTLY = {"tensorboard", "rich"}
 
 
 def modules() -> dict[str, Path]:

@@ -5,7 +5,8 @@ has it. ``JEPA_RL_SHORT=0`` runs them as they stand, which takes hours; by defau
 numbers of steps, updates and samples, and ``FEWER`` those that are defaults. Nothing else is changed.
 
 A comment before a block says what is special about it: ``<!-- snippet: gl -->`` for one that needs OpenGL and stands
-for itself, ``<!-- snippet: imports my_parts -->`` for one that uses the rest of its page as a module.
+for itself, ``<!-- snippet: imports my_parts -->`` for one that uses the rest of its page as a module,
+``<!-- snippet: ray -->`` for one that test_ray.py runs, where Ray is running.
 """
 
 from __future__ import annotations
@@ -112,7 +113,7 @@ def test_the_block_that_imports_the_parts_of_its_page_runs(tmp_path):
 
 def test_notes_are_known_and_there_are_enough_blocks():
     found = [s for page in PAGES for s in snippets(page)]
-    assert {s.note for s in found} == {"", "gl", "imports my_parts"}
+    assert {s.note for s in found} == {"", "gl", "imports my_parts", "ray"}
     fences = sum(page.read_text().count("```python") for page in PAGES)
     assert len(found) == fences > 30
 
@@ -152,7 +153,7 @@ def wrong(command: str) -> str | None:
         return next((f"no extra {extra}" for extra in asked if extra not in known), None)
     return (
         None
-        if program in ("apt-get", "cd", "git", "source", "tensorboard", "pre-commit")
+        if program in ("apt-get", "cd", "git", "source", "tensorboard", "torchrun", "pre-commit")
         else f"unknown: {program}"
     )
 

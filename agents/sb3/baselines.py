@@ -41,6 +41,8 @@ from stable_baselines3.common.vec_env import (
 from stable_baselines3.sac.policies import CnnPolicy
 
 from jepa_rl.agents.evaluation import EvaluationCallback
+from jepa_rl.agents.sb3.saved import load_agent
+from jepa_rl.agents.sb3.whole_episodes import WholeEpisodes
 
 ALGORITHMS: dict[str, type[BaseAlgorithm]] = {"ppo": PPO, "sac": SAC, "dqn": DQN}
 # DQN's defaults are meant for millions of Atari steps; these suit runs of some ten thousand steps.
@@ -48,7 +50,7 @@ SHORT_DQN: dict[str, Any] = {
     "train_freq": 4, "gradient_steps": 2, "learning_rate": 5e-4, "target_update_interval": 500,
     "exploration_fraction": 0.2, "exploration_final_eps": 0.05, "batch_size": 64,
 }  # fmt: skip
-NORMALIZATION = "vecnormalize.pkl"  # beside a saved agent
+REPLAY, NORMALIZATION = "replay.pkl", "vecnormalize.pkl"  # beside a saved agent
 EVALUATION_SEED = 1_000_000  # added to the seed, so that evaluation episodes are not training episodes
 
 
@@ -94,8 +96,8 @@ class _LeanCritic(ContinuousCritic):
 class SaveAtEvaluation(BaseCallback):
     """Saves agent, replay and ``VecNormalize`` after each evaluation, for ``load_saved``; deletes the previous save.
 
-    If the process is killed, one complete save is left. Replay and ``VecNormalize`` are pickles, the only format of
-    Stable-Baselines3: load only files that you saved yourself.
+    If the process is killed, one complete save is left. The statistics of ``VecNormalize``, and the replays of
+    Stable-Baselines3's own algorithms, are pickles, its only format for them.
 
     Args:
         curve: the evaluations; it must come before this callback in the list of callbacks.
@@ -126,7 +128,7 @@ class SaveAtEvaluation(BaseCallback):
             part.mkdir(parents=True)
             self.model.save(part / "agent.zip")
             if isinstance(self.model, OffPolicyAlgorithm):
-                self.model.save_replay_buffer(part / "replay.pkl")
+                self.model.save_replay_buffer(part / REPLAY)
             normalize = self.model.get_vec_normalize_env()
             if normalize is not None:
                 normalize.save(str(part / NORMALIZATION))
@@ -142,7 +144,9 @@ class SaveAtEvaluation(BaseCallback):
 Algorithm = TypeVar("Algorithm", bound=BaseAlgorithm)
 
 
-def load_saved(algorithm: type[Algorithm], saved: Path, env: VecEnv, device: str = "auto") -> Algorithm:
+def load_saved(
+    algorithm: type[Algorithm], saved: Path, env: VecEnv, device: str = "auto", *, trust: bool = False
+) -> Algorithm:
     """The agent in ``saved``, with its replay and the statistics of its ``VecNormalize``; learning goes on from there.
 
     Args:
@@ -150,9 +154,12 @@ def load_saved(algorithm: type[Algorithm], saved: Path, env: VecEnv, device: str
         saved: ``SaveAtEvaluation.newest``.
         env: to go on in; a ``VecNormalize`` if the agent was trained in one. Its statistics are replaced.
         device: of the agent.
+        trust: True: unpickle what Stable-Baselines3 pickles, which can execute anything. Only for what you saved
+            yourself, or whose author you trust.
 
     Raises:
-        ValueError: if only one of the agent and ``env`` is normalised.
+        ValueError: if only one of the agent and ``env`` is normalised, or ``saved`` holds what has to be unpickled and
+            is not trusted; and as ``load_agent``.
     """
     normalize, file = unwrap_vec_normalize(env), saved / NORMALIZATION
     if file.exists() != (normalize is not None):
@@ -160,9 +167,17 @@ def load_saved(algorithm: type[Algorithm], saved: Path, env: VecEnv, device: str
         raise ValueError(
             f"the agent in {saved} was trained {trained} a VecNormalize, env is {given} one; make them alike"
         )
-    model = algorithm.load(saved / "agent.zip", env=env, device=device)
+    pickled = [name for name in (REPLAY, NORMALIZATION) if (saved / name).exists()]
+    if issubclass(algorithm, WholeEpisodes):  # its replay is in a format of our own
+        pickled.remove(REPLAY)
+    if pickled and not trust:
+        raise ValueError(
+            f"{saved} holds {pickled}, which Stable-Baselines3 unpickles, and that can execute anything; if you saved "
+            "it yourself, or trust who did, pass trust=True"
+        )
+    model = load_agent(algorithm, saved / "agent.zip", env, device=device, trust=trust)
     if isinstance(model, OffPolicyAlgorithm):
-        model.load_replay_buffer(saved / "replay.pkl")
+        model.load_replay_buffer(saved / REPLAY)
     if normalize is not None:
         statistics = VecNormalize.load(str(file), normalize.venv)
         normalize.obs_rms, normalize.ret_rms = statistics.obs_rms, statistics.ret_rms

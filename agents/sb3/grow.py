@@ -19,6 +19,7 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.utils import polyak_update, set_random_seed
 
 from jepa_rl.agents.curiosity import curious_agent
+from jepa_rl.agents.sb3.saved import load_agent
 from jepa_rl.checks import check_each
 from jepa_rl.data import EpisodeStore, WindowSampler
 from jepa_rl.data.latent_windows import LatentEpisodes
@@ -111,7 +112,7 @@ def grow(
     torch.manual_seed(seed)
     if finished:
         last = folder / f"round_{len(finished) - 1}"
-        model, agent = WorldModel.load(last / "world.safetensors"), kind.load(last / "agent.zip")
+        model, agent = WorldModel.load(last / "world.safetensors"), load_agent(kind, last / "agent.zip")
     else:
         model = WorldModel(replace(config, **changes)).eval()
         agent = _agent(kind, model.latent_dim, env.single_action_space, {"seed": seed} | options)

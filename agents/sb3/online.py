@@ -117,7 +117,7 @@ def latent_policy_kwargs(world: WorldModel, **more: Any) -> dict[str, Any]:
 
 
 def world_of(agent: BaseAlgorithm) -> WorldModel:
-    """The world model whose latents an agent sees; ``agent.save`` pickles it with the agent.
+    """The world model whose latents an agent sees; ``agent.save`` pickles it with the agent, so load only your own.
 
     Raises:
         ValueError: if the agent does not see latents.

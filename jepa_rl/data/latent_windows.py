@@ -145,10 +145,14 @@ class LatentWindowSampler:
 
     def sample(self, batch_size: int, rng: np.random.Generator) -> LatentBatch:
         """A batch of windows drawn uniformly with replacement."""
-        windows = torch.from_numpy(rng.integers(len(self), size=batch_size))
+        return self.sample_rows(batch_size, rng, slice(None))
+
+    def sample_rows(self, batch_size: int, rng: np.random.Generator, rows: slice) -> LatentBatch:
+        """Some rows of the batch that ``sample`` would give; ``rng`` moves on as there."""
+        windows = torch.from_numpy(rng.integers(len(self), size=batch_size)[rows])
         states = self._states[windows, None] + self.block * torch.arange(self.steps + 1)
         steps = self._starts[windows, None] + torch.arange(self.steps * self.block)
-        actions = self.episodes.actions[steps].reshape(batch_size, self.steps, -1)
+        actions = self.episodes.actions[steps].reshape(len(windows), self.steps, -1)
         return LatentBatch(self.episodes.latents[states], actions)
 
     def fingerprint(self) -> JSON:

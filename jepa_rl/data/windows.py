@@ -99,7 +99,11 @@ class WindowSampler:
 
     def sample(self, batch_size: int, rng: np.random.Generator) -> Batch:
         """A batch of windows drawn uniformly with replacement."""
-        return self.batch(self.draw(batch_size, rng))
+        return self.sample_rows(batch_size, rng, slice(None))
+
+    def sample_rows(self, batch_size: int, rng: np.random.Generator, rows: slice) -> Batch:
+        """Some rows of the batch that ``sample`` would give, without reading the others; ``rng`` moves on as there."""
+        return self.batch(self.draw(batch_size, rng)[rows])
 
     def batch(self, windows: Int64[np.ndarray, " b"]) -> Batch:
         """The windows with the given numbers.

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from jepa_rl import distributed
 from jepa_rl.checks import check_each
 from jepa_rl.types import Dynamics
 
@@ -122,22 +123,30 @@ class Standardised(TrainableDynamics):
     @torch.no_grad()
     def observe(self, latents: Float[Tensor, "b t d"], actions: Float[Tensor, "b h a"]) -> None:
         """Takes the spread of states, changes and actions from windows of the training data."""
-        self.mean.copy_(latents.mean((0, 1)))
-        self.std.copy_(latents.std((0, 1)).clamp_min(1e-4))
-        change = latents.diff(dim=1).square().mean((0, 1)).sqrt() / self.std
-        self.change.copy_(change.clamp_min(1e-2))
-        self.action_mean.copy_(actions.mean((0, 1)))
-        self.action_std.copy_(actions.std((0, 1)).clamp_min(1e-4))
+        for name, value in self._spread(latents, actions).items():
+            getattr(self, name).copy_(value)
 
     @torch.no_grad()
     def follow(
         self, latents: Float[Tensor, "b t d"], actions: Float[Tensor, "b h a"], rate: float = 0.01
     ) -> None:
         """Moves the spread towards that of a batch: where the encoder learns, too, latents do not stay as they are."""
-        before = {name: tensor.clone() for name, tensor in self.named_buffers(recurse=False)}
-        self.observe(latents, actions)
-        for name, tensor in self.named_buffers(recurse=False):
-            tensor.copy_(torch.lerp(before[name], tensor, rate))
+        for name, value in self._spread(latents, actions).items():
+            # Not in place: the graph of a rollout in the same update holds the buffers.
+            setattr(self, name, torch.lerp(getattr(self, name), value, rate))
+
+    def _spread(self, latents: Float[Tensor, "b t d"], actions: Float[Tensor, "b h a"]) -> dict[str, Tensor]:
+        """The buffers that belong to a batch."""
+        mean, std = distributed.mean, distributed.std
+        spread = std(latents, (0, 1)).clamp_min(1e-4)
+        change = mean(latents.diff(dim=1).square(), (0, 1)).sqrt() / spread
+        return {
+            "mean": mean(latents, (0, 1)),
+            "std": spread,
+            "change": change.clamp_min(1e-2),
+            "action_mean": mean(actions, (0, 1)),
+            "action_std": std(actions, (0, 1)).clamp_min(1e-4),
+        }
 
     def standardise(self, latents: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
         return (latents - self.mean) / self.std

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from jepa_rl.distributed import average, own_draw
 from jepa_rl.dynamics.base import Standardised, in_chunks
 from jepa_rl.dynamics.point import MLPDynamics
 from jepa_rl.registry import register_dynamics
@@ -77,9 +78,14 @@ class EnsembleDynamics(Standardised):
         """Squared error of each member's open-loop rollout, on half of the windows each."""
         path, taken = self.standardise(latents), self.standardise_actions(actions)
         errors = []
+
+        def draw(count: int) -> Tensor:
+            return torch.rand(count, generator=generator, device=path.device)
+
         for member in self.members:
-            chosen = torch.rand(len(path), generator=generator, device=path.device) < 0.5
+            chosen = own_draw(draw, len(path)) < 0.5
             predicted = member.rollout(path[chosen, 0], taken[chosen])[:, 0, 1:]  # type: ignore[operator]
-            errors.append((predicted - path[chosen, 1:]).square().sum() / max(1, predicted.numel()))
+            count = average(predicted.new_tensor(predicted.numel())).clamp_min(1)
+            errors.append((predicted - path[chosen, 1:]).square().sum() / count)
         error = torch.stack(errors).sum()
         return error, {"prediction": error / len(errors)}

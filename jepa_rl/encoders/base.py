@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
+from jepa_rl.distributed import BatchNorm
 from jepa_rl.heads import Perceptron, symlog
 from jepa_rl.types import Observations, WorldSpec
 
@@ -67,7 +68,7 @@ class ObservationEncoder(nn.Module):
         inputs = sum(shapes[name][0] for name in self.vectors)
         self.perceptron = Perceptron(inputs, 2 * latent_dim, latent_dim, 2) if inputs else None
         beside = bool(inputs) and len(self.pictures) > 0
-        self.norm = nn.BatchNorm1d(latent_dim, affine=False) if beside else nn.Identity()
+        self.norm = BatchNorm(latent_dim, affine=False) if beside else nn.Identity()
 
     def forward(self, observations: dict[str, Tensor]) -> Float[Tensor, "b d"]:
         pictures = {name: encoder(observations[name]) for name, encoder in self.pictures.items()}

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from jepa_rl.distributed import BatchNorm
 from jepa_rl.encoders.base import PictureEncoder
 from jepa_rl.registry import register_encoder
 
@@ -119,10 +120,10 @@ class ConvEncoder(PictureEncoder):
         with torch.no_grad():
             features = self.convolutions(torch.zeros(1, channels, size, size, dtype=torch.uint8)).numel()
         self.project = nn.Linear(features, latent_dim)
-        self.norm = nn.BatchNorm1d(latent_dim, affine=False) if norm else nn.Identity()
+        self.norm = BatchNorm(latent_dim, affine=False) if norm else nn.Identity()
 
     def forward(self, pixels: UInt8[Tensor, "b c y x"]) -> Float[Tensor, "b d"]:
-        """Latents float32."""
+        """Latents in the dtype of the weights, float32."""
         return self.norm(self.project(self._maps(pixels).flatten(1)))
 
     def tokens(self, pixels: UInt8[Tensor, "b c y x"]) -> Float[Tensor, "b l w"]:
@@ -130,7 +131,9 @@ class ConvEncoder(PictureEncoder):
         return self._maps(pixels).flatten(2).transpose(1, 2)
 
     def _maps(self, pixels: UInt8[Tensor, "b c y x"]) -> Float[Tensor, "b w rows columns"]:
-        half = self.training and bfloat16_is_fast(pixels.device)
+        half = (
+            self.training and self.project.weight.dtype == torch.float32 and bfloat16_is_fast(pixels.device)
+        )
         with torch.autocast(pixels.device.type, torch.bfloat16, enabled=half):
             x = self.convolutions(pixels)
-        return x.float()
+        return x.to(self.project.weight.dtype)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
+from jepa_rl.distributed import BatchNorm
 from jepa_rl.encoders.base import PictureEncoder
 from jepa_rl.encoders.conv import ConvEncoder
 from jepa_rl.encoders.keypoints import KeypointEncoder
@@ -36,8 +38,71 @@ def picture_encoder(
     return ConvEncoder(channels, size, latent_dim, **options)
 
 
+class EachFrame(PictureEncoder):
+    """Base class of encoders that read every frame of a stack with the same weights, each frame of a window once.
+
+    A subclass makes ``frame``, calls ``split`` and defines ``joined``.
+
+    Attributes:
+        frames: in the stack.
+        channels: of one frame.
+        frame: the encoder of one frame, with ``tokens``.
+    """
+
+    frames: int
+    channels: int
+    frame: Any
+
+    def split(self, channels: int, frames: int) -> None:
+        """Sets ``frames``, and ``channels`` to those of one frame.
+
+        Raises:
+            ValueError: if the channels are not a multiple of ``frames``.
+        """
+        if frames < 1 or channels % frames:
+            raise ValueError(f"{channels} channels cannot be split into {frames} frames of equal channels")
+        self.frames, self.channels = frames, channels // frames
+
+    def joined(self, stacks: Float[Tensor, "b t k n"]) -> Float[Tensor, "b t d"]:
+        """Latents of stacks, from the features of their frames, oldest first."""
+        raise NotImplementedError
+
+    def forward(self, pixels: UInt8[Tensor, "b c y x"]) -> Float[Tensor, "b d"]:
+        """Latents float32."""
+        return self.windows(pixels, 1)[:, 0]
+
+    def tokens(self, pixels: UInt8[Tensor, "b c y x"]) -> Float[Tensor, "b l w"]:
+        """Local features of the newest frame, then their differences from frame to frame, oldest first."""
+        return self.window_tokens(pixels, 1)[:, 0]
+
+    def window_tokens(self, runs: UInt8[Tensor, "b f y x"], steps: int) -> Float[Tensor, "b t l w"]:
+        """``tokens`` of every stack of ``frames`` consecutive frames; each frame is read once."""
+        return with_differences(self._stacks(self.frame.tokens, runs)).flatten(2, 3)
+
+    def runs(self, windows: UInt8[Tensor, "b t c y x"]) -> UInt8[Tensor, "b f y x"]:
+        """The distinct frames of each window, oldest first, as channels: the first stack, then one frame a state."""
+        return torch.cat([windows[:, 0], windows[:, 1:, -self.channels :].flatten(1, 2)], dim=1)
+
+    def windows(self, runs: UInt8[Tensor, "b f y x"], steps: int) -> Float[Tensor, "b t d"]:
+        """Latents of every stack of ``frames`` consecutive frames; each frame is encoded once."""
+        return self.joined(self._stacks(self.frame, runs))
+
+    def _stacks(
+        self, read: Callable[[Tensor], Tensor], runs: UInt8[Tensor, "b f y x"]
+    ) -> Float[Tensor, "b t k ..."]:
+        """What ``read`` says of every frame of every stack."""
+        frames = runs.unflatten(1, (-1, self.channels)).flatten(0, 1)
+        each = read(frames).unflatten(0, (len(runs), -1))
+        return each.unfold(1, self.frames, 1).movedim(-1, 2)
+
+
+def with_differences(stacks: Float[Tensor, "b t k ..."]) -> Float[Tensor, "b t k ..."]:
+    """The newest frame's features, then the differences from frame to frame, oldest first."""
+    return torch.cat([stacks[:, :, -1:], stacks.diff(dim=2)], dim=2)
+
+
 @register_encoder("frames")
-class FramesEncoder(PictureEncoder):
+class FramesEncoder(EachFrame):
     """Encodes each frame of a stack with the same small encoder, and joins the newest features and their differences.
 
     Positions are learned once, not once per place in the stack, and velocities are differences of features. A
@@ -73,9 +138,8 @@ class FramesEncoder(PictureEncoder):
         keypoints: int = 0,
     ) -> None:
         super().__init__()
-        if frames < 1 or channels % frames:
-            raise ValueError(f"{channels} channels cannot be split into {frames} frames of equal channels")
-        self.latent_dim, self.frames, self.channels = latent_dim, frames, channels // frames
+        self.split(channels, frames)
+        self.latent_dim = latent_dim
         self.frame = picture_encoder(self.channels, size, frame_dim, widths, patch, False, keypoints)
         inputs = frames * frame_dim
         self.join: nn.Module = (
@@ -83,32 +147,9 @@ class FramesEncoder(PictureEncoder):
             if keypoints
             else nn.Sequential(nn.Linear(inputs, width), nn.SiLU(), nn.Linear(width, latent_dim))
         )
-        self.norm = nn.BatchNorm1d(latent_dim, affine=False) if norm else nn.Identity()
+        self.norm = BatchNorm(latent_dim, affine=False) if norm else nn.Identity()
 
-    def forward(self, pixels: UInt8[Tensor, "b c y x"]) -> Float[Tensor, "b d"]:
-        """Latents float32."""
-        return self.windows(pixels, 1)[:, 0]
-
-    def tokens(self, pixels: UInt8[Tensor, "b c y x"]) -> Float[Tensor, "b l w"]:
-        """Local features of the newest frame, then their differences from frame to frame, oldest first."""
-        return self.window_tokens(pixels, 1)[:, 0]
-
-    def window_tokens(self, runs: UInt8[Tensor, "b f y x"], steps: int) -> Float[Tensor, "b t l w"]:
-        """``tokens`` of every stack of ``frames`` consecutive frames; each frame is read once."""
-        frames = runs.unflatten(1, (-1, self.channels)).flatten(0, 1)
-        each = self.frame.tokens(frames).unflatten(0, (len(runs), -1))
-        stacks = each.unfold(1, self.frames, 1).movedim(-1, 2)  # b t k l w
-        return torch.cat([stacks[:, :, -1:], stacks.diff(dim=2)], dim=2).flatten(2, 3)
-
-    def runs(self, windows: UInt8[Tensor, "b t c y x"]) -> UInt8[Tensor, "b f y x"]:
-        """The distinct frames of each window, oldest first, as channels: the first stack, then one frame a state."""
-        return torch.cat([windows[:, 0], windows[:, 1:, -self.channels :].flatten(1, 2)], dim=1)
-
-    def windows(self, runs: UInt8[Tensor, "b f y x"], steps: int) -> Float[Tensor, "b t d"]:
-        """Latents of every stack of ``frames`` consecutive frames; each frame is encoded once."""
-        frames = runs.unflatten(1, (-1, self.channels)).flatten(0, 1)
-        each = self.frame(frames).unflatten(0, (len(runs), -1))
-        stacks = each.unfold(1, self.frames, 1).movedim(-1, 2)  # b t k n
-        parts = torch.cat([stacks[:, :, -1:], stacks.diff(dim=2)], dim=2)
-        latents = self.norm(self.join(parts.flatten(2)).flatten(0, 1))
-        return latents.unflatten(0, (len(runs), -1))
+    def joined(self, stacks: Float[Tensor, "b t k n"]) -> Float[Tensor, "b t d"]:
+        """See ``EachFrame.joined``."""
+        parts = with_differences(stacks).flatten(2)
+        return self.norm(self.join(parts).flatten(0, 1)).unflatten(0, parts.shape[:2])

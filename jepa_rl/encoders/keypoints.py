@@ -9,6 +9,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from jepa_rl.distributed import BatchNorm
 from jepa_rl.encoders.base import PictureEncoder
 from jepa_rl.encoders.conv import PatchConv, bfloat16_is_fast
 from jepa_rl.registry import register_encoder
@@ -79,7 +80,7 @@ class KeypointEncoder(PictureEncoder):
         grid = torch.stack(torch.meshgrid(line, line, indexing="xy"), -1).flatten(0, 1)
         self.register_buffer("grid", grid, persistent=False)
         self.project = nn.Linear(3 * keypoints, latent_dim)
-        self.norm = nn.BatchNorm1d(latent_dim, affine=False) if norm else nn.Identity()
+        self.norm = BatchNorm(latent_dim, affine=False) if norm else nn.Identity()
 
     def read(self, pixels: UInt8[Tensor, "b c y x"]) -> tuple[Float[Tensor, "b k 2"], Float[Tensor, "b k"]]:
         """Keypoints, x (right) and y (down) in [-1, 1], and the softmax-weighted mean of each map."""
@@ -92,12 +93,14 @@ class KeypointEncoder(PictureEncoder):
         return self._features(pixels).flatten(2).transpose(1, 2)
 
     def _features(self, pixels: UInt8[Tensor, "b c y x"]) -> Float[Tensor, "b w rows columns"]:
-        half = self.training and bfloat16_is_fast(pixels.device)
+        half = (
+            self.training and self.project.weight.dtype == torch.float32 and bfloat16_is_fast(pixels.device)
+        )
         if self.soften is not None:
             pixels = blurred(pixels, self.soften)
         with torch.autocast(pixels.device.type, torch.bfloat16, enabled=half):
             x = self.convolutions(pixels)
-        return x.float()
+        return x.to(self.project.weight.dtype)
 
     def forward(self, pixels: UInt8[Tensor, "b c y x"]) -> Float[Tensor, "b d"]:
         """Latents float32."""

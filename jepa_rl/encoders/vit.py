@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
+from jepa_rl.distributed import BatchNorm
 from jepa_rl.encoders.base import PictureEncoder
 from jepa_rl.encoders.conv import bfloat16_is_fast
 from jepa_rl.registry import register_encoder
@@ -47,7 +48,7 @@ class ViTEncoder(PictureEncoder):
         )
         self.blocks = nn.TransformerEncoder(block, depth, enable_nested_tensor=False)
         self.project = nn.Linear(width, latent_dim)
-        self.norm = nn.BatchNorm1d(latent_dim, affine=False)
+        self.norm = BatchNorm(latent_dim, affine=False)
 
     def forward(self, pixels: UInt8[Tensor, "b c y x"]) -> Float[Tensor, "b d"]:
         """Latents float32."""
@@ -55,8 +56,12 @@ class ViTEncoder(PictureEncoder):
 
     def tokens(self, pixels: UInt8[Tensor, "b c y x"]) -> Float[Tensor, "b l w"]:
         """The last block's tokens; pixels are scaled from 0..255 to 0..1 here and nowhere else."""
-        half = self.training and bfloat16_is_fast(pixels.device)
+        half = (
+            self.training and self.project.weight.dtype == torch.float32 and bfloat16_is_fast(pixels.device)
+        )
         with torch.autocast(pixels.device.type, torch.bfloat16, enabled=half):
-            tokens = self.patches(pixels.to(torch.bfloat16 if half else torch.float32).mul_(1 / 255))
+            tokens = self.patches(
+                pixels.to(torch.bfloat16 if half else self.project.weight.dtype).mul_(1 / 255)
+            )
             tokens = self.blocks(tokens.flatten(2).transpose(1, 2) + self.positions)
-        return tokens.float()
+        return tokens.to(self.project.weight.dtype)

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
+from jepa_rl.distributed import own_draw
 from jepa_rl.objectives.base import each
 from jepa_rl.types import Observations
 
@@ -26,7 +27,12 @@ def random_shift(
     sides = (*pixels.shape[:3], by)
     wide = torch.cat([pixels[..., :1].expand(sides), pixels, pixels[..., -1:].expand(sides)], dim=-1)
     width = columns + 2 * by
-    down, right = torch.randint(0, 2 * by + 1, (2, b, 1, 1), generator=generator, device=pixels.device)
+
+    def shifts(count: int) -> Tensor:
+        drawn = torch.randint(0, 2 * by + 1, (2, count, 1, 1), generator=generator, device=pixels.device)
+        return drawn.transpose(0, 1)
+
+    down, right = own_draw(shifts, b).unbind(1)
     y = (torch.arange(rows, device=pixels.device) + down - by).clamp_(0, rows - 1)
     picture = torch.arange(b * channels, device=pixels.device).view(b, channels, 1)
     starts = (picture * rows + y) * width + right

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from jepa_rl.distributed import whole_batch
 from jepa_rl.types import Batch, ControlBatch, Observations, World
 
 
@@ -179,7 +180,7 @@ class SharedStatistics:
     @contextmanager
     def measured(self, rows: int) -> Iterator[None]:
         """Context manager: encode one batch of ``rows`` states inside; its statistics are kept for ``used``."""
-        live = self._live()
+        live, rows = self._live(), whole_batch(rows)
         before = [(*_copied_statistics(norm), norm.momentum) for norm in live]
         for norm in live:
             norm.momentum = 1.0

@@ -8,6 +8,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from jepa_rl.batches import whole_rows
 from jepa_rl.checks import check_not_negative
 from jepa_rl.dynamics.base import TrainableDynamics
 from jepa_rl.encoders.base import runs_of, windows_of
@@ -104,8 +105,9 @@ class Consistency(Objective):
             seen = torch.cat([z, targets], dim=1)
             if self.training:
                 dynamics.follow(seen.detach(), batch.actions)
-            rows = slice(None) if batch.valid is None or not batch.valid.all(1).any() else batch.valid.all(1)
-            answer = dynamics.loss(seen[rows], batch.actions[rows], generator)
+            rows = whole_rows(batch.valid, least=1)
+            taken = batch.actions if rows is None else batch.actions[rows]
+            answer = dynamics.loss(seen if rows is None else seen[rows], taken, generator)
             error, _ = checked_loss(answer, "loss of the dynamics")
         if self.kind == "sigreg":
             apart = terms.sigreg(z.transpose(0, 1), generator)

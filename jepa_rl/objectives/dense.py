@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from jepa_rl import distributed
 from jepa_rl.checks import check_each, check_not_negative
 from jepa_rl.encoders.base import tokens_of
 from jepa_rl.objectives.jepa import JEPA, follow_weights
@@ -98,9 +99,9 @@ class DenseJEPA(JEPA):
     def _seen(self, batch: Batch) -> Float[Tensor, "n m"]:
         """Standardised local features of all states."""
         features = tokens_of(self.local, batch.pixels).flatten(0, 1).flatten(1)
-        std = features.std(0)
+        std = distributed.std(features)
         # Where nothing ever happens stays near 0 instead of becoming noise.
-        return (features - features.mean(0)) / (std + 0.1 * std.mean() + 1e-6)
+        return (features - distributed.mean(features)) / (std + 0.1 * std.mean() + 1e-6)
 
     def after_update(self, world: World) -> None:
         """Updates the moving averages."""

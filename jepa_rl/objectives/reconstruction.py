@@ -78,5 +78,5 @@ class Reconstruction(Objective):
             there = seen[name].flatten(0, 1)
             target = there.float() / 255 if there.ndim == 4 else symlog(there.float())
             errors.append((decoder(z) - target).square().flatten(1).mean(1))
-        error = torch.stack(errors).sum(0) @ weight
+        error = torch.stack(errors).sum(0) @ weight.to(z.dtype)
         return self.weight * error, {"reconstruction": error}

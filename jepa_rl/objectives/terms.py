@@ -9,6 +9,8 @@ from jaxtyping import Complex, Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from jepa_rl import distributed
+
 VICREG_COVARIANCE = 1 / 25
 """Weight of ``covariance`` beside one of ``variance`` (VICReg, arXiv:2105.04906, section 4.2)."""
 
@@ -41,13 +43,15 @@ def sigreg(
         knots: points of the trapezoid rule.
         limit: upper end of the integral.
     """
-    directions = torch.randn(z.shape[-1], projections, generator=generator, device=z.device)
+    z = z if z.dtype == torch.float64 else z.float()
+    directions = torch.randn(z.shape[-1], projections, generator=generator, device=z.device).to(z.dtype)
     directions = directions / directions.norm(dim=0)
-    omega = torch.linspace(0.0, limit, knots, device=z.device)
+    omega = torch.linspace(0.0, limit, knots, device=z.device, dtype=z.dtype)
     window = torch.exp(-0.5 * omega**2)
     weights = torch.full_like(omega, 2 * limit / (knots - 1))  # both halves of the real line
     weights[[0, -1]] *= 0.5
-    found = CharacteristicFunction.apply(z.float() @ directions, limit / (knots - 1), knots)  # w t p
+    found = CharacteristicFunction.apply(z @ directions, limit / (knots - 1), knots)  # w t p
+    found = distributed.average(found)  # of all rows: the error is that of their mean, not the mean of errors
     error = (found.real - window[:, None, None]).square() + found.imag.square()
     return torch.einsum("wtp,w->tp", error, window * weights).mean()
 
@@ -92,15 +96,15 @@ def variance(z: Float[Tensor, "... d"], target_std: float = 1.0, epsilon: float 
         target_std: standard deviations below it are penalised.
         epsilon: added to the variance under the root.
     """
-    std = (z.flatten(0, -2).var(0) + epsilon).sqrt()
+    std = (distributed.var(z.flatten(0, -2)) + epsilon).sqrt()
     return F.relu(target_std - std).mean()
 
 
 def covariance(z: Float[Tensor, "... d"]) -> Float[Tensor, ""]:
     """Squared off-diagonal covariances, summed and divided by d (VICReg, arXiv:2105.04906, eq. 3-4)."""
     z = z.flatten(0, -2)
-    centred = z - z.mean(0)
-    c = centred.T @ centred / (len(z) - 1)
+    centred = z - distributed.mean(z)
+    c = distributed.total(centred.T @ centred) / (distributed.whole_batch(len(z)) - 1)
     return (c.square().sum() - c.diagonal().square().sum()) / z.shape[-1]
 
 

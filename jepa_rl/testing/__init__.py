@@ -16,6 +16,7 @@ from jepa_rl.testing.dynamics import COMPASS, DynamicsContract, PointMass, Train
 from jepa_rl.testing.encoders import EncoderContract, encode
 from jepa_rl.testing.objectives import ObjectiveContract
 from jepa_rl.testing.planners import PlannerContract
+from jepa_rl.testing.processes import gradient_difference
 
 __all__ = [
     "COMPASS",
@@ -27,5 +28,6 @@ __all__ = [
     "TrainableDynamicsContract",
     "assert_raises",
     "encode",
+    "gradient_difference",
     "seeded",
 ]

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from jepa_rl.distributed import gather, is_first, rank
 from jepa_rl.files import load_tensors, plain, save_tensors
 from jepa_rl.training.contracts import Registered, Upgraded
 from jepa_rl.types import JSON, Metrics
@@ -53,13 +54,19 @@ class TrainingState:
         self.alarms: list[tuple[int, str]] = []
 
     def save(self, path: Path) -> None:
-        """Writes all of it, or nothing (``jepa_rl.files.write_atomic``)."""
+        """Writes all of it, or nothing (``jepa_rl.files.write_atomic``). Of several processes the first writes."""
+        torch_states = gather(torch.get_rng_state())
+        cuda = self.device.type == "cuda"
+        cuda_states = gather(torch.cuda.get_rng_state(self.device)) if cuda else None
+        if not is_first():
+            return
         tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
         for name, optimizer in self.optimizers.items():
             tensors |= optimizer_tensors(name, optimizer)
-        tensors["generator"], tensors["torch_generator"] = self.generator.get_state(), torch.get_rng_state()
-        if self.device.type == "cuda":
-            tensors["cuda_generator"] = torch.cuda.get_rng_state(self.device)
+        tensors["generator"] = self.generator.get_state()
+        for name, states in (("torch_generator", torch_states), ("cuda_generator", cuda_states)):
+            for i, state in enumerate(() if states is None else states):
+                tensors[_numbered(name, i)] = state
         header = self.identity | {
             "registered_by": self.model.registered_by if isinstance(self.model, Registered) else {},
             "rng": self.rng.bit_generator.state,
@@ -88,10 +95,13 @@ class TrainingState:
             restore_optimizer(name, optimizer, tensors)
         self.rng.bit_generator.state = header["rng"]
         self.generator.set_state(tensors["generator"])
-        torch.set_rng_state(tensors["torch_generator"])
-        if "cuda_generator" in tensors and self.device.type == "cuda":
-            torch.cuda.set_rng_state(tensors["cuda_generator"], self.device)
         self.step, self.metrics = int(header["step"]), header["metrics"]
+        if (name := _numbered("torch_generator", rank())) in tensors:
+            torch.set_rng_state(tensors[name])
+        else:  # the run had fewer processes
+            torch.manual_seed(_seed_of(self.config.seed, self.step))
+        if (name := _numbered("cuda_generator", rank())) in tensors and self.device.type == "cuda":
+            torch.cuda.set_rng_state(tensors[name], self.device)
         self.alarms = [(int(step), text) for step, text in header["alarms"]]
 
     def _check_config(self, path: Path, there: JSON) -> None:
@@ -107,6 +117,18 @@ class TrainingState:
                     return
                 there = _as_json("config", asdict(cast(Any, old)))
         check_same(path, "config", there, self.identity["config"])
+
+
+def _numbered(name: str, process: int) -> str:
+    """Of what each process has one; that of the first has the bare name, as in a run of one process."""
+    return f"{name}.{process}" if process else name
+
+
+def _seed_of(seed: int, step: int) -> int:
+    """Seed of torch's own generators from update ``step`` on: in the first process that of the run."""
+    if not rank():
+        return seed
+    return int(np.random.SeedSequence([seed % 2**63, rank(), step]).generate_state(1)[0])
 
 
 def _as_json(name: str, part: JSON) -> JSON:
@@ -201,7 +223,10 @@ def _differing(there: JSON, here: JSON) -> dict[str, tuple[Any, Any]]:
 
 @contextmanager
 def seeded_generators(seed: int, device: torch.device) -> Iterator[None]:
-    """Seeds PyTorch's own generators, which dropout draws from, inside the block, and restores them afterwards."""
+    """Seeds PyTorch's own generators, which dropout draws from, inside the block, and restores them afterwards.
+
+    Each process has a seed of its own: dropout is drawn for its rows alone.
+    """
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
+        torch.manual_seed(_seed_of(seed, 0))
         yield

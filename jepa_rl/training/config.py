@@ -16,7 +16,7 @@ class TrainConfig:
 
     Attributes:
         steps: optimiser updates.
-        batch_size: windows in a batch.
+        batch_size: windows in a batch, of all processes together where there are several.
         learning_rate: peak of a one-cycle schedule: linear warm-up, then a cosine to zero.
         weight_decay: of matrices only.
         warmup: share of the steps spent warming up.

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Any, Protocol, Self, runtime_checkable
+from typing import Any, Protocol, Self, cast, runtime_checkable
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from jepa_rl.batches import cut
+from jepa_rl.distributed import own_rows
 from jepa_rl.objectives.base import check_gradient, checked_loss
 from jepa_rl.types import JSON
 
@@ -103,7 +106,7 @@ class Sampler(Protocol):
         """A batch for ``Trainable.loss``.
 
         Args:
-            batch_size: how many rows.
+            batch_size: how many rows, those of all processes.
             rng: draws them; nothing else may, or a resumed run goes another way.
         """
         ...
@@ -120,6 +123,46 @@ class Fingerprinted(Protocol):
         it has a number ``episodes``, ``fit`` can tell in words where some were added.
         """
         ...
+
+
+@runtime_checkable
+class Divided(Protocol):
+    """A sampler that reads some rows of a batch without the others; of others, whole batches are read and cut."""
+
+    def sample_rows(self, batch_size: int, rng: np.random.Generator, rows: slice) -> Drawn:
+        """These rows of the batch that ``sample(batch_size, rng)`` would give; ``rng`` moves on as there."""
+        ...
+
+
+def sample_own(sampler: Sampler, batch_size: int, rng: np.random.Generator) -> Drawn:
+    """This process's rows of a batch; all of them where there are no others.
+
+    Args:
+        sampler: draws the same batch in all processes.
+        batch_size: rows of all processes.
+        rng: in the same state in all processes.
+
+    Raises:
+        TypeError: there are several processes, and the batch is no dataclass of tensors, whose rows could be taken.
+    """
+    rows = own_rows()
+    if rows == slice(None):
+        return sampler.sample(batch_size, rng)
+    if _divides(sampler):
+        return cast(Divided, sampler).sample_rows(batch_size, rng, rows)
+    batch = sampler.sample(batch_size, rng)
+    if not is_dataclass(batch):
+        raise TypeError(
+            f"a batch must be a dataclass of tensors so that each process can take its rows of it, got "
+            f"{type(batch).__name__}; or give the sampler a method sample_rows(batch_size, rng, rows)"
+        )
+    return cast(Drawn, cut(batch, rows))
+
+
+def _divides(sampler: Sampler) -> bool:
+    """Whether it has a ``sample_rows`` that belongs to its ``sample``: a subclass may have overridden that alone."""
+    order = [kind for kind in type(sampler).__mro__ if vars(kind).keys() & {"sample", "sample_rows"}]
+    return bool(order) and "sample_rows" in vars(order[0])
 
 
 def fingerprint_of(sampler: Sampler) -> JSON:

@@ -8,23 +8,21 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from jepa_rl.csv_log import NAME, CSVLog
+from jepa_rl import distributed
 from jepa_rl.memory import keep_freed_memory
 from jepa_rl.progress import Progress
 from jepa_rl.training.checkpoint import TrainingState, seeded_generators
 from jepa_rl.training.config import TrainConfig
-from jepa_rl.training.contracts import Sampler, Trainable, check_loss, fingerprint_of
+from jepa_rl.training.contracts import Sampler, Trainable, check_loss, fingerprint_of, sample_own
 from jepa_rl.training.optimisers import descend, optimizers_of
+from jepa_rl.training.run_log import RunLog
 from jepa_rl.types import Metrics
-
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
 
 
 @dataclass(frozen=True)
@@ -76,6 +74,9 @@ def fit(
     There it writes TensorBoard events, ``progress.csv`` (the same numbers, one line a log),
     ``checkpoint.safetensors`` and ``model.safetensors``.
 
+    Inside ``jepa_rl.distributed.join`` several processes train one model; each calls ``fit`` with the same arguments.
+    The first of them writes, evaluates and shows the progress.
+
     A run that was stopped at any moment goes on from its last checkpoint exactly as if it had never stopped:
     the checkpoint holds weights, optimiser, generators and the step. A run that had already finished returns
     its last metrics at once. The model is left in evaluation mode.
@@ -94,7 +95,9 @@ def fit(
         TypeError: the model's configuration cannot be written to a checkpoint, or its loss is no tensor.
         ValueError: ``out`` holds a checkpoint of another model, configuration or other data; or the loss is not a
             finite scalar with a gradient in the first update (nothing is written then); or it or its gradient became
-            NaN or infinite later (the last checkpoint stays); or ``out`` holds another program's ``progress.csv``.
+            NaN or infinite later (the last checkpoint stays); or ``out`` holds another program's ``progress.csv``; or
+            ``batch_size`` cannot be divided among the processes, or they have other settings or data than the first.
+        ProcessLost: another process of the run ended or does not answer.
     """
     if not isinstance(model, Trainable):
         raise TypeError(
@@ -105,30 +108,38 @@ def fit(
     keep_freed_memory()
     state = TrainingState(model, optimizers_of(model, config), config, fingerprint_of(sampler))
     checkpoint = out / "checkpoint.safetensors"
-    if checkpoint.exists() and not resume:
-        raise ValueError(f"{checkpoint} exists: pass resume=True to go on with it, or choose another folder")
-    with seeded_generators(config.seed, state.device):
-        if checkpoint.exists():
+    with distributed.together(), seeded_generators(config.seed, state.device):
+        distributed.check_divides(config.batch_size)
+        distributed.check_alike("settings or data", state.identity)
+        there = distributed.by_first(checkpoint.exists)
+        if there and not resume:
+            raise ValueError(
+                f"{checkpoint} exists: pass resume=True to go on with it, or choose another folder"
+            )
+        if there:
             state.restore(checkpoint)
+        else:
+            distributed.copy_first(model.state_dict().values())
         if state.step < config.steps:
             _train(state, sampler, checkpoint, evaluate, progress)
-    model.eval()
-    model.save(out / "model.safetensors")
+        model.eval()
+        distributed.by_first(lambda: model.save(out / "model.safetensors"))
     return TrainResult(state.metrics, time.perf_counter() - began, tuple(state.alarms))
 
 
 def _train(
     state: TrainingState, sampler: Sampler, checkpoint: Path, evaluate: Evaluate | None, progress: bool | str
 ) -> None:
-    from torch.utils.tensorboard import SummaryWriter  # slow to import
-
     config, meter, began = state.config, _Meter(state.step), state.step
+    distributed.check_norms(state.model.train())
     found = _update(state, sampler, first=True)  # nothing is written before one update has gone well
-    log = CSVLog(checkpoint.with_name(NAME), keep_to=began)
     name = progress if isinstance(progress, str) else "Training"
-    bar = Progress(name, config.steps, initial=began, shown=bool(progress))
-    bar.files(checkpoint.parent)
-    with SummaryWriter(str(checkpoint.parent), purge_step=began + 1) as writer, bar:
+    shown = bool(progress) and distributed.is_first()
+    with (
+        RunLog(checkpoint.parent, began) as log,
+        Progress(name, config.steps, initial=began, shown=shown) as bar,
+    ):
+        bar.files(checkpoint.parent)
         while True:
             meter.add(*found)
             done, logged = state.step, {}
@@ -136,13 +147,13 @@ def _train(
                 logged = meter.flush() | {"jepa/learning_rate": config.learning_rate_at(done - 1)}
                 state.metrics |= logged
                 bar.note(f"loss {logged['jepa/loss']:.4f}, {logged['jepa/frames_per_second']:.0f} frames/s")
-                _write(writer, logged, done)
+                log.scalars(done, logged)
             with meter.pause():
                 if evaluate is not None and _due(done, config.evaluate_every, config):
                     meter.check()
-                    logged = logged | _evaluate(state, evaluate, writer, bar)
+                    logged = logged | _evaluate(state, evaluate, log, bar)
                 if logged:  # before the checkpoint, which says up to which step lines are kept
-                    log.write(done, logged)
+                    log.line(done, logged)
                 if _due(done, config.checkpoint_every, config):
                     meter.check()
                     state.save(checkpoint)
@@ -176,7 +187,7 @@ def _update(
     optimizers = list(state.optimizers.values())
     for group in [group for optimizer in optimizers for group in optimizer.param_groups]:
         group["lr"] = config.learning_rate_at(state.step)
-    batch = sampler.sample(config.batch_size, state.rng).to(state.device)
+    batch = sample_own(sampler, config.batch_size, state.rng).to(state.device)
     loss, terms = check_loss(model.loss(batch, state.generator), numbers=first)
     norm = descend(loss, optimizers, model.parameters(), config.clip)
     if first and not math.isfinite(norm):
@@ -187,29 +198,29 @@ def _update(
     model.after_update()
     state.step += 1
     terms = {"loss": loss, "gradient_norm": norm} | dict(terms)
-    return batch.states, {name: value.detach() for name, value in terms.items()}
+    return distributed.whole_batch(batch.states), {name: value.detach() for name, value in terms.items()}
 
 
-def _evaluate(state: TrainingState, evaluate: Evaluate, writer: SummaryWriter, bar: Progress) -> Metrics:
-    """Evaluates the model, writes what was found, and returns its numbers."""
+def _evaluate(state: TrainingState, evaluate: Evaluate, log: RunLog, bar: Progress) -> Metrics:
+    """Evaluates the model in the first process, which writes what was found; returns its numbers in all."""
     state.model.eval()
-    with torch.no_grad():
-        found = evaluate(state.model)
-    metrics = {name: float(value) for name, value in found.metrics.items()}  # NumPy's numbers, too
+
+    def look() -> tuple[Metrics, str | None]:
+        with torch.no_grad():
+            found = evaluate(state.model)
+        metrics = {name: float(value) for name, value in found.metrics.items()}  # NumPy's numbers, too
+        log.scalars(state.step, metrics)
+        log.figures(state.step, found.figures)
+        if found.alarm:
+            log.text(state.step, "jepa/alarm", found.alarm)
+            bar.say(f"step {state.step}: {found.alarm}")
+        return metrics, found.alarm
+
+    metrics, alarm = distributed.by_first(look)
     state.metrics |= metrics
-    _write(writer, metrics, state.step)
-    for name, figure in found.figures.items():
-        writer.add_figure(name, figure, state.step)
-    if found.alarm:
-        state.alarms.append((state.step, found.alarm))
-        writer.add_text("jepa/alarm", found.alarm, state.step)
-        bar.say(f"step {state.step}: {found.alarm}")
+    if alarm:
+        state.alarms.append((state.step, alarm))
     return metrics
-
-
-def _write(writer: SummaryWriter, metrics: Metrics, step: int) -> None:
-    for name, value in metrics.items():
-        writer.add_scalar(name, value, step)
 
 
 class _Meter:
@@ -230,16 +241,26 @@ class _Meter:
 
     def check(self) -> None:
         """Raises ValueError if a term was NaN or infinite since the last flush."""
-        means = {name: float(total) / self.count for name, total in self.sums.items()}
+        self._means()
+
+    def _means(self) -> Metrics:
+        """Means of the terms since the last flush, over all processes.
+
+        Raises:
+            ValueError: a term was NaN or infinite.
+        """
+        here = torch.tensor([float(total) for total in self.sums.values()], dtype=torch.float64)
+        sums = distributed.average(here).tolist() if self.sums else []
+        means = {name: total / self.count for name, total in zip(self.sums, sums, strict=True)}
         if not all(map(math.isfinite, means.values())):
             raise ValueError(
                 f"the loss, a term of it or its gradient became NaN or infinite within updates {self.step + 1} to "
                 f"{self.step + self.count} (means: {means}); lower the learning rate, and check the data"
             )
+        return means
 
     def flush(self) -> Metrics:
-        self.check()
-        metrics = {f"jepa/{name}": float(total) / self.count for name, total in self.sums.items()}
+        metrics = {f"jepa/{name}": value for name, value in self._means().items()}
         metrics["jepa/frames_per_second"] = self.frames / (time.perf_counter() - self.began)
         self.restart(self.step + self.count)
         return metrics

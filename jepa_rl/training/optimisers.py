@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from jepa_rl.distributed import average_gradients
 from jepa_rl.training.config import TrainConfig
 from jepa_rl.training.contracts import Trainable
 
@@ -38,10 +39,10 @@ def descend(
     parameters: Iterable[nn.Parameter],
     max_norm: float,
 ) -> Float[Tensor, ""]:
-    """One step of each optimiser down the gradient of ``loss``.
+    """One step of each optimiser down the gradient of ``loss``; of several processes, down the mean of theirs.
 
     Args:
-        loss: with a gradient.
+        loss: with a gradient; a mean over the rows.
         optimizers: of the parameters.
         parameters: whose gradients are clipped together.
         max_norm: largest norm of the gradient.
@@ -52,6 +53,8 @@ def descend(
     for optimizer in optimizers:
         optimizer.zero_grad(set_to_none=True)
     loss.backward()
+    parameters = list(parameters)
+    average_gradients(parameters)
     norm = nn.utils.clip_grad_norm_(parameters, max_norm)
     for optimizer in optimizers:
         optimizer.step()

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from jepa_rl.data.latent_windows import LatentBatch, LatentEpisodes, LatentWindowSampler
 from jepa_rl.data.view import Episodes
+from jepa_rl.distributed import is_first
 from jepa_rl.training.config import TrainConfig
 from jepa_rl.training.loop import TrainResult, fit
 from jepa_rl.types import JSON
@@ -80,7 +81,7 @@ def refine_dynamics(
     """Encodes the episodes once and trains the dynamics of ``model`` on them, in place.
 
     Args:
-        model: a trained world model.
+        model: a trained world model. Of several processes (``jepa_rl.distributed``) each encodes all episodes.
         episodes: those that it was trained on, or more; or the same encoded already (``LatentEpisodes.encode``).
         out: folder of the run, another than that of the joint training; see ``fit`` for what is written there.
         steps: latent steps of the windows, h; longer than in joint training.
@@ -91,6 +92,7 @@ def refine_dynamics(
         ValueError: ``out`` holds a run on another encoder's latents; and as ``fit``, ``LatentEpisodes.encode`` and
             ``LatentWindowSampler``.
     """
+    progress = progress and is_first()
     if isinstance(episodes, LatentEpisodes):
         latents = episodes
     else:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self, cast
 
@@ -16,7 +16,6 @@ from stable_baselines3.common.utils import LinearSchedule
 
 from jepa_rl.agents.sb3.jepa_mpc.episodes import EpisodicAlgorithm
 from jepa_rl.agents.sb3.jepa_mpc.monitor import model_metrics
-from jepa_rl.agents.sb3.jepa_mpc.old_files import check_saved
 from jepa_rl.agents.sb3.jepa_mpc.policy import JEPAMPCPolicy
 from jepa_rl.memory import keep_freed_memory
 from jepa_rl.spaces import env_spaces, observation_boxes, source_of
@@ -61,8 +60,8 @@ class JEPAMPC(EpisodicAlgorithm):
     - Discount: an argument, since episodes need not have a known length.
     - Without a measurement of their own: no dropout; a narrower range of standard deviations of the policy prior.
 
-    ``save`` writes Stable-Baselines3's zip file, which holds pickled settings: load only files that you trust.
-    ``save_weights`` writes what acts as safetensors, which anybody may load (``from_weights``).
+    ``save`` writes Stable-Baselines3's zip file; ``load`` executes nothing in it, unless ``trust=True``.
+    ``save_weights`` writes what acts as safetensors without pickles (``from_weights``).
 
     Args:
         policy: ``"CnnPolicy"`` (pictures), ``"MlpPolicy"`` or ``"MultiInputPolicy"``; all three plan.
@@ -320,15 +319,13 @@ class JEPAMPC(EpisodicAlgorithm):
         return load_weights(cls, path, env, **changes)
 
     @classmethod
-    def load(cls, path: str | Path | io.BufferedIOBase, *args: Any, **kwargs: Any) -> Self:
-        """As in Stable-Baselines3, which unpickles the settings in the file: load only files that you trust.
-
-        Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: it was saved by version 0.1.0; nothing is unpickled then.
-        """
-        check_saved(path)
-        return super().load(path, *args, **kwargs)
+    def _check_settings(cls, name: str, settings: Mapping[str, Any]) -> None:
+        """Refuses files of version 0.1.0."""
+        if "source" not in settings:  # 0.2.0 began to save how the environment was made
+            raise ValueError(
+                f"{name} was saved by jepa-rl 0.1.0, whose JEPAMPC had another model, so its weights do not fit; "
+                "finish with it there, or train anew"
+            )
 
     def _excluded_save_params(self) -> list[str]:
         own = ["model_optimizer", "policy_optimizer", "noise", "rng", "_plans", "_record", "_step_began"]

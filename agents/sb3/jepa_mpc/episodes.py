@@ -19,6 +19,7 @@ from jepa_rl.agents.sb3.checks import check_terminal_observations
 from jepa_rl.agents.sb3.jepa_mpc.monitor import EnvClock, PlanRecord, search_metrics
 from jepa_rl.agents.sb3.jepa_mpc.policy import JEPAMPCPolicy
 from jepa_rl.agents.sb3.progress import LearningProgress, write_csv
+from jepa_rl.agents.sb3.saved import SafeLoading
 from jepa_rl.agents.sb3.whole_episodes import WholeEpisodes, replay_path
 from jepa_rl.data.latent_windows import LatentEpisodes
 from jepa_rl.data.replay import EpisodeReplay
@@ -27,7 +28,7 @@ from jepa_rl.objectives.base import each
 from jepa_rl.spaces import by_name, observation_boxes
 
 
-class EpisodicAlgorithm(WholeEpisodes):
+class EpisodicAlgorithm(SafeLoading, WholeEpisodes):
     """Stable-Baselines3's off-policy algorithm with a planning policy and a replay of whole episodes.
 
     A subclass sets the attributes in its constructor and in ``_setup_model``, and adds ``train``.

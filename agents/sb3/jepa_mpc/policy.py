@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import copy
+import io
+import json
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
 from gymnasium import spaces
 from jaxtyping import Float, Int64
 from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.save_util import data_to_json
+from stable_baselines3.common.utils import get_device
 from torch import Tensor
 
 from jepa_rl.agents.planners.categorical import CategoricalCEM
 from jepa_rl.agents.planners.mppi import MPPI
+from jepa_rl.agents.sb3.saved import SavedZip, in_words, rebuilt
 from jepa_rl.control import ControlConfig, ControlModel, ReturnCost, move_towards, world_config
 from jepa_rl.dynamics import CompiledDynamics, captured
+from jepa_rl.files import write_atomic
 from jepa_rl.spaces import observed_spec
 from jepa_rl.types import Cost, Dynamics, Observations, Plan
 from jepa_rl.world_model import WorldModel
@@ -143,6 +149,47 @@ class JEPAMPCPolicy(BasePolicy):
         return {
             "observation_space": self.observation_space, "action_space": self.action_space, **self.settings
         }  # fmt: skip
+
+    def save(self, path: str | Path) -> None:
+        """Writes the weights, and the settings as ``JEPAMPC.save`` does; atomic.
+
+        Raises:
+            OSError: as ``jepa_rl.files.write_atomic``.
+        """
+        file, settings = io.BytesIO(), data_to_json(self._get_constructor_parameters())
+        torch.save({"state_dict": self.state_dict(), "settings": settings}, file)
+        write_atomic(path, file.getvalue())
+
+    @classmethod
+    def load(cls, path: str | Path, device: torch.device | str = "auto", *, trust: bool = False) -> Self:
+        """A policy from a file of ``save``; nothing in the file is executed unless it is trusted.
+
+        Args:
+            path: the file.
+            device: where the policy goes.
+            trust: True: read it as Stable-Baselines3 does, as older versions wrote it, which can execute
+                anything. Only for files whose author you trust.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: it is damaged, from an older version, or holds unknown settings. Nothing has been executed then.
+        """
+        try:
+            saved = SavedZip.read(path).weights()
+            state, text = saved["state_dict"], json.loads(saved["settings"])
+        except (ValueError, TypeError, KeyError) as error:
+            if trust:
+                return super().load(str(path), device)
+            raise ValueError(
+                f"{path} holds no weights and settings of a JEPAMPCPolicy, or is from an older version of jepa-rl "
+                f"({error}). If you trust who wrote it, load it with trust=True, which can execute anything in it"
+            ) from error
+        settings, unknown = rebuilt(text)
+        if unknown:
+            raise ValueError(f"{path} has settings that no JEPAMPCPolicy saves: {in_words(unknown)}")
+        policy = cls(**settings)
+        policy.load_state_dict(state)
+        return policy.to(get_device(device))
 
     def predict(
         self,

@@ -8,12 +8,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 from gymnasium import spaces
-from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.type_aliases import GymEnv
 
 from jepa_rl.agents.sb3.checks import check_terminal_observations
-from jepa_rl.agents.sb3.joint.buffers import JEPAReplayBuffer
+from jepa_rl.agents.sb3.joint.buffers import JEPAReplayBuffer, JEPARolloutBuffer
 from jepa_rl.agents.sb3.joint.features import JointFeatures, jepa_policy_kwargs
+from jepa_rl.agents.sb3.saved import SafeLoading
 from jepa_rl.agents.sb3.whole_episodes import WholeEpisodes, replay_path
 from jepa_rl.control import world_config
 from jepa_rl.data.replay import EpisodeReplay
@@ -23,7 +23,7 @@ from jepa_rl.training.joint import JointConfig, JointEncoder
 from jepa_rl.world_model import WorldModel
 
 
-class Joint(BaseAlgorithm):
+class Joint(SafeLoading):
     """What the algorithms share: the encoder, its place in files, and its learning rate.
 
     Attributes:
@@ -33,6 +33,7 @@ class Joint(BaseAlgorithm):
 
     joint: JointEncoder
     gamma: float
+    known_classes: ClassVar[tuple[type, ...]] = (JointFeatures, JEPAReplayBuffer, JEPARolloutBuffer)
     objective: ClassVar[dict[str, Any]] = {}  # fields of WorldModelConfig, where no objective is named
 
     def __init__(self, policy: Any, env: GymEnv | str | None, *args: Any, **settings: Any) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from jepa_rl.distributed import own_draw
 from jepa_rl.dynamics.base import Standardised, in_chunks, shared_noise
 from jepa_rl.dynamics.flow.losses import flow_matching, sampler_energy
 from jepa_rl.dynamics.flow.network import Denoiser, Modulation, Past
@@ -152,9 +153,18 @@ class FlowDynamics(Standardised):
         return self.destandardise(drawn, z)[:, :, 1]
 
     def steering(
-        self, actions: Float[Tensor, "b h a"], generator: torch.Generator | None = None
+        self,
+        actions: Float[Tensor, "b h a"],
+        generator: torch.Generator | None = None,
+        own: Callable[[Callable[[int], Tensor], int], Tensor] = own_draw,
     ) -> Float[Tensor, "b 1 h s"]:
-        """The actions as the network reads them; in training some are left out (``drop``)."""
+        """The actions as the network reads them; in training some are left out (``drop``).
+
+        Args:
+            actions: between the states.
+            generator: of what is left out.
+            own: gives this process's rows of what is drawn, see ``jepa_rl.distributed.own_draw``.
+        """
         steering = self.standardise_actions(actions)[:, None]
         drop = self.settings.training.drop
         if not drop:
@@ -162,7 +172,7 @@ class FlowDynamics(Standardised):
         there = torch.ones_like(steering[..., :1])
         if self.training:
             draw: dict[str, Any] = dict(generator=generator, device=actions.device)
-            there = there * (torch.rand(len(actions), 1, 1, 1, **draw) >= drop)
+            there = there * (own(lambda n: torch.rand(n, 1, 1, 1, **draw), len(actions)) >= drop)
         return torch.cat([steering * there, there], dim=-1)
 
     def _with_and_without(self, steering: Tensor) -> Tensor:

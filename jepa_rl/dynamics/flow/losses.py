@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from jepa_rl.distributed import average, own_chunks, own_draw
 from jepa_rl.dynamics.base import energy_score
 from jepa_rl.dynamics.flow.network import Denoiser
 from jepa_rl.dynamics.flow.schedule import FEW_EVALUATIONS, shifted
@@ -55,21 +57,23 @@ def flow_matching(
     b, h = actions.shape[:2]
     draw: dict[str, Any] = dict(generator=generator, device=path.device, dtype=path.dtype)
     if low:
-        level = torch.empty(b, h, device=path.device, dtype=path.dtype)
-        level.uniform_(*LOW_NOISE, generator=generator)
+        empty: dict[str, Any] = dict(device=path.device, dtype=path.dtype)
+        level = own_draw(lambda n: torch.empty(n, h, **empty).uniform_(*LOW_NOISE, generator=generator), b)
     else:
-        level = shifted(torch.randn(b, h, **draw).sigmoid(), flow.settings.training.shift)
-    odd = (torch.rand(b, 1, **draw) < 0.5).long()
-    given = (torch.arange(h, device=path.device) % 2 == odd) & (torch.rand(b, 1, **draw) < 0.75 * (h > 1))
+        level = own_draw(lambda n: torch.randn(n, h, **draw), b).sigmoid()
+        level = shifted(level, flow.settings.training.shift)
+    odd, some = (own_draw(lambda n: torch.rand(n, 1, **draw), b) for _ in range(2))
+    given = (torch.arange(h, device=path.device) % 2 == (odd < 0.5).long()) & (some < 0.75 * (h > 1))
     level = level.masked_fill(given, 0.0)[:, None, :, None]
     z = path[:, None, 1:]
-    x = torch.lerp(z, torch.randn(z.shape, **draw), level)
+    x = torch.lerp(z, own_draw(lambda n: torch.randn(n, *z.shape[1:], **draw), b), level)
     before = torch.cat([path[:, None, :1], x[:, :, :-1]], dim=2)
     previous_level = torch.cat([torch.zeros_like(level[:, :, :1]), level[:, :, :-1]], dim=2)
     modulation = flow.network.modulations(flow.steering(actions, generator), level, previous_level, 0.0)
     clean, _ = flow.predict_clean(flow.network, x, before, previous_level, modulation)
     error = ((clean - z) / level.clamp_min(0.05)).square()
-    return (error * (level > 0)).sum() / ((level > 0).sum() * path.shape[-1]).clamp_min(1)
+    count = average((level > 0).sum().to(error)) * path.shape[-1]
+    return (error * (level > 0)).sum() / count.clamp_min(1)
 
 
 def sampler_energy(
@@ -89,24 +93,47 @@ def sampler_energy(
         generator: of the futures, and of which windows each number of evaluations gets.
     """
     order = torch.randperm(len(FEW_EVALUATIONS), generator=generator, device=path.device)
-    shares = zip(order.tolist(), path.chunk(len(order)), actions.chunk(len(order)), strict=False)
+    sizes, chunks = zip(*own_chunks(len(path), len(order)), strict=True)
+    shares = zip(order.tolist(), path.split(sizes), actions.split(sizes), chunks, strict=False)
     scores = [
-        _energy_of(flow, FEW_EVALUATIONS[i], states, taken, generator).sum() for i, states, taken in shares
+        _energy_of(flow, FEW_EVALUATIONS[i], states, taken, rows, generator).sum()
+        for i, states, taken, rows in shares
     ]
     return torch.stack(scores).sum() / len(path)
 
 
 def _energy_of(
-    flow: Sampler, count: int, path: Tensor, actions: Tensor, generator: torch.Generator | None
+    flow: Sampler,
+    count: int,
+    path: Float[Tensor, "b t d"],
+    actions: Float[Tensor, "b h a"],
+    rows: range,
+    generator: torch.Generator | None,
 ) -> Float[Tensor, " b"]:
-    """Energy score of futures of ``unroll`` states by ``count`` evaluations, mean over each window."""
+    """Energy score of futures of ``unroll`` states by ``count`` evaluations, mean over each window.
+
+    Args:
+        flow, generator: see ``sampler_energy``.
+        count: evaluations.
+        path, actions: of this process's windows among ``rows`` of the whole batch.
+        rows: of the whole batch.
+    """
     u = min(flow.unroll, actions.shape[1])
     pieces = actions.shape[1] // u
     starts = path[:, : pieces * u : u].flatten(0, 1)
     truth = path[:, 1 : 1 + pieces * u].unflatten(1, (pieces, u)).flatten(0, 1)
     taken = actions[:, : pieces * u].unflatten(1, (pieces, u)).flatten(0, 1)
-    shape = (len(starts), flow.settings.training.samples, u, path.shape[-1])
-    noise = torch.randn(shape, generator=generator, device=path.device, dtype=path.dtype)
-    drawn = flow.draw_states(starts, flow.steering(taken, generator), noise, count)
+    shape = (flow.settings.training.samples, u, path.shape[-1])
+
+    def own(draw: Callable[[int], Tensor], _: int) -> Tensor:
+        """``own_draw`` of pieces."""
+        found = own_draw(lambda n: draw(n * pieces).unflatten(0, (n, pieces)), len(path), rows)
+        return found.flatten(0, 1)
+
+    noise = own(
+        lambda n: torch.randn(n, *shape, generator=generator, device=path.device, dtype=path.dtype),
+        len(starts),
+    )
+    drawn = flow.draw_states(starts, flow.steering(taken, generator, own), noise, count)
     score = torch.stack([energy_score(drawn[:, :, i], truth[:, i]) for i in range(u)])
     return score.mean(0).unflatten(0, (len(path), pieces)).mean(1)

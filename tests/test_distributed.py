@@ -1,0 +1,154 @@
+"""Several processes compute what one would, resume each other's runs, and end with words where one is lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jepa_rl.files import load_tensors
+from jepa_rl.registry import OBJECTIVES
+
+ROOT = Path(__file__).resolve().parent.parent
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "JAXTYPING_DISABLE": "1"}
+
+
+def free_port() -> str:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return str(found.getsockname()[1])
+
+
+def two_processes(what: str, folder: Path) -> list[subprocess.Popen[str]]:
+    """Two processes of processes.py, as torchrun would start them."""
+    told = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), **ONE_THREAD}
+    script = [sys.executable, str(ROOT / "tests" / "processes.py"), what, str(folder)]
+    return [
+        subprocess.Popen(script, env=os.environ | told | {"RANK": str(i)}, stderr=subprocess.PIPE, text=True)
+        for i in range(2)
+    ]
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What two processes found; everything that needs two is done by this one pair."""
+    folder = tmp_path_factory.mktemp("processes")
+    pair = two_processes("check", folder)
+    try:
+        texts = [process.communicate(timeout=300)[1] for process in pair]
+    finally:
+        for process in pair:
+            process.kill()
+    assert [process.returncode for process in pair] == [0, 0], "\n".join(texts)[-5000:]
+    return json.loads((folder / "found.json").read_text())
+
+
+def test_gradients_of_every_part_are_those_of_one_process(found):
+    """In float64, with noise and augmentation; a batch norm or SIGReg of half the rows would be off by percents."""
+    ours = {name for name, part in OBJECTIVES._parts.items() if part.__module__.startswith("jepa_rl.")}
+    assert len(ours) >= 7 and found["gradients"].keys() >= ours
+    assert {name: apart for name, apart in found["gradients"].items() if apart > 1e-10} == {}
+
+
+def test_the_loss_curve_is_that_of_one_process(found):
+    alone, two = found["curves"]
+    assert len(alone) == 50 and two == pytest.approx(alone, rel=1e-6)
+    alone, two = found["refined"]  # in float32
+    assert len(alone) == 8 and two == pytest.approx(alone, rel=1e-4)
+
+
+def test_statistics_are_those_of_all_rows(found):
+    statistics = found["statistics"]
+    assert statistics.pop("sigreg_mean_of_halves") > 1e-3  # the mean of losses is another thing
+    assert {name: apart for name, apart in statistics.items() if apart > 1e-9} == {}
+
+
+def test_samplers_give_each_process_its_rows(found):
+    assert found["shares"] == {"windows": True, "latents": True, "own": True}
+
+
+def test_what_the_first_does_it_does_alone(found):
+    assert found["nested"] == [1, 1]
+
+
+def test_a_gradient_that_only_one_process_has_counts(found):
+    assert found["some"]["values"] == [[2.0, 2.0], [0.5, 0.5], None]
+
+
+def test_processes_keep_equally_many_whole_windows(found):
+    assert found["whole"] == [0, 2, 0, 1]
+
+
+def test_a_stopped_run_goes_on_exactly_with_as_many_processes(found):
+    """Dropout included, which each process draws for itself."""
+    assert found["two twice"] == 0.0
+    assert found["processes differ by"] == 0.0
+
+
+def test_a_stopped_run_goes_on_with_another_number_of_processes(found):
+    assert 0 < found["one then two"] < 1e-7 and 0 < found["two then one"] < 1e-7
+
+
+def test_what_cannot_be_shared_is_refused_in_words(found):
+    refusals = found["refusals"]
+    assert re.search("batch_size=7 and 2 processes; take 8", refusals["odd batch"])
+    assert re.search(r"encoder.norm is a BatchNorm1d.*jepa_rl.distributed.BatchNorm", refusals["plain norm"])
+    assert "resume=True" in refusals["exists"]
+    assert "another process has other settings" in refusals["other settings"]
+    assert refusals["nothing written"] == "True"
+
+
+def test_a_killed_process_ends_the_other_with_words_and_leaves_a_whole_checkpoint(tmp_path):
+    """The first is killed, which writes the files and keeps the messages."""
+    killed = 0
+    pair = two_processes("train", tmp_path)
+    checkpoint = tmp_path / "run" / "checkpoint.safetensors"
+    try:
+        deadline = time.monotonic() + 200
+        while not checkpoint.exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        pair[killed].send_signal(signal.SIGKILL)
+        _, words = pair[1 - killed].communicate(timeout=30)
+    finally:
+        for process in pair:
+            process.kill()
+            process.wait()
+    assert pair[1 - killed].returncode == 1
+    assert re.search(rf"ProcessLost: process {1 - killed} of 2 lost another one", words), words[-3000:]
+    assert load_tensors(checkpoint, ("training",))[1]["step"] >= 2
+
+
+# -- the page ---------------------------------------------------------------------------------------
+
+
+def commands() -> list[list[str]]:
+    """The blocks of commands on the page; those of one block run side by side."""
+    page = (ROOT / "docs" / "scale.md").read_text()
+    return [block.strip().splitlines() for block in re.findall(r"```sh\n(.*?)```", page, re.DOTALL)]
+
+
+def test_the_commands_of_the_page_run(tmp_path):
+    """One machine, then two nodes on one machine, each with the example's trial run."""
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    for number, block in enumerate(commands()):
+        port, out = free_port(), tmp_path / str(number)
+        running = []
+        for line in block:
+            words = shlex.split(line.removesuffix("&").replace("29500", port))[1:]
+            words = [sys.executable, "-m", "torch.distributed.run", *words, "--quick", "--out", str(out)]
+            running.append(subprocess.Popen(words, cwd=ROOT, env=os.environ | ONE_THREAD, **pipes))
+        texts = [process.communicate(timeout=300) for process in running]
+        assert [process.returncode for process in running] == [0] * len(running), str(texts)[-4000:]
+        assert sum(f"wrote {out}" in printed for printed, _ in texts) == 1
+        _, header = load_tensors(out / "checkpoint.safetensors", ("training",))
+        assert header["step"] == 20
