@@ -7,6 +7,7 @@ from jepa_rl.encoders.base import ObservationEncoder, PictureEncoder, runs_of, w
 from jepa_rl.encoders.conv import ConvEncoder
 from jepa_rl.encoders.frames import FramesEncoder, picture_encoder
 from jepa_rl.encoders.keypoints import KeypointEncoder
+from jepa_rl.encoders.readout import fit_readout
 from jepa_rl.encoders.vit import ViTEncoder
 from jepa_rl.registry import register_encoder
 
@@ -17,6 +18,7 @@ __all__ = [
     "ObservationEncoder",
     "PictureEncoder",
     "ViTEncoder",
+    "fit_readout",
     "picture_encoder",
     "register_encoder",
     "runs_of",

@@ -1,11 +1,14 @@
 """Objectives: the losses that shape the latent space. ``@register_objective("mine")`` adds your own."""
 
 from jepa_rl.objectives.augment import random_shift, shifted
-from jepa_rl.objectives.base import Objective, Unrolled
+from jepa_rl.objectives.base import EncoderObjective, Objective, Unrolled
 from jepa_rl.objectives.consistency import Consistency
 from jepa_rl.objectives.dense import DenseJEPA
 from jepa_rl.objectives.jepa import EB_JEPA, EMA, JEPA, LEWM
+from jepa_rl.objectives.masked import ImageJEPA, VideoJEPA
+from jepa_rl.objectives.masked_autoencoder import MaskedAutoencoder
 from jepa_rl.objectives.reconstruction import Reconstruction
+from jepa_rl.objectives.teacher import ActionFreeJEPA, NextEmbedding, TeacherJEPA
 from jepa_rl.objectives.terms import (
     covariance,
     inverse_dynamics,
@@ -15,18 +18,28 @@ from jepa_rl.objectives.terms import (
     time_similarity,
     variance,
 )
+from jepa_rl.objectives.tokens import MaskedObjective, TokenObjective
 from jepa_rl.registry import register_objective
 
 __all__ = [
-    "EB_JEPA",
-    "EMA",
-    "JEPA",
-    "LEWM",
+    "ActionFreeJEPA",
     "Consistency",
     "DenseJEPA",
+    "EB_JEPA",
+    "EMA",
+    "EncoderObjective",
+    "ImageJEPA",
+    "JEPA",
+    "LEWM",
+    "MaskedAutoencoder",
+    "MaskedObjective",
+    "NextEmbedding",
     "Objective",
     "Reconstruction",
+    "TeacherJEPA",
+    "TokenObjective",
     "Unrolled",
+    "VideoJEPA",
     "covariance",
     "inverse_dynamics",
     "prediction",

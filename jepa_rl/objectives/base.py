@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from jepa_rl.checks import check_not_negative
 from jepa_rl.types import Batch, ControlBatch, Observations, World
 
 
@@ -33,9 +34,16 @@ class Unrolled(NamedTuple):
 class Objective(nn.Module):
     """Base class of objectives; a subclass defines ``loss``. It holds what only training needs: heads, target networks.
 
-    If its constructor has parameters named ``latent_dim``, ``action_dim``, ``spec`` or ``encoder``, the world model
-    fills them in; all others come from ``WorldModelConfig.objective_options``.
+    If its constructor has parameters named ``latent_dim``, ``action_dim``, ``spec``, ``encoder`` or
+    ``world_dynamics``, the world model fills them in; all others come from ``WorldModelConfig.objective_options``.
+
+    Attributes:
+        copies: parts of this objective that have the shape of the world model's ``"encoder"`` or ``"dynamics"``, by
+            name, such as a teacher: ``{"teacher": "encoder"}``. Only training needs them. Training checkpoints hold
+            them; files of a finished model do not, and a model that is read from one begins with new copies.
     """
+
+    copies: ClassVar[Mapping[str, str]] = {}
 
     def loss(
         self, world: World, batch: Batch, generator: torch.Generator | None = None
@@ -87,6 +95,57 @@ class Objective(nn.Module):
             decay: weight of each further step of the rollout, relative to the one before.
         """
         return self.loss(world, batch, generator)
+
+
+class EncoderObjective(Objective):
+    """Base class of objectives that shape the encoder alone; a subclass defines ``encoder_loss``.
+
+    The dynamics learn beside it by their own loss, on latents without a gradient: prediction does not shape the space.
+
+    Args:
+        dynamics: weight of the dynamics' loss.
+
+    Raises:
+        ValueError: for a weight below 0.
+    """
+
+    def __init__(self, dynamics: float = 1.0) -> None:
+        super().__init__()
+        check_not_negative(dynamics=dynamics)
+        self.dynamics_weight = dynamics
+
+    def encoder_loss(
+        self, world: World, batch: Batch, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of the encoder, a scalar, and its named terms.
+
+        Args:
+            world, batch, generator: as for ``loss``; no window runs over the end of its episode.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} must have a method encoder_loss(world, batch, generator)"
+        )
+
+    def loss(
+        self, world: World, batch: Batch, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """See ``Objective.loss``. Windows that run over an episode's end are left out."""
+        batch = batch.whole()
+        total, terms = self.encoder_loss(world, batch, generator)
+        with torch.no_grad():
+            z = world.encode_windows(batch.observations)
+        error = self.dynamics_loss(world, z, batch, generator)
+        return total + self.dynamics_weight * error, terms | {"dynamics": error}
+
+    def dynamics_loss(
+        self, world: World, z: Float[Tensor, "b t d"], batch: Batch, generator: torch.Generator | None
+    ) -> Tensor:
+        """The dynamics' own loss, a scalar, whose gradient does not reach the latents ``z``."""
+        z = z.detach()
+        if self.training:
+            world.dynamics.follow(z, batch.actions)
+        answer = world.dynamics.loss(z, batch.actions, generator)
+        return checked_loss(answer, "loss of the dynamics")[0]
 
 
 def checked_loss(answer: Any, whose: str) -> tuple[Tensor, Mapping[str, Tensor]]:

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from jepa_rl.objectives import terms
+from jepa_rl.objectives.averages import follow_weights
 from jepa_rl.objectives.base import Objective, checked_loss, each, inputs_of_norm
 from jepa_rl.registry import register_objective
 from jepa_rl.types import Batch, World, WorldSpec
@@ -106,10 +107,7 @@ class JEPA(Objective):
         """
         w = self.weights
         path = torch.cat([z[:, :1], self._targets(z, batch)], dim=1)
-        if self.training:
-            world.dynamics.follow(path.detach(), batch.actions)
-        error, _ = checked_loss(world.dynamics.loss(path, batch.actions, generator), "loss of the dynamics")
-        found = {"prediction": error}
+        found = self._prediction(world, path, batch, generator)
         predicted_actions = (
             self.inverse(torch.cat([z[:, :-1], z[:, 1:]], dim=-1)) if w["inverse_dynamics"] else None
         )
@@ -127,6 +125,15 @@ class JEPA(Objective):
         if predicted_actions is not None:
             found["inverse_dynamics"] = self._inverse_dynamics(predicted_actions, batch.actions)
         return found
+
+    def _prediction(
+        self, world: World, path: Float[Tensor, "b t d"], batch: Batch, generator: torch.Generator | None
+    ) -> dict[str, Tensor]:
+        """The dynamics' loss on the first latent and the targets, by its name."""
+        if self.training:
+            world.dynamics.follow(path.detach(), batch.actions)
+        error, _ = checked_loss(world.dynamics.loss(path, batch.actions, generator), "loss of the dynamics")
+        return {"prediction": error}
 
     def _targets(self, z: Float[Tensor, "b t d"], batch: Batch) -> Float[Tensor, "b h d"]:
         """Targets of the predictions of states 1 to h."""
@@ -157,20 +164,6 @@ class JEPA(Objective):
         if self.target != "ema":
             return
         follow_weights(self.target_encoder, world.encoder, self.ema_decay)
-
-
-@torch.no_grad()
-def follow_weights(target: nn.Module, online: nn.Module, decay: float) -> None:
-    """Updates ``target``, a moving average of the weights of ``online``; buffers are copied.
-
-    Args:
-        target, online: modules of the same architecture.
-        decay: share that ``target`` keeps.
-    """
-    for average, weight in zip(target.parameters(), online.parameters(), strict=True):
-        average.lerp_(weight, 1.0 - decay)
-    for copied, buffer in zip(target.buffers(), online.buffers(), strict=True):
-        copied.copy_(buffer)
 
 
 # -- the papers' weights, on the scale of our terms ---------------------------------------------------
