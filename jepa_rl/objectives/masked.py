@@ -20,7 +20,7 @@ from jepa_rl.objectives.masks import (
     taken,
     tube_mask,
 )
-from jepa_rl.objectives.tokens import MaskedObjective, TokenPredictor, pictures
+from jepa_rl.objectives.tokens import MaskedObjective, TokenPredictor
 from jepa_rl.registry import register_objective
 from jepa_rl.types import Batch, World, WorldSpec
 
@@ -107,18 +107,21 @@ class ImageJEPA(TaughtObjective):
         self.count, self.target_scale, self.context_scale = targets, target_scale, context_scale
 
     def encoder_loss(
-        self, world: World, batch: Batch, generator: torch.Generator | None = None
+        self,
+        world: World,
+        pictures: UInt8[Tensor, "n c y x"],  # type: ignore[override]
+        generator: torch.Generator | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """See ``EncoderObjective.encoder_loss``."""
-        pixels, k = pictures(batch), self.count
+        k = self.count
         mask = block_mask(
-            len(pixels), self.grid, k, self.target_scale, self.context_scale, generator, pixels.device
+            len(pictures), self.grid, k, self.target_scale, self.context_scale, generator, pictures.device
         )
-        context = world.encoder.tokens(pixels, mask.seen)
+        context = world.encoder.tokens(pictures, mask.seen)
         # One row for each block, so that a block does not see the mask tokens of another.
         hidden = mask.hidden.flatten(0, 1)
         found = self.predictor(context.repeat_interleave(k, 0), mask.seen.repeat_interleave(k, 0), hidden)
-        target = taken(self.targets(pixels).repeat_interleave(k, 0), hidden)
+        target = taken(self.targets(pictures).repeat_interleave(k, 0), hidden)
         error = F.smooth_l1_loss(found, target)
         return error, {"prediction": error}
 
@@ -164,11 +167,12 @@ class VideoJEPA(TaughtObjective):
         check_each(lambda value: 0 < value <= 1, "lie in (0, 1]", scale=scale)
         self.hidden, self.blocks, self.scale = hidden_places(ratio, self.grid), blocks, scale
 
-    def encoder_loss(
-        self, world: World, batch: Batch, generator: torch.Generator | None = None
+    def token_loss(
+        self, world: World, batch: Batch, generator: torch.Generator | None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """See ``EncoderObjective.encoder_loss``."""
-        (b, t), pixels = batch.pixels.shape[:2], pictures(batch)
+        """See ``TokenObjective.token_loss``. Windows that run over an episode's end are left out."""
+        batch = batch.whole()
+        (b, t), pixels = batch.pixels.shape[:2], batch.pixels.flatten(0, 1)
         mask = tube_mask(b, self.grid, self.hidden, self.blocks, self.scale, generator, pixels.device)
         seen, hidden = mask.seen, mask.hidden[:, 0]
         tokens = world.encoder.tokens(pixels, seen.repeat_interleave(t, 0)).view(b, -1, self.token_width)

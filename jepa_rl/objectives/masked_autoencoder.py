@@ -7,9 +7,9 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from jepa_rl.objectives.masks import hidden_places, random_mask, taken
-from jepa_rl.objectives.tokens import MaskedObjective, TokenPredictor, pictures
+from jepa_rl.objectives.tokens import MaskedObjective, TokenPredictor
 from jepa_rl.registry import register_objective
-from jepa_rl.types import Batch, World, WorldSpec
+from jepa_rl.types import World, WorldSpec
 
 
 @register_objective("mae")
@@ -50,14 +50,16 @@ class MaskedAutoencoder(MaskedObjective):
         self.predictor = TokenPredictor(self.token_width, pixels, self.places, width, depth)
 
     def encoder_loss(
-        self, world: World, batch: Batch, generator: torch.Generator | None = None
+        self,
+        world: World,
+        pictures: UInt8[Tensor, "n c y x"],  # type: ignore[override]
+        generator: torch.Generator | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """See ``EncoderObjective.encoder_loss``."""
-        pixels = pictures(batch)
-        mask = random_mask(len(pixels), self.grid, self.hidden, generator, pixels.device)
+        mask = random_mask(len(pictures), self.grid, self.hidden, generator, pictures.device)
         hidden = mask.hidden[:, 0]
-        found = self.predictor(world.encoder.tokens(pixels, mask.seen), mask.seen, hidden)
-        target = taken(patches_of(pixels, self.grid, self.normalise), hidden)
+        found = self.predictor(world.encoder.tokens(pictures, mask.seen), mask.seen, hidden)
+        target = taken(patches_of(pictures, self.grid, self.normalise), hidden)
         error = (found - target).square().mean()
         return error, {"reconstruction": error}
 

@@ -15,7 +15,7 @@ from jepa_rl.objectives.averages import DecaySchedule, follow_weights
 from jepa_rl.objectives.base import checked_loss
 from jepa_rl.objectives.jepa import JEPA
 from jepa_rl.objectives.masked import Schedule
-from jepa_rl.objectives.tokens import TokenObjective, pictures
+from jepa_rl.objectives.tokens import TokenObjective
 from jepa_rl.registry import register_objective
 from jepa_rl.types import Batch, World, WorldSpec
 
@@ -145,12 +145,14 @@ class NextEmbedding(TokenObjective):
             )
 
     def encoder_loss(
-        self, world: World, batch: Batch, generator: torch.Generator | None = None
+        self,
+        world: World,
+        pictures: UInt8[Tensor, "n c y x"],  # type: ignore[override]
+        generator: torch.Generator | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """See ``EncoderObjective.encoder_loss``."""
-        pixels = pictures(batch)
         with torch.no_grad():
-            following = world.encoder.embeddings(pixels)[:, 1:].float()
-        found = world.encoder.tokens(pixels)[:, :-1]
+            following = world.encoder.embeddings(pictures)[:, 1:].float()
+        found = world.encoder.tokens(pictures)[:, :-1]
         error = -F.cosine_similarity(found, following, dim=-1).mean()
         return error, {"prediction": error}

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 
 from jepa_rl.checks import check_each, check_not_negative
-from jepa_rl.objectives.base import EncoderObjective
+from jepa_rl.objectives.base import EncoderObjective, checked_loss, real_pictures
 from jepa_rl.objectives.terms import VICREG_COVARIANCE, covariance
 from jepa_rl.types import Batch, World, WorldSpec
 
@@ -51,7 +51,7 @@ class TokenObjective(EncoderObjective):
         dynamics: float = 1.0,
         readout: float = 1.0,
     ) -> None:
-        super().__init__(dynamics)
+        super().__init__(spec, dynamics)
         check_not_negative(readout=readout)
         if spec.pixels is None or spec.parts or not all(hasattr(encoder, name) for name in NEEDED):
             raise ValueError(
@@ -69,13 +69,20 @@ class TokenObjective(EncoderObjective):
     def loss(
         self, world: World, batch: Batch, generator: torch.Generator | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """See ``Objective.loss``. Windows that run over an episode's end are left out."""
+        """See ``Objective.loss``. Windows that run over an episode's end are left out of readout and dynamics."""
+        total, found = checked_loss(self.token_loss(world, batch, generator), "loss of the encoder")
         batch = batch.whole()
-        total, terms = self.encoder_loss(world, batch, generator)
-        z, readout = self.read(world, pictures(batch))
-        error = self.dynamics_loss(world, z.unflatten(0, batch.pixels.shape[:2]), batch, generator)
-        total = total + self.readout_weight * readout + self.dynamics_weight * error
-        return total, terms | {"readout": readout, "dynamics": error}
+        z, readout = self.read(world, batch.pixels.flatten(0, 1))
+        total, found = total + self.readout_weight * readout, {**found, "readout": readout}
+        return self.with_dynamics(
+            total, found, world, z.unflatten(0, batch.pixels.shape[:2]), batch, generator
+        )
+
+    def token_loss(
+        self, world: World, batch: Batch, generator: torch.Generator | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of the tokens, and its terms: ``encoder_loss`` of single pictures. Override it to look at windows."""
+        return self.encoder_loss(world, real_pictures(batch), generator)
 
     def read(self, world: World, pixels: UInt8[Tensor, "n c y x"]) -> tuple[Float[Tensor, "n d"], Tensor]:
         """Latents of pictures, and the loss of the readout; both have a gradient in the readout alone."""
@@ -121,11 +128,6 @@ class MaskedObjective(TokenObjective):
                 f"square grid, and that is not causal, got {type(encoder).__name__} with {self.places} tokens; use "
                 "'vit'"
             )
-
-
-def pictures(batch: Batch) -> UInt8[Tensor, "n c y x"]:
-    """All pictures of all windows."""
-    return batch.pixels.flatten(0, 1)
 
 
 class TokenPredictor(nn.Module):
