@@ -90,8 +90,9 @@ class TokenObjective(EncoderObjective):
         with torch.no_grad():
             summary = encoder.summary(encoder.tokens(pixels))
             centred = summary - summary.mean(0)
+            scaled = centred / centred.square().mean().sqrt().clamp_min(1e-6)
         z = encoder.readout(summary)
-        error = (self.decoder(z) - centred).square().mean() / centred.square().mean().clamp_min(1e-8)
+        error = (self.decoder(z) - scaled).square().mean()
         return z, error + VICREG_COVARIANCE * covariance(z)
 
 
