@@ -39,7 +39,7 @@ def discs(rows, generator, steps=1) -> tuple[Batch, torch.Tensor]:
 
 
 def disturbed(rows, generator, steps=1) -> tuple[Batch, torch.Tensor]:
-    """The disc of radius 6, as faint horizontal stripes; each patch has stronger vertical ones, of a random contrast."""
+    """The disc of radius 6, as faint horizontal stripes; each patch has stronger vertical ones, of any contrast."""
     batch, path = discs(rows, generator, steps)
     line = torch.arange(16.0)
     y, x = line[:, None] - path[..., 0, None, None], line - path[..., 1, None, None]

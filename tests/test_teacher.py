@@ -9,7 +9,8 @@ from moving_disc import SPEC, discs, disturbed, known_place, learn, seeded, worl
 
 from jepa_rl import WorldModel, WorldModelConfig
 from jepa_rl.encoders import fit_readout
-from jepa_rl.objectives.averages import DecaySchedule, follow_weights
+from jepa_rl.objectives.jepa import follow_weights
+from jepa_rl.objectives.schedule import DecaySchedule
 from jepa_rl.testing import ObjectiveContract
 
 CAUSAL = {"causal": True}

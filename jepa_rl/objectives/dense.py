@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from jepa_rl.checks import check_each, check_not_negative
 from jepa_rl.encoders.base import tokens_of
-from jepa_rl.objectives.averages import follow_weights
-from jepa_rl.objectives.jepa import JEPA
+from jepa_rl.objectives.jepa import JEPA, follow_weights
 from jepa_rl.registry import register_objective
 from jepa_rl.types import Batch, World, WorldSpec
 

@@ -10,7 +10,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from jepa_rl.objectives import terms
-from jepa_rl.objectives.averages import follow_weights
 from jepa_rl.objectives.base import Objective, checked_loss, each, inputs_of_norm
 from jepa_rl.registry import register_objective
 from jepa_rl.types import Batch, World, WorldSpec
@@ -164,6 +163,20 @@ class JEPA(Objective):
         if self.target != "ema":
             return
         follow_weights(self.target_encoder, world.encoder, self.ema_decay)
+
+
+@torch.no_grad()
+def follow_weights(target: nn.Module, online: nn.Module, decay: float | Tensor) -> None:
+    """Updates ``target``, a moving average of the weights of ``online``; buffers are copied.
+
+    Args:
+        target, online: modules of the same architecture.
+        decay: share that ``target`` keeps, a number or a scalar.
+    """
+    for average, weight in zip(target.parameters(), online.parameters(), strict=True):
+        average.lerp_(weight, 1.0 - decay)
+    for copied, buffer in zip(target.buffers(), online.buffers(), strict=True):
+        copied.copy_(buffer)
 
 
 # -- the papers' weights, on the scale of our terms ---------------------------------------------------

@@ -11,7 +11,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from jepa_rl.checks import check_each
-from jepa_rl.objectives.averages import DecaySchedule, follow_weights
+from jepa_rl.objectives.jepa import follow_weights
 from jepa_rl.objectives.masks import (
     Range,
     block_mask,
@@ -20,6 +20,7 @@ from jepa_rl.objectives.masks import (
     taken,
     tube_mask,
 )
+from jepa_rl.objectives.schedule import DecaySchedule
 from jepa_rl.objectives.tokens import MaskedObjective, TokenPredictor
 from jepa_rl.registry import register_objective
 from jepa_rl.types import Batch, World, WorldSpec

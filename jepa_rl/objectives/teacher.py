@@ -7,14 +7,14 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from jepa_rl.dynamics.base import TrainableDynamics
-from jepa_rl.objectives.averages import DecaySchedule, follow_weights
 from jepa_rl.objectives.base import checked_loss
-from jepa_rl.objectives.jepa import JEPA
+from jepa_rl.objectives.jepa import JEPA, follow_weights
 from jepa_rl.objectives.masked import Schedule
+from jepa_rl.objectives.schedule import DecaySchedule
 from jepa_rl.objectives.tokens import TokenObjective
 from jepa_rl.registry import register_objective
 from jepa_rl.types import Batch, World, WorldSpec

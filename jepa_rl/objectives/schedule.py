@@ -1,4 +1,4 @@
-"""Moving averages of weights: what teachers are."""
+"""How the decay of a moving average of weights, a teacher, changes in training."""
 
 from __future__ import annotations
 
@@ -35,17 +35,3 @@ class DecaySchedule(nn.Module):
         share = (self.done / self.updates).clamp(max=1.0)
         self.done += 1
         return self.start + (self.end - self.start) * share
-
-
-@torch.no_grad()
-def follow_weights(target: nn.Module, online: nn.Module, decay: float | Tensor) -> None:
-    """Updates ``target``, a moving average of the weights of ``online``; buffers are copied.
-
-    Args:
-        target, online: modules of the same architecture.
-        decay: share that ``target`` keeps, a number or a scalar.
-    """
-    for average, weight in zip(target.parameters(), online.parameters(), strict=True):
-        average.lerp_(weight, 1.0 - decay)
-    for copied, buffer in zip(target.buffers(), online.buffers(), strict=True):
-        copied.copy_(buffer)
