@@ -155,11 +155,11 @@ def info_nce(
     return F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.long, device=logits.device))
 
 
-def nt_xent(projected: Float[Tensor, "2n d"], temperature: float) -> Float[Tensor, ""]:
+def nt_xent(projected: Float[Tensor, "m d"], temperature: float) -> Float[Tensor, ""]:
     """SimCLR's loss (arXiv:2002.05709, eq. 1): InfoNCE among the views of a batch, each of which is a query once.
 
     Args:
-        projected: rows i and n + i are the two views of picture i.
+        projected: rows i and m/2 + i are the two views of picture i.
         temperature: the cosines are divided by it.
     """
     rows = F.normalize(projected, dim=-1)
