@@ -1,11 +1,12 @@
 """Objectives: the losses that shape the latent space. ``@register_objective("mine")`` adds your own."""
 
 from jepa_rl.objectives.augment import Views, random_crop, random_shift, recoloured, shifted
-from jepa_rl.objectives.base import EncoderObjective, Objective, Unrolled
+from jepa_rl.objectives.base import Objective, Unrolled
 from jepa_rl.objectives.consistency import Consistency
 from jepa_rl.objectives.contrastive import MoCo, Recognition, SimCLR
 from jepa_rl.objectives.dense import DenseJEPA
 from jepa_rl.objectives.dino import DINO
+from jepa_rl.objectives.encoder_objective import EncoderObjective
 from jepa_rl.objectives.jepa import EB_JEPA, EMA, JEPA, LEWM
 from jepa_rl.objectives.masked import ImageJEPA, VideoJEPA
 from jepa_rl.objectives.masked_autoencoder import MaskedAutoencoder

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from jepa_rl.checks import check_each, positive
 from jepa_rl.objectives import terms
 from jepa_rl.objectives.augment import Views
-from jepa_rl.objectives.base import EncoderObjective, unmeasured
+from jepa_rl.objectives.encoder_objective import EncoderObjective, unmeasured
 from jepa_rl.objectives.jepa import follow_weights
 from jepa_rl.registry import register_objective
 from jepa_rl.types import Observations, World, WorldSpec

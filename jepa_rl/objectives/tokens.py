@@ -11,7 +11,8 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 
 from jepa_rl.checks import check_each, check_not_negative
-from jepa_rl.objectives.base import EncoderObjective, checked_loss, real_pictures
+from jepa_rl.objectives.base import checked_loss
+from jepa_rl.objectives.encoder_objective import EncoderObjective, real_pictures
 from jepa_rl.objectives.terms import VICREG_COVARIANCE, covariance
 from jepa_rl.types import Batch, World, WorldSpec
 

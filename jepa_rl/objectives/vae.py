@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from jepa_rl.checks import check_each, check_not_negative, positive
 from jepa_rl.heads import Perceptron, PictureDecoder
 from jepa_rl.objectives import terms
-from jepa_rl.objectives.base import EncoderObjective, unmeasured
+from jepa_rl.objectives.encoder_objective import EncoderObjective, unmeasured
 from jepa_rl.registry import register_objective
 from jepa_rl.types import Observations, World, WorldSpec
 
