@@ -142,11 +142,8 @@ class LatentAgent:
             raise TypeError(
                 f"only agents on a WorldModel can be saved, this one's is {type(self.model).__name__}"
             )
-        tensors = {
-            f"{name}.{key}": tensor
-            for name, module in {"model": self.model, **modules}.items()
-            for key, tensor in module.state_dict().items()
-        }
+        parts = {"model": self.model.finished()} | {name: part.state_dict() for name, part in modules.items()}
+        tensors = {f"{name}.{key}": tensor for name, part in parts.items() for key, tensor in part.items()}
         save_tensors(_file(path), kind, tensors, config_header(self.model.config) | {"settings": settings})
 
     @staticmethod

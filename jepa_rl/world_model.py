@@ -53,12 +53,13 @@ class WorldModel(nn.Module):
         self.dynamics: Any = DYNAMICS.build(config.dynamics, config.dynamics_options, known)
         check_base("dynamics", config.dynamics, self.dynamics, TrainableDynamics)
         check_parts(self.encoder, self.dynamics, config)
-        known["encoder"] = self.encoder
+        known |= {"encoder": self.encoder, "world_dynamics": self.dynamics}
         self.objective: Any = OBJECTIVES.build(config.objective, config.objective_options, known)
         check_base("objective", config.objective, self.objective, Objective)
         check_held_once(self)
         self._updated = False  # whether after_update was called
         self.register_load_state_dict_pre_hook(rename_old)
+        self.register_load_state_dict_pre_hook(make_copies)
 
     def encode(self, observations: Observations) -> Float[Tensor, "b d"]:
         """Latents float32 "b d" of uint8 pixels "b c y x", or of observations "b ..." by name.
@@ -149,9 +150,19 @@ class WorldModel(nn.Module):
         config = replace(self.config, dynamics=dynamics, dynamics_options=options)
         other = WorldModel(config).to(next(self.parameters()).device)
         fresh = {f"dynamics.{name}": tensor for name, tensor in other.dynamics.state_dict().items()}
-        kept = {k: v for k, v in self.state_dict().items() if not k.startswith("dynamics.")}
+        left_out = ("dynamics.", *self.training_only)
+        kept = {k: v for k, v in self.state_dict().items() if not k.startswith(left_out)}
         other.load_state_dict(kept | fresh)
         return other.eval()
+
+    @property
+    def training_only(self) -> tuple[str, ...]:
+        """How the names of weights begin that files of a finished model leave out: ``Objective.copies``."""
+        return tuple(f"objective.{name}." for name in self.objective.copies)
+
+    def finished(self) -> dict[str, Tensor]:
+        """The state dict without what is ``training_only``."""
+        return {k: v for k, v in self.state_dict().items() if not k.startswith(self.training_only)}
 
     def encoder_fingerprint(self) -> str:
         """A digest of the encoder's weights; encoders with equal digests give equal latents."""
@@ -205,7 +216,7 @@ class WorldModel(nn.Module):
 
     def save(self, path: str | Path) -> None:
         """Writes one safetensors file, configuration included; atomic."""
-        save_tensors(path, "world_model", self.state_dict(), config_header(self.config))
+        save_tensors(path, "world_model", self.finished(), config_header(self.config))
 
     @classmethod
     def load(cls, path: str | Path, device: str = "cpu") -> WorldModel:
@@ -272,3 +283,12 @@ def rename_old(_: nn.Module, tensors: dict[str, Tensor], prefix: str, *__: Any) 
     for old in ("inverse.", "target_encoder."):
         for name in [name for name in tensors if name.startswith(prefix + old)]:
             tensors[f"{prefix}objective.{name[len(prefix) :]}"] = tensors.pop(name)
+
+
+def make_copies(world: nn.Module, tensors: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    """Hook of ``load_state_dict``: where weights of ``Objective.copies`` are missing, their sources' are taken."""
+    copies: Mapping[str, str] = world.objective.copies  # type: ignore[union-attr, assignment]
+    for name, source in copies.items():
+        here, there = f"{prefix}objective.{name}.", f"{prefix}{source}."
+        if not any(key.startswith(here) for key in tensors):
+            tensors |= {here + k.removeprefix(there): t for k, t in tensors.items() if k.startswith(there)}

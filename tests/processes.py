@@ -39,6 +39,8 @@ MODELS: dict[str, dict[str, Any]] = {
     "eb_jepa": {"objective": "eb_jepa"},
     "ema": {"objective": "ema"},
     "dense": {"objective": "dense"},
+    "teacher": {"objective": "teacher"},
+    "action_free": {"objective": "action_free"},
     "consistency": {"objective": "consistency"},
     "consistency, sigreg": {"objective": "consistency", "objective_options": {"kind": "sigreg"}},
     "reconstruction": {"objective": "reconstruction"},
@@ -284,6 +286,7 @@ def refusals(store: EpisodeStore, folder: Path) -> dict[str, str]:
     return {
         "odd batch": refusal(lambda: train(store, folder / "no", odd)),
         "plain norm": refusal(lambda: fit(plain.float(), sampler, SHORT, folder / "no", progress=False)),
+        "undivided": refusal(lambda: train(store, folder / "no", SHORT, objective="vae")),
         "exists": refusal(
             lambda: fit(build(store), Double(store, 2), CURVE, folder / "curve", resume=False, progress=False)
         ),

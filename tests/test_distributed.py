@@ -55,7 +55,8 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 def test_gradients_of_every_part_are_those_of_one_process(found):
     """In float64, with noise and augmentation; a batch norm or SIGReg of half the rows would be off by percents."""
-    ours = {name for name, part in OBJECTIVES._parts.items() if part.__module__.startswith("jepa_rl.")}
+    registered = OBJECTIVES._parts.items()
+    ours = {name for name, part in registered if part.__module__.startswith("jepa_rl.") and part.divided}
     assert len(ours) >= 7 and found["gradients"].keys() >= ours
     assert {name: apart for name, apart in found["gradients"].items() if apart > 1e-10} == {}
 
@@ -103,6 +104,7 @@ def test_what_cannot_be_shared_is_refused_in_words(found):
     refusals = found["refusals"]
     assert re.search("batch_size=7 and 2 processes; take 8", refusals["odd batch"])
     assert re.search(r"encoder.norm is a BatchNorm1d.*jepa_rl.distributed.BatchNorm", refusals["plain norm"])
+    assert "VAE trains in one process only" in refusals["undivided"]
     assert "resume=True" in refusals["exists"]
     assert "another process has other settings" in refusals["other settings"]
     assert refusals["nothing written"] == "True"

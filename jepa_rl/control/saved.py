@@ -19,7 +19,8 @@ VALUES, TARGET = "value_heads.", "target_heads."
 def save_control(path: str | Path, model: ControlModel, settings: JSON) -> None:
     """Writes world model, heads and settings; atomic. ``WorldModel.load`` reads the world model of the file.
 
-    The target network of the values is left out: it follows the value heads closely, and only training needs it.
+    The target network of the values is left out: it follows the value heads closely, and only training needs it. So are
+    the copies of encoder and dynamics that the objective keeps for training.
 
     Args:
         path: the file.
@@ -31,7 +32,8 @@ def save_control(path: str | Path, model: ControlModel, settings: JSON) -> None:
     """
     header = config_header(model.world.config)
     header |= {"control": asdict(model.config), "discount": model.discount, "settings": settings}
-    tensors = {name: t for name, t in model.state_dict().items() if not name.startswith(TARGET)}
+    left_out = (TARGET, *(f"world.{name}" for name in model.world.training_only))
+    tensors = {name: t for name, t in model.state_dict().items() if not name.startswith(left_out)}
     save_tensors(path, KIND, tensors, header)
 
 

@@ -26,7 +26,7 @@ from jepa_rl.distributed.rows import check_divides, fewest, own_chunks, own_draw
 from jepa_rl.distributed.statistics import (
     BatchNorm,
     average,
-    check_norms,
+    check_parts,
     gather,
     mean,
     moments,
@@ -43,7 +43,7 @@ __all__ = [
     "by_first",
     "check_alike",
     "check_divides",
-    "check_norms",
+    "check_parts",
     "copy_first",
     "fewest",
     "gather",

@@ -117,13 +117,18 @@ class BatchNorm(nn.BatchNorm1d):
         self.running_var.lerp_(unbiased, share)
 
 
-def check_norms(model: nn.Module) -> None:
-    """Refuses batch norms that would take the statistics of one process's rows, where there are several.
+def check_parts(model: nn.Module) -> None:
+    """Refuses parts that would learn from the statistics of one process's rows, where there are several.
 
     Raises:
-        ValueError: naming the first of them.
+        ValueError: naming the first batch norm of another kind, or objective that is not ``divided``.
     """
     for name, part in model.named_modules() if is_together() else ():
+        if not getattr(part, "divided", True):
+            raise ValueError(
+                f"the {name} {type(part).__name__} trains in one process only, got several; start the script without "
+                "torchrun, or choose an objective whose attribute divided is True"
+            )
         kind = nn.modules.batchnorm._BatchNorm
         if isinstance(part, kind) and part.training and not isinstance(part, BatchNorm | nn.SyncBatchNorm):
             raise ValueError(

@@ -9,6 +9,7 @@ from jepa_rl.encoders.conv import ConvEncoder
 from jepa_rl.encoders.frames import FramesEncoder, picture_encoder
 from jepa_rl.encoders.keypoints import KeypointEncoder
 from jepa_rl.encoders.pretrained import FeatureEncoder, PretrainedEncoder
+from jepa_rl.encoders.readout import fit_readout
 from jepa_rl.encoders.vit import ViTEncoder
 from jepa_rl.encoders.weights import Source
 from jepa_rl.registry import register_encoder
@@ -24,6 +25,7 @@ __all__ = [
     "PretrainedEncoder",
     "Source",
     "ViTEncoder",
+    "fit_readout",
     "picture_encoder",
     "register_encoder",
     "runs_of",

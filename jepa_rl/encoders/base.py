@@ -23,7 +23,9 @@ class PictureEncoder(nn.Module):
     to encode a frame that several stacks of a window share only once.
 
     ``tokens``, if a subclass defines it, returns local features "b l w", one row for each place in the picture; the
-    objective ``dense`` predicts them.
+    objective ``dense`` predicts them. Objectives on tokens train them and nothing behind them. They need the latent to
+    be ``readout(summary(tokens(pixels)))``, with a ``readout`` that is linear, and those that mask ``tokens(pixels,
+    keep)``, which reads the places ``keep`` "b m" alone. ``ViTEncoder`` has all of it.
     """
 
     latent_dim: int

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -34,9 +34,19 @@ class Unrolled(NamedTuple):
 class Objective(nn.Module):
     """Base class of objectives; a subclass defines ``loss``. It holds what only training needs: heads, target networks.
 
-    If its constructor has parameters named ``latent_dim``, ``action_dim``, ``spec`` or ``encoder``, the world model
-    fills them in; all others come from ``WorldModelConfig.objective_options``.
+    If its constructor has parameters named ``latent_dim``, ``action_dim``, ``spec``, ``encoder`` or
+    ``world_dynamics``, the world model fills them in; all others come from ``WorldModelConfig.objective_options``.
+
+    Attributes:
+        copies: parts of this objective that have the shape of the world model's ``"encoder"`` or ``"dynamics"``, by
+            name, such as a teacher: ``{"teacher": "encoder"}``. Only training needs them. Training checkpoints hold
+            them; files of a finished model do not, and a model that is read from one begins with new copies.
+        divided: whether several processes may train it, each with its rows: what it draws for rows and takes over rows
+            is that of the whole batch then (``jepa_rl.distributed``). False: ``fit`` refuses several processes.
     """
+
+    copies: ClassVar[Mapping[str, str]] = {}
+    divided: ClassVar[bool] = True
 
     def loss(
         self, world: World, batch: Batch, generator: torch.Generator | None = None

@@ -106,10 +106,7 @@ class JEPA(Objective):
         """
         w = self.weights
         path = torch.cat([z[:, :1], self._targets(z, batch)], dim=1)
-        if self.training:
-            world.dynamics.follow(path.detach(), batch.actions)
-        error, _ = checked_loss(world.dynamics.loss(path, batch.actions, generator), "loss of the dynamics")
-        found = {"prediction": error}
+        found = self._prediction(world, path, batch, generator)
         predicted_actions = (
             self.inverse(torch.cat([z[:, :-1], z[:, 1:]], dim=-1)) if w["inverse_dynamics"] else None
         )
@@ -127,6 +124,15 @@ class JEPA(Objective):
         if predicted_actions is not None:
             found["inverse_dynamics"] = self._inverse_dynamics(predicted_actions, batch.actions)
         return found
+
+    def _prediction(
+        self, world: World, path: Float[Tensor, "b t d"], batch: Batch, generator: torch.Generator | None
+    ) -> dict[str, Tensor]:
+        """The dynamics' loss on the first latent and the targets, by its name."""
+        if self.training:
+            world.dynamics.follow(path.detach(), batch.actions)
+        error, _ = checked_loss(world.dynamics.loss(path, batch.actions, generator), "loss of the dynamics")
+        return {"prediction": error}
 
     def _targets(self, z: Float[Tensor, "b t d"], batch: Batch) -> Float[Tensor, "b h d"]:
         """Targets of the predictions of states 1 to h."""
@@ -160,12 +166,12 @@ class JEPA(Objective):
 
 
 @torch.no_grad()
-def follow_weights(target: nn.Module, online: nn.Module, decay: float) -> None:
+def follow_weights(target: nn.Module, online: nn.Module, decay: float | Tensor) -> None:
     """Updates ``target``, a moving average of the weights of ``online``; buffers are copied.
 
     Args:
         target, online: modules of the same architecture.
-        decay: share that ``target`` keeps.
+        decay: share that ``target`` keeps, a number or a scalar.
     """
     for average, weight in zip(target.parameters(), online.parameters(), strict=True):
         average.lerp_(weight, 1.0 - decay)

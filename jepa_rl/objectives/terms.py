@@ -138,3 +138,43 @@ def inverse_dynamics(predicted_actions: Tensor, actions: Tensor, discrete: bool 
     if discrete:
         return F.cross_entropy(predicted_actions.flatten(0, -2), actions.flatten(0, -2))
     return F.mse_loss(predicted_actions, actions)
+
+
+def info_nce(
+    queries: Float[Tensor, "n d"],
+    keys: Float[Tensor, "n d"],
+    negatives: Float[Tensor, "m d"],
+    temperature: float,
+) -> Float[Tensor, ""]:
+    """InfoNCE (van den Oord et al. 2018, arXiv:1807.03748) by cosines, as in MoCo (arXiv:1911.05722, eq. 1).
+
+    Args:
+        queries: one view of each picture.
+        keys: the other view, row by row.
+        negatives: other pictures, the same for all queries.
+        temperature: the cosines are divided by it.
+    """
+    queries, keys, negatives = (F.normalize(x, dim=-1) for x in (queries, keys, negatives))
+    logits = torch.cat([(queries * keys).sum(-1, keepdim=True), queries @ negatives.T], dim=1) / temperature
+    return F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.long, device=logits.device))
+
+
+def nt_xent(projected: Float[Tensor, "m d"], temperature: float) -> Float[Tensor, ""]:
+    """SimCLR's loss (arXiv:2002.05709, eq. 1): InfoNCE among the views of a batch, each of which is a query once.
+
+    Args:
+        projected: rows i and m/2 + i are the two views of picture i.
+        temperature: the cosines are divided by it.
+    """
+    rows = F.normalize(projected, dim=-1)
+    logits = rows @ rows.T / temperature
+    logits.fill_diagonal_(-torch.inf)  # no view is a candidate for itself
+    partner = torch.arange(len(rows), device=rows.device).roll(len(rows) // 2)
+    return F.cross_entropy(logits, partner)
+
+
+def kl_to_standard_normal(
+    mean: Float[Tensor, "n d"], log_variance: Float[Tensor, "n d"]
+) -> Float[Tensor, " n"]:
+    """Kullback-Leibler divergence of diagonal Gaussians from N(0, I), in nats (Kingma and Welling 2014, appendix B)."""
+    return 0.5 * (mean.square() + log_variance.exp() - 1.0 - log_variance).sum(-1)

@@ -131,7 +131,7 @@ def _train(
     state: TrainingState, sampler: Sampler, checkpoint: Path, evaluate: Evaluate | None, progress: bool | str
 ) -> None:
     config, meter, began = state.config, _Meter(state.step), state.step
-    distributed.check_norms(state.model.train())
+    distributed.check_parts(state.model.train())
     found = _update(state, sampler, first=True)  # nothing is written before one update has gone well
     name = progress if isinstance(progress, str) else "Training"
     shown = bool(progress) and distributed.is_first()
