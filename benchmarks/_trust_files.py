@@ -26,10 +26,19 @@ from _trust_runs import warm
 from _trust_subjects import SUBJECTS, Subject, make
 
 BATCH, SECONDS, MEMORY = 100, 20, 2**30  # bytes that reading a small file may take
-FORBIDDEN = ("os.system", "os.exec", "os.posix_spawn", "subprocess.Popen", "pickle.find_class", "socket.connect")
+FORBIDDEN = (
+    "os.system",
+    "os.exec",
+    "os.posix_spawn",
+    "subprocess.Popen",
+    "pickle.find_class",
+    "socket.connect",
+)
 
 
-def run(tries: int, folder: Path, known: dict[str, Any], keep: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+def run(
+    tries: int, folder: Path, known: dict[str, Any], keep: Callable[[dict[str, Any]], None]
+) -> dict[str, Any]:
     """Damages ``tries`` files; ``known`` and ``keep`` as for ``_trust_kills.run``."""
     warm()
     shutil.rmtree(folder, ignore_errors=True)
@@ -51,22 +60,29 @@ def run(tries: int, folder: Path, known: dict[str, Any], keep: Callable[[dict[st
 def storm(name: str, subject: Subject, tries: int, folder: Path) -> dict[str, Any]:
     """Damages files of one kind; counts of outcomes, and the first escapes in words."""
     outcomes: Counter[str] = Counter()
-    escapes: dict[str, int] = {}
+    escapes: Counter[str] = Counter()
+    first: dict[str, int] = {}
     case = 0
     while case < tries:
         last = min(case + BATCH, tries)
         reports, ended = _batch(name, subject, range(case, last), folder)
-        for outcome, words in reports:
+        for number, (outcome, words) in enumerate(reports, case):
             outcomes[outcome] += 1
             if outcome == "escaped":
-                escapes[words] = escapes.get(words, 0) + 1
+                first.setdefault(words, number)
+                escapes[words] += 1
         case += len(reports)
         if case < last:  # the process died while it read this one
             outcomes["escaped"] += 1
-            how = f"it used {SECONDS} s" if ended == signal.SIGPROF else f"the interpreter ended with status {ended}"
+            how = (
+                f"it used {SECONDS} s"
+                if ended == signal.SIGPROF
+                else f"the interpreter ended with status {ended}"
+            )
             escapes[f"case {case}: {how}"] = 1
             case += 1
-    return {"outcomes": dict(outcomes), "escapes": dict(sorted(escapes.items(), key=lambda e: -e[1])[:30])}
+    told = {f"{words}, such as case {first.get(words, '')}": count for words, count in escapes.most_common(30)}
+    return {"outcomes": dict(outcomes), "escapes": told}
 
 
 def _batch(name: str, subject: Subject, cases: range, folder: Path) -> tuple[list[tuple[str, str]], int]:
@@ -124,8 +140,7 @@ def _read_cases(name: str, subject: Subject, cases: range, folder: Path, report:
             signal.setitimer(signal.ITIMER_PROF, 0)
             if happened:
                 outcome, words = "escaped", happened[0]
-            detail = f"{path.name}, {way}: {words}, such as case {number}" if number == cases[0] else ""
-            out.write(json.dumps([outcome, f"{path.name}, {way}: {words}" if outcome == "escaped" else detail]) + "\n")
+            out.write(json.dumps([outcome, f"{path.name}, {way}: {words}"]) + "\n")
             out.flush()
 
 
@@ -165,8 +180,20 @@ def _where(error: BaseException) -> str:
 
 def _watch(folder: Path, happened: list[str]) -> None:
     """Notes programs that are started, pickles that are read, and files that are opened elsewhere."""
-    allowed = (str(folder), "/proc", "/sys", "/dev", sys.prefix, sys.base_prefix, str(Path(__file__).parents[1]))
-    allowed += tuple(str(Path(p).resolve()) for p in sys.path if p) + ("/usr/lib", "/usr/share", "/etc/localtime")
+    allowed = (
+        str(folder),
+        "/proc",
+        "/sys",
+        "/dev",
+        sys.prefix,
+        sys.base_prefix,
+        str(Path(__file__).parents[1]),
+    )
+    allowed += tuple(str(Path(p).resolve()) for p in sys.path if p) + (
+        "/usr/lib",
+        "/usr/share",
+        "/etc/localtime",
+    )
 
     def hook(event: str, args: tuple) -> None:
         if event in FORBIDDEN:

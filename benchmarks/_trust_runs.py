@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import socket
 import sys
 import warnings
 from collections.abc import Callable, Mapping
@@ -21,7 +23,16 @@ import torch
 from gymnasium import spaces
 from stable_baselines3.common.env_util import make_vec_env
 
-from jepa_rl import EpisodeStore, TrainConfig, WindowSampler, WorldModel, WorldModelConfig, fit, refine_dynamics
+from jepa_rl import (
+    EpisodeStore,
+    TrainConfig,
+    WindowSampler,
+    WorldModel,
+    WorldModelConfig,
+    distributed,
+    fit,
+    refine_dynamics,
+)
 from jepa_rl.agents import JEPADQN, JEPAMPC, JEPASAC, EvaluationCallback, ResumableRun, jepa_policy_kwargs
 from jepa_rl.agents.sb3.baselines import SaveAtEvaluation, load_saved
 from jepa_rl.control import ControlConfig
@@ -80,12 +91,14 @@ class Kind:
         holds: raises, or returns False, unless a folder holds what was acknowledged; None if nothing was yet.
         attempts: after so many kills of one run it is left to finish.
         right: whether the folder of a finished run is as it should be, where the digest does not tell.
+        two: whether two processes play it; ``play`` is then told how to say the number of the other one.
     """
 
-    play: Callable[[Path, Acknowledge], str]
+    play: Callable[..., str]
     holds: Callable[[Path, Any], bool]
     attempts: int = 12
     right: Callable[[Path], bool] = lambda folder: True
+    two: bool = False
 
 
 def digest(parts: Mapping[str, Any]) -> str:
@@ -95,7 +108,9 @@ def digest(parts: Mapping[str, Any]) -> str:
         found.update(name.encode())
         if isinstance(value, torch.Tensor):
             value = value.detach().cpu().contiguous().numpy()
-        found.update(value.tobytes() if isinstance(value, np.ndarray) else json.dumps(value, default=str).encode())
+        found.update(
+            value.tobytes() if isinstance(value, np.ndarray) else json.dumps(value, default=str).encode()
+        )
     return found.hexdigest()
 
 
@@ -147,7 +162,9 @@ def right_episodes(folder: Path) -> bool:
         alone = collect(spots(), folder / f"call-{call}", episodes=EPISODES, seed=call, progress=False)
         for i in range(end - first):
             one, other = store.episode(first + i), alone.episode(i)
-            if not all(np.array_equal(one.column(c), other.column(c)) for c in ("frames", "actions", "rewards")):
+            if not all(
+                np.array_equal(one.column(c), other.column(c)) for c in ("frames", "actions", "rewards")
+            ):
                 return False
     return True
 
@@ -187,6 +204,36 @@ def play_fit(folder: Path, acknowledge: Acknowledge) -> str:
     return digest(world.state_dict() | {"logged": logged(folder)})
 
 
+def play_two(folder: Path, acknowledge: Acknowledge, partner: Callable[[int], None]) -> str:
+    """``fit`` in two processes, as ``torchrun`` starts them: this one is the first, and forks the other."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    store = data(folder)
+    pid = os.fork()
+    places = {
+        "RANK": "0" if pid else "1",
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+    os.environ.update(places)
+    code = 1
+    try:
+        if pid:
+            partner(pid)
+            promising(TrainingState, "save", lambda state: acknowledge(state.step))
+        world = model(store)
+        with distributed.join(timeout=30):
+            fit(world, WindowSampler(store, 3), TRAIN, folder, progress=False)
+        code = 0
+    finally:
+        if not pid:
+            os._exit(code)
+    os.waitpid(pid, 0)
+    return digest(world.state_dict() | {"logged": logged(folder)})
+
+
 def play_refine(folder: Path, acknowledge: Acknowledge) -> str:
     promising(TrainingState, "save", lambda state: acknowledge(state.step))
     store = data(folder)
@@ -221,7 +268,9 @@ def play_control(folder: Path, acknowledge: Acknowledge) -> str:
     agent.learn(CONTROL_STEPS, callback=ResumableRun(folder, every=20))
     drawn = agent.replay_buffer.sample(64, 3, np.random.default_rng(0))
     replay = {"replay.pixels": drawn.pixels, "replay.rewards": drawn.rewards}
-    return digest(agent.policy.state_dict() | replay | {"logged": logged(folder), "steps": agent.num_timesteps})
+    return digest(
+        agent.policy.state_dict() | replay | {"logged": logged(folder), "steps": agent.num_timesteps}
+    )
 
 
 def holds_run(folder: Path, acknowledged: int | None) -> bool:
@@ -248,7 +297,9 @@ def joint(folder: Path, acknowledge: Acknowledge, discrete: bool) -> str:
 
     while True:
         saved, env = SaveAtEvaluation.newest(folder / "saved"), make_vec_env(make, 1)
-        agent = algorithm("CnnPolicy", env, **settings) if saved is None else load_saved(algorithm, saved, env)
+        agent = (
+            algorithm("CnnPolicy", env, **settings) if saved is None else load_saved(algorithm, saved, env)
+        )
         left = JOINT_STEPS - agent.num_timesteps
         if left <= 0:
             drawn = agent.replay_buffer.episodes.sample(64, 2, np.random.default_rng(0))
@@ -256,7 +307,9 @@ def joint(folder: Path, acknowledge: Acknowledge, discrete: bool) -> str:
             return digest(agent.policy.state_dict() | agent.joint.state_dict() | replay)
         curve = EvaluationCallback(make, LEG, 1, 0, folder / "curve.json")
         agent.learn(
-            min(LEG, left), callback=[curve, SaveAtEvaluation(curve, folder / "saved")], reset_num_timesteps=saved is None
+            min(LEG, left),
+            callback=[curve, SaveAtEvaluation(curve, folder / "saved")],
+            reset_num_timesteps=saved is None,
         )
 
 
@@ -277,6 +330,7 @@ KINDS: dict[str, Kind] = {
     "jepa_mpc": Kind(play_control, holds_run),
     "joint_sac": Kind(lambda folder, tell: joint(folder, tell, False), holds_saved),
     "joint_dqn": Kind(lambda folder, tell: joint(folder, tell, True), holds_saved),
+    "two_processes": Kind(play_two, holds_checkpoint, two=True),
 }
 
 

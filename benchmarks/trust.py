@@ -59,7 +59,10 @@ def main(args: Args) -> None:
         if args.fresh:
             half.unlink(missing_ok=True)
         figures = storm.run(
-            amount[part], args.out / part, _read(half, amount[part]), lambda so_far: _write(half, amount[part], so_far)
+            amount[part],
+            args.out / part,
+            _read(half, amount[part]),
+            lambda so_far: _write(half, amount[part], so_far),
         )
         seconds = round(time.perf_counter() - began, 1)
         _write(args.out / f"{part}.json", amount[part], {"figures": figures, "seconds": seconds})
