@@ -30,7 +30,9 @@ PLAYED = ("collect", "fit", "refine_dynamics", "jepa_mpc", "joint_sac")
 WORDS = 20  # letters of an error that says something
 
 
-def run(tries: int, folder: Path, known: dict[str, Any], keep: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+def run(
+    tries: int, folder: Path, known: dict[str, Any], keep: Callable[[dict[str, Any]], None]
+) -> dict[str, Any]:
     """Plays ``tries`` faults, in turn of each kind and on each run; ``known`` and ``keep`` as ``_trust_kills.run``."""
     warm()
     shutil.rmtree(folder, ignore_errors=True)
@@ -48,7 +50,9 @@ def run(tries: int, folder: Path, known: dict[str, Any], keep: Callable[[dict[st
     }
 
 
-def storm(name: str, kind: Kind, faults: list[Callable[..., Any]], tries: int, folder: Path) -> dict[str, Any]:
+def storm(
+    name: str, kind: Kind, faults: list[Callable[..., Any]], tries: int, folder: Path
+) -> dict[str, Any]:
     """Faults on runs of one kind."""
     rng, outcomes, trouble = random.Random(name), Counter[str](), []
     folder.mkdir(parents=True)
@@ -64,7 +68,12 @@ def storm(name: str, kind: Kind, faults: list[Callable[..., Any]], tries: int, f
             escaped += 1
             trouble.append(f"{name} {number}, {fault.__name__}: {why}")
         shutil.rmtree(place)
-    return {"faults": tries, "escaped": escaped, "outcomes": dict(sorted(outcomes.items())), "trouble": trouble[:20]}
+    return {
+        "faults": tries,
+        "escaped": escaped,
+        "outcomes": dict(sorted(outcomes.items())),
+        "trouble": trouble[:20],
+    }
 
 
 def _reference(kind: Kind, place: Path) -> tuple[int, str]:
@@ -177,7 +186,9 @@ def slow(disk: Path, used: int, rng: random.Random) -> Iterator[Any]:
 
     def prepare() -> None:
         def hook(event: str, args: tuple) -> None:
-            if event in WRITES or (event == "open" and isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR)):
+            if event in WRITES or (
+                event == "open" and isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR)
+            ):
                 time.sleep(0.004)
 
         sys.addaudithook(hook)
@@ -207,7 +218,9 @@ def _read_meanwhile(victim: Any, folder: Path) -> None:
 @contextlib.contextmanager
 def _mounted(disk: Path, options: str) -> Iterator[None]:
     disk.mkdir(parents=True)
-    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(disk)], check=True, capture_output=True)
+    subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(disk)], check=True, capture_output=True
+    )
     try:
         yield
     finally:

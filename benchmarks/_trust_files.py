@@ -81,7 +81,9 @@ def storm(name: str, subject: Subject, tries: int, folder: Path) -> dict[str, An
             )
             escapes[f"case {case}: {how}"] = 1
             case += 1
-    told = {f"{words}, such as case {first.get(words, '')}": count for words, count in escapes.most_common(30)}
+    told = {
+        f"{words}, such as case {first.get(words, '')}": count for words, count in escapes.most_common(30)
+    }
     return {"outcomes": dict(outcomes), "escapes": told}
 
 
@@ -180,20 +182,14 @@ def _where(error: BaseException) -> str:
 
 def _watch(folder: Path, happened: list[str]) -> None:
     """Notes programs that are started, pickles that are read, and files that are opened elsewhere."""
-    allowed = (
-        str(folder),
-        "/proc",
-        "/sys",
-        "/dev",
+    system = ("/proc", "/sys", "/dev", "/usr/lib", "/usr/share", "/etc/localtime")
+    code = (
         sys.prefix,
         sys.base_prefix,
-        str(Path(__file__).parents[1]),
+        Path(__file__).parents[1],
+        *(Path(p).resolve() for p in sys.path if p),
     )
-    allowed += tuple(str(Path(p).resolve()) for p in sys.path if p) + (
-        "/usr/lib",
-        "/usr/share",
-        "/etc/localtime",
-    )
+    allowed = (str(folder), *system, *map(str, code))
 
     def hook(event: str, args: tuple) -> None:
         if event in FORBIDDEN:

@@ -52,7 +52,8 @@ class Spots(VectorEnv):
 
     def step(self, actions):
         again = self.over
-        self.at = np.where(again[:, None], self.np_random.uniform(0, 7, self.at.shape), np.clip(self.at + actions, 0, 7))
+        new = self.np_random.uniform(0, 7, self.at.shape)
+        self.at = np.where(again[:, None], new, np.clip(self.at + actions, 0, 7))
         self.left = np.where(again, LENGTH, self.left - 1)
         self.over = ~again & (self.left == 0)
         rewards = np.where(again, 0.0, -np.abs(self.at - 4).mean(1))
@@ -65,7 +66,9 @@ class Spots(VectorEnv):
         return pictures
 
 
-def run(steps: int, folder: Path, known: dict[str, Any], keep: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+def run(
+    steps: int, folder: Path, known: dict[str, Any], keep: Callable[[dict[str, Any]], None]
+) -> dict[str, Any]:
     """Plays ``steps`` environment steps; half of them planned and stored, half of them encoded by the wrapper."""
     warm()
     shutil.rmtree(folder, ignore_errors=True)

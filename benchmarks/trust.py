@@ -50,13 +50,15 @@ def main(args: Args) -> None:
     if not (args.quick or trying()):
         refuse_unrecordable()
     amount = AMOUNTS["quick" if args.quick else "long" if args.long else "minutes"]
-    storms = {part: importlib.import_module(f"_trust_{part}") for part in PARTS}  # all: they are the code of the figures
+    storms = {part: importlib.import_module(f"_trust_{part}") for part in PARTS}  # the code of all figures
     found = _known(args.out, amount)
     for part in args.only or PARTS:
         if part in found and not args.fresh:
             continue
         half, began = _Half(args.out / f"{part}.unfinished.json", amount[part]), time.perf_counter()
-        figures = storms[part].run(amount[part], args.out / part, {} if args.fresh else half.read(), half.write)
+        figures = storms[part].run(
+            amount[part], args.out / part, {} if args.fresh else half.read(), half.write
+        )
         seconds = round(time.perf_counter() - began, 1)
         _write(args.out / f"{part}.json", amount[part], {"figures": figures, "seconds": seconds})
         half.path.unlink(missing_ok=True)
