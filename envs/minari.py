@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import cv2
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
 from jepa_rl.data import Episode, Episodes, EpisodeStore
-from jepa_rl.data.layout import Layout
+from jepa_rl.envs.importing import appears_whole, resized, write_store
 from jepa_rl.spaces import action_spec, channels_first
 from jepa_rl.types import ActionSpec
 
@@ -120,8 +118,20 @@ def import_minari(
             hold, or values are NaN or infinite. Nothing half-written stays.
     """
     minari, path = _minari(), Path(path)
-    if path.exists():
-        raise FileExistsError(f"{path} is there already; choose another folder")
+    with appears_whole(path) as part:
+        _import(minari, dataset, part, key, extras, size, frames)
+    return EpisodeStore.open(path)
+
+
+def _import(
+    minari: Any,
+    dataset: str | Path | MinariDataset,
+    part: Path,
+    key: str | None,
+    extras: Sequence[str],
+    size: int | None,
+    frames: int | None,
+) -> None:
     if not isinstance(dataset, minari.MinariDataset):
         dataset = _open(minari, dataset)
     space = _picture_space(dataset.observation_space, key)
@@ -130,25 +140,8 @@ def import_minari(
     if exported is not None and not extras:
         extras = tuple(dataset[0].infos or ())
     action = action_spec(dataset.action_space)
-    part = path.with_name(f"{path.name}.part{os.getpid()}")
-    try:
-        store = None
-        for episode in _episodes(dataset, space, key, extras, size):
-            if store is None:
-                rows = {name: (values.shape[1:], values.dtype) for name, values in episode.extras.items()}
-                layout = Layout.make(episode.frames.shape[1:], action, frames, rows)
-                store = EpisodeStore.create(
-                    part, layout.frame_shape, action, frames=frames, extras=layout.extras
-                )
-            store.append(episode)
-        if store is None:
-            raise ValueError(f"the Minari dataset {dataset.spec.dataset_id} has no episodes")
-        store.close()
-        part.rename(path)
-    except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
-        raise
-    return EpisodeStore.open(path)
+    what = f"the Minari dataset {dataset.spec.dataset_id}"
+    write_store(part, _episodes(dataset, space, key, extras, size), action, frames, what)
 
 
 def _minari() -> Any:
@@ -241,9 +234,4 @@ def _frames(pictures: np.ndarray, space: spaces.Box, size: int | None) -> np.nda
         pictures = pictures[:, None]
     elif not channels_first((space.shape[0], space.shape[1], space.shape[2])):
         pictures = pictures.transpose(0, 3, 1, 2)
-    if size is None or pictures.shape[2:] == (size, size):
-        return np.ascontiguousarray(pictures)
-    resized = np.empty((*pictures.shape[:2], size, size), np.uint8)
-    for i, channel in np.ndindex(*pictures.shape[:2]):
-        resized[i, channel] = cv2.resize(pictures[i, channel], (size, size), interpolation=cv2.INTER_AREA)
-    return resized
+    return resized(pictures, size)

@@ -30,7 +30,7 @@ names = sorted(module.name for module in pkgutil.walk_packages(jepa_rl.__path__,
 for name in names:
     importlib.import_module(name)
 print(f"imported {len(names)} modules of jepa_rl {jepa_rl.__version__}")
-for name in ("mujoco", "dm_control", "minari", "transformers", "pytest"):
+for name in ("mujoco", "dm_control", "minari", "pyarrow", "av", "h5py", "transformers", "pytest"):
     assert name not in sys.modules, f"{name} is optional but was imported"
 
 import gymnasium as gym

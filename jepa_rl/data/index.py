@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import warnings
@@ -11,7 +12,13 @@ from typing import Any
 
 import numpy as np
 
+from jepa_rl.data import index_cache
 from jepa_rl.data.episode import Episode
+from jepa_rl.data.index_cache import Entries
+
+# Lines that are parsed again at every opening rather than cached: fewer than LEAST, or than one in SHARE of the cached
+# ones. So a cache is written seldom enough to cost nothing, and parsing stays a matter of milliseconds.
+LEAST, SHARE = 2048, 16
 
 
 class EpisodeIndex:
@@ -24,16 +31,35 @@ class EpisodeIndex:
         lengths: environment steps of each, int64 ``(episodes,)``.
         terminated, truncated: how each ended, bool ``(episodes,)``.
         step_starts: row of each episode's first step, int64 ``(episodes,)``.
-        metadata: of each, a list of dicts.
         size: bytes of the lines that have been read.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.size = 0
-        self.lengths = self.step_starts = np.zeros(0, np.int64)
-        self.terminated = self.truncated = np.zeros(0, bool)
-        self.metadata: list[dict[str, Any]] = []
+        self._cache = path.with_suffix(".cache")
+        self._cached = 0  # episodes in the cache
+        self._entries, self._digest = Entries.make(), index_cache.new_digest()
+        self.step_starts = np.zeros(0, np.int64)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """See the class."""
+        return self._entries.lengths
+
+    @property
+    def terminated(self) -> np.ndarray:
+        """See the class."""
+        return self._entries.terminated
+
+    @property
+    def truncated(self) -> np.ndarray:
+        """See the class."""
+        return self._entries.truncated
+
+    @property
+    def size(self) -> int:
+        """See the class."""
+        return self._entries.size
 
     def read(self, check: Callable[[int, int], None], warn: bool = False) -> bool:
         """Reads the lines that were added since the last call.
@@ -48,24 +74,46 @@ class EpisodeIndex:
         Raises:
             ValueError: if a finished line is damaged.
         """
+        entries, digest, cached = self._entries, self._digest.copy(), self._cached
+        if not len(entries) and (found := index_cache.load(self._cache, self.path)):
+            entries, digest = found
+            cached = len(entries)
+        ends: list[int] = []
+        rows: list[tuple[int, bool, bool]] = []
+        unfinished = False
         with open(self.path, "rb") as file:
-            file.seek(self.size)
-            *lines, unfinished = file.read().split(b"\n")
+            file.seek(entries.size)
+            for line in file:
+                unfinished = not line.endswith(b"\n")
+                if not unfinished:
+                    entry = self._parse(line, len(entries) + len(rows))
+                    rows.append((entry["length"], bool(entry["terminated"]), bool(entry["truncated"])))
+                    ends.append(len(line))
+                    digest.update(line)
         if unfinished and warn:
             warnings.warn(
                 f"{self.path} ends in an unfinished line (a crash while writing); it is dropped", stacklevel=5
             )
-        if not lines:
+        if rows:
+            entries += Entries.make(entries.size + np.cumsum(ends), *zip(*rows, strict=True))
+        if len(entries) == len(self._entries):
             return False
-        entries = [self._parse(line, len(self.lengths) + i) for i, line in enumerate(lines)]
-        lengths = np.append(self.lengths, np.array([entry["length"] for entry in entries], np.int64))
-        check(int(lengths.sum()), len(lengths))
-        self.lengths, self.step_starts = lengths, np.cumsum(lengths) - lengths
-        self.terminated = np.append(self.terminated, [bool(entry["terminated"]) for entry in entries])
-        self.truncated = np.append(self.truncated, [bool(entry["truncated"]) for entry in entries])
-        self.metadata += [entry["metadata"] for entry in entries]
-        self.size += sum(len(line) + 1 for line in lines)
+        check(int(entries.lengths.sum()), len(entries))
+        self._entries, self._digest, self._cached = entries, digest, cached
+        self.step_starts = np.cumsum(entries.lengths) - entries.lengths
+        self._save_cache()
         return True
+
+    def metadata(self, i: int) -> dict[str, Any]:
+        """What the line of episode ``i`` says of the whole episode.
+
+        Raises:
+            ValueError: if the line has been damaged since it was read.
+        """
+        start = int(self._entries.ends[i - 1]) if i else 0
+        with open(self.path, "rb") as file:
+            file.seek(start)
+            return self._parse(file.read(int(self._entries.ends[i]) - start), i)["metadata"]
 
     def commit(self, episodes: Iterable[Episode]) -> None:
         """Adds a line per episode and syncs it to disk."""
@@ -81,6 +129,15 @@ class EpisodeIndex:
             for episode in episodes
         ]
         write_at(self.path, self.size, ["".join(f"{line}\n" for line in lines).encode()])
+
+    def _save_cache(self) -> None:
+        if len(self._entries) - self._cached < max(LEAST, self._cached // SHARE):
+            return
+        with contextlib.suppress(OSError):  # a full or read-only disk: the store works without a cache
+            index_cache.save(self._cache, self._entries, self._digest)
+        self._cached = len(
+            self._entries
+        )  # also where it could not be written: no need to try at every append
 
     def _parse(self, line: bytes, number: int) -> dict[str, Any]:
         try:

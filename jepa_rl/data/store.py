@@ -6,6 +6,7 @@ Layout: one flat, append-only file of rows per column, read through memory maps,
     frames.bin      uint8 (T + 1, c, y, x) per episode      extra.<name>.bin   (T + 1, ...) per episode
     actions.bin     (T, a) or (T,) per episode              rewards.bin        float32 (T,) per episode
     episodes.jsonl  one line per episode: length, terminated, truncated, metadata
+    episodes.cache  what the first lines of a long index say, as arrays; see ``index_cache``
 
 The index line is the commit: columns are written and synced to disk first, the line after them. Bytes
 beyond what the index counts belong to an append that never finished; they are ignored and overwritten.
@@ -24,6 +25,7 @@ import numpy as np
 from jepa_rl.data.episode import Episode
 from jepa_rl.data.index import EpisodeIndex, write_at
 from jepa_rl.data.layout import Column, Layout
+from jepa_rl.data.mapped import map_rows, prefetch
 from jepa_rl.data.view import EpisodeView
 from jepa_rl.files import lock, unlock, write_atomic
 from jepa_rl.types import ActionSpec, WorldSpec
@@ -168,6 +170,9 @@ class EpisodeStore:
         i = range(len(self))[i]
         steps = slice(int(self.step_starts[i]), int(self.step_starts[i] + self._index.lengths[i]))
         frames = slice(steps.start + i, steps.stop + i + 1)
+        for name, column in self._columns.items():
+            rows = frames if column.per_frame else steps
+            prefetch(self.column(name), np.array(rows.start), rows.stop - rows.start)
         return Episode(
             np.array(self.column("frames")[frames]),
             np.array(self.column("actions")[steps]),
@@ -175,7 +180,7 @@ class EpisodeStore:
             bool(self._index.terminated[i]),
             bool(self._index.truncated[i]),
             {name: np.array(self.column(name)[frames]) for name in self.layout.extras},
-            self._index.metadata[i],
+            self._index.metadata(i),
         )
 
     def view(self, indices: Iterable[int] | None = None) -> EpisodeView:
@@ -272,7 +277,7 @@ class EpisodeStore:
         shape = (column.rows(self.num_steps, len(self)), *column.shape)
         if 0 in shape:  # an empty file cannot be mapped
             return np.zeros(shape, column.dtype)
-        return np.asarray(np.memmap(self.path / column.file, column.dtype, "r", shape=shape))
+        return map_rows(self.path / column.file, column.dtype, shape)
 
 
 def _as_bytes(rows: np.ndarray, column: Column) -> memoryview:

@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int64, Shaped, UInt8
 from torch import Tensor
 
 from jepa_rl.data.fingerprint import digest, spread
+from jepa_rl.data.mapped import prefetch
 from jepa_rl.data.stacking import stack_frames
 from jepa_rl.data.view import Episodes
 from jepa_rl.types import JSON, Batch
@@ -127,7 +128,9 @@ class WindowSampler:
         if name not in self._extras:
             raise ValueError(f"the store has no extra {name!r}; it has {sorted(self._extras)}")
         episode, start = self.locate(windows)
-        return self._extras[name][self._frame_starts[episode][:, None] + self._states(start, self.steps)]
+        rows = self._frame_starts[episode][:, None] + self._states(start, self.steps)
+        prefetch(self._extras[name], rows, 1)
+        return self._extras[name][rows]
 
     def locate(
         self, windows: Int64[np.ndarray, " b"]
@@ -237,8 +240,14 @@ class WindowSampler:
     def _pixels(
         self, episode: Int64[np.ndarray, " b"], states: Int64[np.ndarray, "b t"]
     ) -> UInt8[Tensor, "b t c y x"]:
-        column = self._columns["frames"]
-        return torch.from_numpy(stack_frames(column, self._frame_starts[episode], states, self.frames))
+        column, first = self._columns["frames"], self._frame_starts[episode]
+        oldest, newest = np.maximum(states + 1 - self.frames, 0), states
+        if (
+            oldest[:, 1:] <= newest[:, :-1] + 1
+        ).all():  # no gaps between the stacks: one run of rows for a window
+            oldest, newest = oldest[:, :1], newest[:, -1:]
+        prefetch(column, first[:, None] + oldest, newest - oldest + 1)
+        return torch.from_numpy(stack_frames(column, first, states, self.frames))
 
     def _steps(
         self, episode: Int64[np.ndarray, " b"], start: Int64[np.ndarray, " b"], steps: int
