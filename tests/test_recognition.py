@@ -11,8 +11,8 @@ from torch.nn import functional as F
 from jepa_rl import ActionSpec, Batch, TrainConfig, WorldModel, WorldSpec
 from jepa_rl.objectives import Views, info_nce, nt_xent, random_crop, recoloured
 from jepa_rl.objectives.augment import turned_hue
-from jepa_rl.objectives.encoder_objective import real_pictures
 from jepa_rl.objectives.dino import distillation
+from jepa_rl.objectives.encoder_objective import real_pictures
 from jepa_rl.testing import ObjectiveContract
 from jepa_rl.training.checkpoint import TrainingState
 
