@@ -154,7 +154,7 @@ class LatentAgent:
         tensors, header = load_tensors(_file(path), (kind,), device)
         modules: dict[str, dict[str, Tensor]] = {}
         for name, tensor in tensors.items():
-            module, key = name.split(".", 1)
+            module, _, key = name.partition(".")
             modules.setdefault(module, {})[key] = tensor
         model = build_saved(path, modules.pop("model", {}), header).to(device)
         return model.eval(), header.get("settings", {}), modules

@@ -11,6 +11,7 @@ import torch
 from jepa_rl.agents.base import LatentAgent, Observation
 from jepa_rl.data import EpisodeStore
 from jepa_rl.data.view import EpisodeView
+from jepa_rl.files import naming
 from jepa_rl.inverse import InverseModel
 from jepa_rl.training.inverse import train_inverse_model
 from jepa_rl.world_model import WorldModel
@@ -80,8 +81,9 @@ class InverseModelAgent(LatentAgent):
     def load(cls, path: str | Path, device: str = "cpu") -> InverseModelAgent:
         """Reads a file of ``save``. Raises as ``WorldModel.load``."""
         model, header, modules = cls._load(path, "inverse_model_agent", device)
-        inverse = InverseModel(model.latent_dim, model.spec.action, header["width"])
-        inverse.load_state_dict(modules["inverse"])
+        with naming(path, "does not describe an inverse model of this version"):
+            inverse = InverseModel(model.latent_dim, model.spec.action, header["width"])
+            inverse.load_state_dict(modules["inverse"])
         return cls(model, inverse)
 
 

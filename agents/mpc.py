@@ -17,6 +17,7 @@ from jepa_rl.agents.futures import Futures, check_keep, compare, replaced
 from jepa_rl.agents.planners.saved import planner_from, planner_settings
 from jepa_rl.costs import GoalCost
 from jepa_rl.dynamics import HeldActions
+from jepa_rl.files import naming
 from jepa_rl.modes import evaluating
 from jepa_rl.types import JSON, Cost, Dynamics, Plan, Planner
 
@@ -178,21 +179,22 @@ class MPCAgent(LatentAgent):
                 neither in the file nor given.
         """
         model, settings, _ = cls._load(path, "mpc_agent", device)
-        if planner is None:
-            saved = settings.pop("planner")
-            if saved is None:
-                raise ValueError(
-                    f"{path} was saved with a planner of its own; pass it: load(path, planner=...)"
-                )
-            planner = planner_from(saved)
-        if cost is None:
-            if settings["cost"] is None:
-                raise ValueError(f"{path} was saved with a cost of its own; pass it: load(path, cost=...)")
-            cost = partial(GoalCost, **settings["cost"])
-        settings.setdefault("precision", "float32")  # files from before there was a choice
-        settings.setdefault("keep", None)
-        names = ("hold", "replan_every", "keep", "precision", "seed")
-        return cls(model, planner, cost=cost, **{name: settings[name] for name in names})
+        with naming(path, "does not describe an agent of this version"):
+            if planner is None:
+                saved = settings["planner"]
+                if saved is None:
+                    raise ValueError(
+                        f"{path} was saved with a planner of its own; pass it: load(path, planner=...)"
+                    )
+                planner = planner_from(saved)
+            if cost is None:
+                if settings["cost"] is None:
+                    raise ValueError(f"{path} was saved with a cost of its own; pass it: load(path, cost=...)")
+                cost = partial(GoalCost, **settings["cost"])
+            # Files from before there was a choice lack the last two.
+            settings = {"precision": "float32", "keep": None} | settings
+            names = ("hold", "replan_every", "keep", "precision", "seed")
+            return cls(model, planner, cost=cost, **{name: settings[name] for name in names})
 
     @torch.no_grad()
     def _plan(

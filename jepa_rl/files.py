@@ -10,7 +10,7 @@ import os
 import secrets
 import shutil
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -120,7 +120,8 @@ def open_run(
     kept = json.loads(json.dumps(kept, default=_plain_or_text))  # as it will be read back
     if not resume:
         remove_run(folder, file.name)
-    if file.exists() and (there := json.loads(file.read_text())) != kept:
+    there = read_json(file) if file.exists() else kept
+    if there != kept:
         if not there.get("quick"):
             other = {name: there.get(name) for name in kept | there if there.get(name) != kept.get(name)}
             raise ValueError(
@@ -128,6 +129,54 @@ def open_run(
             )
         remove_run(folder, file.name)
     write_atomic(file, json.dumps(kept, indent=2).encode())
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it holds anything else.
+    """
+    with naming(path, "holds no settings that can be read; restore it from a copy, or delete it"):
+        found = json.loads(path.read_bytes())
+        if not isinstance(found, dict):
+            raise TypeError(f"expected a JSON object, got {type(found).__name__}")
+        return found
+
+
+# What Python and its libraries raise for values of another type, size or depth than was expected.
+_UNEXPECTED = (
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    AssertionError,
+    RuntimeError,
+    MemoryError,
+)
+
+
+@contextlib.contextmanager
+def naming(path: str | Path, trouble: str) -> Iterator[None]:
+    """Turns whatever an odd content of a file makes raise inside into one error that names the file.
+
+    Args:
+        path: of the file.
+        trouble: what is wrong with it, and what to do.
+
+    Raises:
+        ValueError: "<path> <trouble>: <what was raised>". Errors of the file system, and those that name the file
+            already, pass.
+    """
+    try:
+        yield
+    except _UNEXPECTED as error:
+        if isinstance(error, ValueError) and str(path) in str(error):
+            raise
+        said = str(error) if isinstance(error, ValueError | RuntimeError | TypeError) else repr(error)
+        raise ValueError(f"{path} {trouble}: {said[:500]}") from error
 
 
 def remove_run(folder: str | Path, mark: str) -> None:
@@ -215,21 +264,24 @@ def load_tensors(
     if not path.is_file():
         ships = f"; did you mean 'hub:{path}'?" if str(path) in hub.names() else ""
         raise FileNotFoundError(f"no checkpoint at {path}{ships}")
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            metadata = file.metadata() or {}
-            _check_metadata(path, metadata, kinds)
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
+    with naming(path, _CORRUPT):
+        try:
+            with safe_open(str(path), framework="pt") as file:
+                metadata = file.metadata() or {}
+                _check_metadata(path, metadata, kinds)
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
+        except SafetensorError as error:
+            raise ValueError(error) from error
         checksum = _checksum(tensors, metadata)
         if metadata.get("checksum", checksum) != checksum:  # missing if another tool rewrote the file
-            raise _corrupt(path, "its checksum does not fit its content")
-        return {name: tensor.to(device) for name, tensor in tensors.items()}, json.loads(metadata["header"])
-    except (SafetensorError, json.JSONDecodeError, KeyError) as error:
-        raise _corrupt(path, error) from error
+            raise ValueError("its checksum does not fit its content")
+        header = json.loads(metadata["header"])
+        if not isinstance(header, dict):
+            raise TypeError(f"its header is {type(header).__name__}, expected a JSON object")
+    return {name: tensor.to(device) for name, tensor in tensors.items()}, header
 
 
-def _corrupt(path: Path, why: object) -> ValueError:
-    return ValueError(f"{path} is truncated or corrupt ({why}); restore it from a copy or train again")
+_CORRUPT = "is truncated or corrupt; restore it from a copy or train again"
 
 
 def _checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
@@ -250,7 +302,7 @@ def _check_metadata(path: Path, metadata: dict[str, str], kinds: tuple[str, ...]
         )
     version = metadata.get("version", "")
     if not version.isdecimal():
-        raise _corrupt(path, f"its version is {version!r}")
+        raise ValueError(f"its version is {version!r}")
     if int(version) > FORMAT_VERSION:
         raise ValueError(
             f"{path} has format version {version}, this jepa-rl reads up to {FORMAT_VERSION}: "

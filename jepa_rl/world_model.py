@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from jepa_rl.dynamics.base import TrainableDynamics, check_rollout
-from jepa_rl.files import load_tensors, save_tensors
+from jepa_rl.files import load_tensors, naming, save_tensors
 from jepa_rl.objectives.base import Objective, each
 from jepa_rl.parts import (
     WorldModelConfig,
@@ -207,11 +207,9 @@ class WorldModel(nn.Module):
         """
         tensors, header = load_tensors(path, ("dynamics",))
         self.check_encoder(path, header.get("encoder"), "refine_dynamics")
-        try:
+        with naming(path, "does not describe dynamics of this version"):
             other = self.with_dynamics(header["dynamics"], **as_tuples(header["dynamics_options"]))
             other.dynamics.load_state_dict(tensors)
-        except (TypeError, KeyError, RuntimeError) as error:
-            raise ValueError(f"{path} does not describe dynamics of this version: {error}") from error
         return other
 
     # -- files -------------------------------------------------------------------------------------
@@ -260,7 +258,7 @@ def build_saved(path: str | Path, tensors: Mapping[str, Tensor], header: JSON) -
     Raises:
         ValueError: if they do not describe one of this version, or name a part that is not registered.
     """
-    try:
+    with naming(path, "does not describe a world model of this version"):
         data, homes = header["config"], header.get("registered_by", {})
         old = isinstance(data["objective"], dict)
         for kind, registry in (("encoder", ENCODERS), ("dynamics", DYNAMICS), ("objective", OBJECTIVES)):
@@ -268,8 +266,6 @@ def build_saved(path: str | Path, tensors: Mapping[str, Tensor], header: JSON) -
                 registry.check(data[kind], homes.get(kind))
         model = WorldModel(WorldModelConfig.from_json(data))
         model.load_state_dict(dict(tensors))
-    except (TypeError, KeyError, AttributeError, RuntimeError) as error:
-        raise ValueError(f"{path} does not describe a world model of this version: {error}") from error
     return model
 
 

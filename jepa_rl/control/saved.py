@@ -7,7 +7,7 @@ from pathlib import Path
 
 from jepa_rl.control.config import ControlConfig
 from jepa_rl.control.model import ControlModel
-from jepa_rl.files import load_tensors, save_tensors
+from jepa_rl.files import load_tensors, naming, save_tensors
 from jepa_rl.parts import config_header
 from jepa_rl.types import JSON
 from jepa_rl.world_model import build_saved
@@ -55,10 +55,8 @@ def load_control(path: str | Path, device: str = "cpu") -> tuple[ControlModel, J
     built = build_saved(path, world, header)
     values = {name: t for name, t in tensors.items() if name.startswith(VALUES)}
     targets = {TARGET + name.removeprefix(VALUES): t for name, t in values.items()}
-    try:
+    with naming(path, "does not describe a control model of this version"):
         model = ControlModel(built, ControlConfig(**header["control"]), float(header["discount"]))
         model.load_state_dict(tensors | targets)
         settings = dict(header["settings"])
-    except (TypeError, KeyError, RuntimeError, ValueError) as error:
-        raise ValueError(f"{path} does not describe a control model of this version: {error}") from error
     return model.to(device).eval(), settings

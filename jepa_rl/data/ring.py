@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from jaxtyping import Int64
 
-from jepa_rl.files import load_tensors, save_tensors
+from jepa_rl.files import load_tensors, naming, save_tensors
 from jepa_rl.memory import available_memory, check_memory
 
 
@@ -104,18 +104,29 @@ class EpisodeRing:
     def _read(self, path: str | Path) -> list[dict[str, np.ndarray]]:
         """The columns of each episode in a file."""
         tensors, header = load_tensors(path, ("replay",))
-        if header["rows"] != self._layout():
-            raise ValueError(
-                f"{path} holds {header['rows']}, this replay {self._layout()}: use the environment it is from"
-            )
-        columns = {name: value.numpy() for name, value in tensors.items()}
-        lengths = columns.pop("steps") + 1
-        if len(lengths) and lengths.max() > self.capacity:
-            raise ValueError(
-                f"{path} holds an episode of {lengths.max()} rows, this replay {self.capacity}: raise buffer_size"
-            )
+        with naming(path, "does not describe a replay of this version"):
+            if header["rows"] != self._layout():
+                raise ValueError(
+                    f"{path} holds {header['rows']}, this replay {self._layout()}: use the environment it is from"
+                )
+            columns = {name: tensors[name].numpy() for name in self.columns}
+            lengths = self._lengths(path, tensors["steps"].numpy()) + 1
+            for name, values in columns.items():
+                shape, dtype = (int(lengths.sum()), *self.columns[name].shape[1:]), self.columns[name].dtype
+                if (values.shape, values.dtype) != (shape, dtype):
+                    raise ValueError(f"{name} should be {dtype} {shape}, and is {values.dtype} {values.shape}")
         parts = {name: np.split(values, np.cumsum(lengths)[:-1]) for name, values in columns.items()}
         return [{name: values[i] for name, values in parts.items()} for i in range(len(lengths))]
+
+    def _lengths(self, path: str | Path, steps: np.ndarray) -> Int64[np.ndarray, " episodes"]:
+        """Steps of each episode in a file, once they are found to be possible."""
+        if steps.ndim != 1 or steps.dtype != np.int64 or (len(steps) and steps.min() < 1):
+            raise ValueError(f"the lengths of its episodes are {steps.dtype} {steps.tolist()}")
+        if len(steps) and steps.max() >= self.capacity:
+            raise ValueError(
+                f"{path} holds an episode of {steps.max() + 1} rows, this replay {self.capacity}: raise buffer_size"
+            )
+        return steps
 
     def keep_in(self, folder: str | Path) -> None:
         """Writes every episode, those held now and all later ones, to a file of its own in this folder."""

@@ -111,7 +111,7 @@ def card(name: str, folder: Path = FOLDER) -> Card:
         )
     try:
         return _read(json.loads(file.read_text(encoding="utf-8")), name)
-    except (json.JSONDecodeError, UnicodeDecodeError, TypeError, AttributeError, ValueError) as error:
+    except (TypeError, AttributeError, ValueError, RecursionError) as error:
         raise ValueError(
             f"{file} is no card of this version ({error}); reinstall jepa-rl, or make it again (make hub)"
         ) from error
@@ -123,8 +123,15 @@ def _read(data: dict[str, Any], name: str) -> Card:
         raise ValueError(f"unknown entries {unknown}")
     if data.get("name") != name:
         raise ValueError(f"it is the card of {data.get('name')!r}")
+    _check_texts(data)
     score = None if data.get("score") is None else Score(**data["score"])
     return Card(**data | {"training_seeds": tuple(data.get("training_seeds", ())), "score": score})
+
+
+def _check_texts(data: dict[str, Any]) -> None:
+    texts = ("name", "holds", "data", "commit", "protocol", "recipe", "sha256", "note")
+    if wrong := [name for name in texts if not isinstance(data.get(name, ""), str)]:
+        raise ValueError(f"the entries {wrong} are no texts")
 
 
 def is_name(path: str | Path) -> bool:

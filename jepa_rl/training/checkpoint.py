@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from jepa_rl.distributed import gather, is_first, rank
-from jepa_rl.files import load_tensors, plain, save_tensors
+from jepa_rl.files import load_tensors, naming, plain, save_tensors
 from jepa_rl.training.contracts import Registered, Upgraded
 from jepa_rl.types import JSON, Metrics
 
@@ -84,10 +84,20 @@ class TrainingState:
                 changed then.
         """
         tensors, header = load_tensors(path, ("training",))
-        self._check_config(path, header["config"])
-        check_same(path, "train", header["train"], self.identity["train"])
-        if "data" in header:
-            check_data(path, header["data"], self.identity["data"])
+        with naming(path, "does not describe a training run of this version"):
+            self._check_config(path, header["config"])
+            check_same(path, "train", header["train"], self.identity["train"])
+            if "data" in header:
+                check_data(path, header["data"], self.identity["data"])
+            self._restore(tensors, header)
+
+    def _restore(self, tensors: dict[str, Tensor], header: JSON) -> None:
+        step, metrics = int(header["step"]), dict(header["metrics"])
+        alarms = [(int(at), str(text)) for at, text in header["alarms"]]
+        if not all(isinstance(value, int | float) for value in metrics.values()):
+            raise TypeError(f"its metrics are no numbers: {metrics}")
+        if step < 0:
+            raise ValueError(f"it says that {step} updates were made")
         self.model.load_state_dict(
             {name[6:]: tensor for name, tensor in tensors.items() if name.startswith("model.")}
         )
@@ -95,14 +105,13 @@ class TrainingState:
             restore_optimizer(name, optimizer, tensors)
         self.rng.bit_generator.state = header["rng"]
         self.generator.set_state(tensors["generator"])
-        self.step, self.metrics = int(header["step"]), header["metrics"]
+        self.step, self.metrics, self.alarms = step, metrics, alarms
         if (name := _numbered("torch_generator", rank())) in tensors:
             torch.set_rng_state(tensors[name])
         else:  # the run had fewer processes
             torch.manual_seed(_seed_of(self.config.seed, self.step))
         if (name := _numbered("cuda_generator", rank())) in tensors and self.device.type == "cuda":
             torch.cuda.set_rng_state(tensors[name], self.device)
-        self.alarms = [(int(step), text) for step, text in header["alarms"]]
 
     def _check_config(self, path: Path, there: JSON) -> None:
         """Raises ValueError unless a file's configuration of the model equals this one's, in this version's terms."""

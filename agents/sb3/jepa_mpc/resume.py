@@ -18,7 +18,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from jepa_rl.agents.sb3.jepa_mpc.monitor import PlanRecord
 from jepa_rl.agents.sb3.progress import write_csv
-from jepa_rl.files import load_tensors, plain, save_tensors
+from jepa_rl.files import load_tensors, naming, plain, save_tensors
 from jepa_rl.spaces import by_name, source_of
 from jepa_rl.training.checkpoint import check_same, optimizer_tensors, restore_optimizer
 from jepa_rl.version import __version__
@@ -95,13 +95,14 @@ class ResumableRun(BaseCallback):
         settings, self._total = settings_of(model), model._total_timesteps
         if self.checkpoint.exists():
             tensors, header = load_tensors(self.checkpoint, ("jepa_mpc run",))
-            check_same(self.checkpoint, "run", header["settings"], settings)
-            check_total(self.checkpoint, header, model)
-            if header["num_timesteps"] >= self._total:  # no steps left to train: keep the planned total
-                self._total = header.get("total_timesteps", self._total)
-            self._warn_of_another_version(header.get("version"))
-            model.replay_buffer.restore(self.episodes, header["episodes"])
-            restore_run(model, tensors, header)
+            with naming(self.checkpoint, "does not describe a run of this version"):
+                check_same(self.checkpoint, "run", header["settings"], settings)
+                check_total(self.checkpoint, header, model)
+                if header["num_timesteps"] >= self._total:  # no steps left to train: keep the planned total
+                    self._total = header.get("total_timesteps", self._total)
+                self._warn_of_another_version(header.get("version"))
+                model.replay_buffer.restore(self.episodes, [int(number) for number in header["episodes"]])
+                restore_run(model, tensors, header)
             # The episodes that the environments are playing now are not part of that run.
             model._last_episode_starts = np.ones(model.n_envs, bool)
         else:

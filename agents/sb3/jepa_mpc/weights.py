@@ -12,6 +12,7 @@ from stable_baselines3.common.type_aliases import GymEnv, TrainFreq
 
 from jepa_rl.agents.sb3.jepa_mpc.policy import JEPAMPCPolicy
 from jepa_rl.control import ControlModel, load_control, save_control
+from jepa_rl.files import naming
 from jepa_rl.sources import differences
 from jepa_rl.spaces import env_spaces, observed_spec, same_actions, source_of
 from jepa_rl.types import JSON, WorldSpec, as_tuples
@@ -59,19 +60,16 @@ def load_weights(algorithm: type[Agent], path: str | Path, env: GymEnv | str, **
             f"policy_kwargs may change the search, got {fixed}, which the weights of {path} fix; train another agent "
             "with JEPAMPC(...), and give it the world with policy.warm_start(path)"
         )
-    try:
+    with naming(path, "holds a control model and no settings of JEPAMPC that this version knows"):
         search = as_tuples(settings["search"]) | search
         learning, updates = as_tuples(settings["learning"]), int(settings["updates"])
         unknown = sorted((settings["search"].keys() | settings["learning"].keys()) - KNOWN)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(
-            f"{path} holds a control model and no settings of JEPAMPC: {error!r} is missing"
-        ) from error
     if unknown:
         raise ValueError(
             f"{path} has settings of a newer version: {unknown}; upgrade with pip install -U jepa-rl"
         )
-    return _build(algorithm, model, venv, search, learning | changes, updates)
+    with naming(path, "holds settings that JEPAMPC refuses"):
+        return _build(algorithm, model, venv, search, learning | changes, updates)
 
 
 def _build(

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from jepa_rl.dynamics.flow.dynamics import FlowDynamics
-from jepa_rl.files import load_tensors, save_tensors
+from jepa_rl.files import load_tensors, naming, save_tensors
 
 
 class KnowsItsEncoder(Protocol):
@@ -140,9 +140,7 @@ class FlowProposals(nn.Module):
         tensors, header = load_tensors(path, ("flow_proposals",), device)
         if world is not None:
             world.check_encoder(path, header.get("encoder"), "fit_flow_proposals")
-        try:
+        with naming(path, "does not describe proposals of this version"):
             proposals = cls(**header["settings"]).to(device)
             proposals.load_state_dict(tensors)
-        except (TypeError, KeyError, RuntimeError) as error:
-            raise ValueError(f"{path} does not describe proposals of this version: {error}") from error
         return proposals.eval().requires_grad_(False)
