@@ -55,7 +55,7 @@ def storm(name: str, subject: Subject, tries: int, folder: Path) -> dict[str, An
     case = 0
     while case < tries:
         last = min(case + BATCH, tries)
-        reports = _batch(name, subject, range(case, last), folder)
+        reports, ended = _batch(name, subject, range(case, last), folder)
         for outcome, words in reports:
             outcomes[outcome] += 1
             if outcome == "escaped":
@@ -63,22 +63,23 @@ def storm(name: str, subject: Subject, tries: int, folder: Path) -> dict[str, An
         case += len(reports)
         if case < last:  # the process died while it read this one
             outcomes["escaped"] += 1
-            escapes[f"case {case}: the interpreter crashed, or hung for {SECONDS} s"] = 1
+            how = f"it used {SECONDS} s" if ended == signal.SIGPROF else f"the interpreter ended with status {ended}"
+            escapes[f"case {case}: {how}"] = 1
             case += 1
     return {"outcomes": dict(outcomes), "escapes": dict(sorted(escapes.items(), key=lambda e: -e[1])[:30])}
 
 
-def _batch(name: str, subject: Subject, cases: range, folder: Path) -> list[tuple[str, str]]:
-    """Outcomes of some cases, in order; fewer than asked for if the process died."""
+def _batch(name: str, subject: Subject, cases: range, folder: Path) -> tuple[list[tuple[str, str]], int]:
+    """Outcomes of some cases, in order, fewer than asked for if the process died; and how it ended."""
     report = folder / "report.jsonl"
     report.unlink(missing_ok=True)
-    _alone(lambda: _read_cases(name, subject, cases, folder, report), check=False)
+    ended = _alone(lambda: _read_cases(name, subject, cases, folder, report), check=False)
     lines = report.read_text().splitlines() if report.exists() else []
-    return [tuple(json.loads(line)) for line in lines]
+    return [tuple(json.loads(line)) for line in lines], ended
 
 
-def _alone(work: Callable[[], None], check: bool = True) -> None:
-    """Runs something in a forked process."""
+def _alone(work: Callable[[], None], check: bool = True) -> int:
+    """Runs something in a forked process; the signal that ended it, or its exit status below 0."""
     pid = os.fork()
     if not pid:
         code = 1
@@ -92,6 +93,7 @@ def _alone(work: Callable[[], None], check: bool = True) -> None:
     _, status = os.waitpid(pid, 0)
     if check and status:
         raise RuntimeError("the originals could not be made; see above")
+    return os.WTERMSIG(status) if os.WIFSIGNALED(status) else -os.WEXITSTATUS(status)
 
 
 def _read_cases(name: str, subject: Subject, cases: range, folder: Path, report: Path) -> None:
@@ -117,9 +119,9 @@ def _read_cases(name: str, subject: Subject, cases: range, folder: Path, report:
             way, content = mutate(path.read_bytes(), path.name, rng)
             path.write_bytes(content)
             happened.clear()
-            signal.alarm(SECONDS)
+            signal.setitimer(signal.ITIMER_PROF, SECONDS)  # its own time, however busy the machine is
             outcome, words = _outcome(subject, case, path, expected, way)
-            signal.alarm(0)
+            signal.setitimer(signal.ITIMER_PROF, 0)
             if happened:
                 outcome, words = "escaped", happened[0]
             detail = f"{path.name}, {way}: {words}, such as case {number}" if number == cases[0] else ""

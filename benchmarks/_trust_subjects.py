@@ -105,7 +105,7 @@ def of_world(world: Any) -> str:
     pixels = torch.zeros(2, *world.spec.pixels, dtype=torch.uint8)
     with torch.no_grad():
         z = world.encode(pixels)
-        path = world.rollout(z, torch.zeros(2, 2, world.action_dim))
+        path = world.rollout(z.nan_to_num(), torch.zeros(2, 2, world.action_dim))
     return digest(world.state_dict() | {"config": str(world.config), "z": z, "path": path})
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from numbers import Integral
 
 
 def check_each(fits: Callable[[float], bool], must: str, **settings: float) -> None:
@@ -15,6 +16,13 @@ def check_each(fits: Callable[[float], bool], must: str, **settings: float) -> N
 def check_not_negative(**settings: float) -> None:
     """Raises ValueError for the first of ``settings`` that is below 0, or NaN."""
     check_each(lambda value: value >= 0, "be at least 0", **settings)
+
+
+def check_whole(least: int = 1, **settings: int) -> None:
+    """Raises ValueError for the first of ``settings`` that is no whole number, or below ``least``."""
+    for name, value in settings.items():
+        if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
+            raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
 
 
 def positive(value: float) -> bool:

@@ -1,12 +1,21 @@
-"""Available memory, and malloc tuning."""
+"""Available memory, malloc tuning, and modules that are no larger than their files."""
 
 from __future__ import annotations
 
 import ctypes
 import platform
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import psutil
+from torch import Tensor, nn
+from torch.nn.modules.module import (
+    register_module_buffer_registration_hook,
+    register_module_parameter_registration_hook,
+)
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # options of mallopt, see <malloc.h>
 
@@ -49,6 +58,37 @@ def check_memory(what: str, needed: int, remedy: str) -> None:
         raise ValueError(
             f"{what} takes {needed / 1e9:.1f} GB, but only {free / 1e9:.1f} GB of memory are free: {remedy}"
         )
+
+
+@contextmanager
+def weights_within(most: int) -> Iterator[None]:
+    """Modules that are built inside hold no more weights than a file that describes them; the first one too many is
+    refused before its memory is used.
+
+    Args:
+        most: numbers in the file. What is built may be three times as large, since some weights are copies that files
+            leave out.
+
+    Raises:
+        ValueError: if a module goes beyond it.
+    """
+    built, limit, thread = 0, 3 * most + 2**20, threading.get_ident()
+
+    def count(module: nn.Module, name: str, value: Any) -> None:
+        nonlocal built
+        if isinstance(value, Tensor) and threading.get_ident() == thread:
+            built += value.numel()
+            if built > limit:
+                raise ValueError(
+                    f"{type(module).__name__}.{name} makes it {built:,} weights, and the file holds {most:,}"
+                )
+
+    hooks = [register_module_parameter_registration_hook(count), register_module_buffer_registration_hook(count)]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _left_in_cgroup(folder: Path = Path("/sys/fs/cgroup")) -> int | None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from jepa_rl.dynamics.base import TrainableDynamics, check_rollout
 from jepa_rl.files import load_tensors, naming, save_tensors
+from jepa_rl.memory import weights_within
 from jepa_rl.objectives.base import Objective, each
 from jepa_rl.parts import (
     WorldModelConfig,
@@ -207,7 +208,8 @@ class WorldModel(nn.Module):
         """
         tensors, header = load_tensors(path, ("dynamics",))
         self.check_encoder(path, header.get("encoder"), "refine_dynamics")
-        with naming(path, "does not describe dynamics of this version"):
+        held = sum(tensor.numel() for tensor in (*tensors.values(), *self.state_dict().values()))
+        with naming(path, "does not describe dynamics of this version"), weights_within(held):
             other = self.with_dynamics(header["dynamics"], **as_tuples(header["dynamics_options"]))
             other.dynamics.load_state_dict(tensors)
         return other
@@ -258,7 +260,8 @@ def build_saved(path: str | Path, tensors: Mapping[str, Tensor], header: JSON) -
     Raises:
         ValueError: if they do not describe one of this version, or name a part that is not registered.
     """
-    with naming(path, "does not describe a world model of this version"):
+    held = sum(tensor.numel() for tensor in tensors.values())
+    with naming(path, "does not describe a world model of this version"), weights_within(held):
         data, homes = header["config"], header.get("registered_by", {})
         old = isinstance(data["objective"], dict)
         for kind, registry in (("encoder", ENCODERS), ("dynamics", DYNAMICS), ("objective", OBJECTIVES)):

@@ -8,6 +8,7 @@ from pathlib import Path
 from jepa_rl.control.config import ControlConfig
 from jepa_rl.control.model import ControlModel
 from jepa_rl.files import load_tensors, naming, save_tensors
+from jepa_rl.memory import weights_within
 from jepa_rl.parts import config_header
 from jepa_rl.types import JSON
 from jepa_rl.world_model import build_saved
@@ -55,7 +56,8 @@ def load_control(path: str | Path, device: str = "cpu") -> tuple[ControlModel, J
     built = build_saved(path, world, header)
     values = {name: t for name, t in tensors.items() if name.startswith(VALUES)}
     targets = {TARGET + name.removeprefix(VALUES): t for name, t in values.items()}
-    with naming(path, "does not describe a control model of this version"):
+    held = sum(tensor.numel() for tensor in tensors.values())
+    with naming(path, "does not describe a control model of this version"), weights_within(held):
         model = ControlModel(built, ControlConfig(**header["control"]), float(header["discount"]))
         model.load_state_dict(tensors | targets)
         settings = dict(header["settings"])

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import warnings
+import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -110,23 +111,32 @@ class EpisodeIndex:
         Raises:
             ValueError: if the line has been damaged since it was read.
         """
+        return self._line(i)["metadata"]
+
+    def _line(self, i: int) -> dict[str, Any]:
         start = int(self._entries.ends[i - 1]) if i else 0
         with open(self.path, "rb") as file:
             file.seek(start)
-            return self._parse(file.read(int(self._entries.ends[i]) - start), i)["metadata"]
+            return self._parse(file.read(int(self._entries.ends[i]) - start), i)
 
-    def commit(self, episodes: Iterable[Episode]) -> None:
-        """Adds a line per episode and syncs it to disk."""
+    def checksum(self, i: int) -> int | None:
+        """Of the columns of episode ``i``; None where its line, of version 0.2.0 or older, does not say. Raises as
+        ``metadata``."""
+        return self._line(i).get("data")
+
+    def commit(self, episodes: Iterable[Episode], checksums: Iterable[int]) -> None:
+        """Adds a line per episode, with the checksum of its columns, and syncs it to disk."""
         lines = [
-            json.dumps(
+            sealed(
                 {
                     "length": len(episode),
                     "terminated": episode.terminated,
                     "truncated": episode.truncated,
                     "metadata": dict(episode.metadata),
+                    "data": checksum,
                 }
             )
-            for episode in episodes
+            for episode, checksum in zip(episodes, checksums, strict=True)
         ]
         write_at(self.path, self.size, ["".join(f"{line}\n" for line in lines).encode()])
 
@@ -141,15 +151,39 @@ class EpisodeIndex:
 
     def _parse(self, line: bytes, number: int) -> dict[str, Any]:
         try:
-            entry = json.loads(line)
-            if entry["length"] >= 1 and entry.keys() >= {"terminated", "truncated", "metadata"}:
-                return entry
-        except (ValueError, KeyError, TypeError, AttributeError):
-            pass
-        raise ValueError(
-            f"{self.path} line {number + 1} is damaged: {line[:80]!r}; restore it from a copy, or "
-            "collect again"
-        )
+            return _checked(line)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise ValueError(
+                f"{self.path} line {number + 1} is damaged ({error}): {line[:80]!r}; restore it from a copy, or "
+                "collect again"
+            ) from error
+
+
+REQUIRED = {"length", "terminated", "truncated", "metadata"}
+LONGEST = 2**40  # steps of an episode that a line may tell
+_SEAL = ', "line": '  # stands before the checksum of a line
+
+
+def sealed(facts: dict[str, Any]) -> str:
+    """One line of JSON that ends in its own checksum (CRC-32)."""
+    text = json.dumps(facts)[:-1]
+    return f"{text}{_SEAL}{zlib.crc32(text.encode())}}}"
+
+
+def _checked(line: bytes) -> dict[str, Any]:
+    """What a line says. Lines of version 0.2.0 and older have no checksums."""
+    entry = json.loads(line)
+    if unknown := entry.keys() - REQUIRED - {"data", "line"}:
+        raise ValueError(f"unknown entries {sorted(unknown)}; upgrade jepa-rl if a newer version wrote them")
+    text, _, _ = line.rpartition(_SEAL.encode())
+    if ("data" in entry or "line" in entry) and entry["line"] != zlib.crc32(text):
+        raise ValueError("its checksum does not fit")
+    kinds = {"length": int, "terminated": bool, "truncated": bool, "metadata": dict}
+    if wrong := [name for name, kind in kinds.items() if type(entry[name]) is not kind]:
+        raise TypeError(f"{wrong} are of another type")
+    if not 1 <= entry["length"] < LONGEST:
+        raise ValueError(f"an episode cannot have {entry['length']} steps")
+    return entry
 
 
 def write_at(path: Path, start: int, blocks: Iterable[bytes | memoryview]) -> None:

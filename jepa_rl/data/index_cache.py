@@ -84,7 +84,7 @@ def load(path: Path, lines: Path) -> tuple[Entries, hashlib.blake2b] | None:
         entries = _unpack(body, told["episodes"])
         digest = _digest_of_file(lines, entries.size)
         return (entries, digest) if digest.hexdigest() == told["lines"] else None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, OverflowError):
         return None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from jepa_rl.data.episode import Episode
+from jepa_rl.files import naming
 from jepa_rl.types import ActionSpec, as_tuples
 
 FORMAT = "jepa-rl episode store"
@@ -129,11 +131,11 @@ class Layout:
     def to_json(self) -> str:
         """The text of ``store.json``."""
         header = {"format": FORMAT, "version": VERSION, **asdict(self)}
-        return json.dumps(header, indent=2, sort_keys=True)
+        return json.dumps(header | {"checksum": _checksum(header)}, indent=2, sort_keys=True)
 
     @staticmethod
-    def from_json(text: str, path: Path) -> Layout:
-        """The layout in the text of ``store.json``.
+    def from_json(text: str | bytes, path: Path) -> Layout:
+        """The layout in the text of ``store.json``. Files of version 0.2.0 and older have no checksum.
 
         Args:
             text: of the file.
@@ -142,25 +144,25 @@ class Layout:
         Raises:
             ValueError: if the text is damaged, foreign, or from a newer version.
         """
-        try:
+        with naming(path, "is damaged; restore it from a copy"):
             header = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ValueError(
-                f"{path} is damaged: not readable JSON ({error}); restore it from a copy"
-            ) from error
-        if not isinstance(header, dict) or header.get("format") != FORMAT:
-            raise ValueError(
-                f"{path} does not belong to a {FORMAT}; open a folder that collect or "
-                "EpisodeStore.create wrote"
-            )
-        if header.get("version") != VERSION:
-            raise ValueError(
-                f"{path} has format version {header.get('version')}, this jepa-rl reads version {VERSION}; "
-                "upgrade jepa-rl"
-            )
-        try:
-            action = ActionSpec(**as_tuples(header["action"]))
-            source = header.get("source", "")
-            return Layout.make(header["frame_shape"], action, header["frames"], header["extras"], source)
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path} is damaged: {error!r}; restore it from a copy") from error
+            if not isinstance(header, dict) or header.get("format") != FORMAT:
+                raise ValueError(
+                    f"{path} does not belong to a {FORMAT}; open a folder that collect or "
+                    "EpisodeStore.create wrote"
+                )
+            if header.get("version") != VERSION:
+                raise ValueError(
+                    f"{path} has format version {header.get('version')}, this jepa-rl reads version {VERSION}; "
+                    "upgrade jepa-rl"
+                )
+            checksum = header.pop("checksum", None)
+            if checksum is not None and checksum != _checksum(header):
+                raise ValueError("its checksum does not fit its content")
+            del header["format"], header["version"]
+            action = ActionSpec(**as_tuples(header.pop("action")))
+            return Layout.make(action=action, **header)
+
+
+def _checksum(header: Mapping[str, Any]) -> int:
+    return zlib.crc32(json.dumps(header, sort_keys=True).encode())

@@ -5,7 +5,7 @@ Layout: one flat, append-only file of rows per column, read through memory maps,
     store.json      format version, frame shape, frames to stack, action space, extra columns
     frames.bin      uint8 (T + 1, c, y, x) per episode      extra.<name>.bin   (T + 1, ...) per episode
     actions.bin     (T, a) or (T,) per episode              rewards.bin        float32 (T,) per episode
-    episodes.jsonl  one line per episode: length, terminated, truncated, metadata
+    episodes.jsonl  one line per episode: length, terminated, truncated, metadata, checksums
     episodes.cache  what the first lines of a long index say, as arrays; see ``index_cache``
 
 The index line is the commit: columns are written and synced to disk first, the line after them. Bytes
@@ -16,6 +16,8 @@ from __future__ import annotations
 
 import errno
 import os
+import warnings
+import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -27,7 +29,7 @@ from jepa_rl.data.index import EpisodeIndex, write_at
 from jepa_rl.data.layout import Column, Layout
 from jepa_rl.data.mapped import map_rows, prefetch
 from jepa_rl.data.view import EpisodeView
-from jepa_rl.files import lock, unlock, write_atomic
+from jepa_rl.files import lock, naming, unlock, write_atomic
 from jepa_rl.types import ActionSpec, WorldSpec
 
 _HEADER, _INDEX = "store.json", "episodes.jsonl"
@@ -110,7 +112,7 @@ class EpisodeStore:
         path = Path(path)
         if not (path / _HEADER).is_file():
             raise FileNotFoundError(f"no episode store at {path}: {_HEADER} is missing")
-        return cls(path, Layout.from_json((path / _HEADER).read_text(), path / _HEADER))
+        return cls(path, Layout.from_json((path / _HEADER).read_bytes(), path / _HEADER))
 
     def __reduce__(self) -> tuple:
         return EpisodeStore.open, (self.path.absolute(),)
@@ -166,22 +168,28 @@ class EpisodeStore:
         return self._maps[name]
 
     def episode(self, i: int) -> Episode:
-        """A copy of episode ``i``."""
+        """A copy of episode ``i``.
+
+        Raises:
+            IndexError: if there is no such episode.
+            ValueError: if a column holds what no episode can, such as NaN.
+        """
         i = range(len(self))[i]
         steps = slice(int(self.step_starts[i]), int(self.step_starts[i] + self._index.lengths[i]))
         frames = slice(steps.start + i, steps.stop + i + 1)
         for name, column in self._columns.items():
             rows = frames if column.per_frame else steps
             prefetch(self.column(name), np.array(rows.start), rows.stop - rows.start)
-        return Episode(
-            np.array(self.column("frames")[frames]),
-            np.array(self.column("actions")[steps]),
-            np.array(self.column("rewards")[steps]),
-            bool(self._index.terminated[i]),
-            bool(self._index.truncated[i]),
-            {name: np.array(self.column(name)[frames]) for name in self.layout.extras},
-            self._index.metadata(i),
-        )
+        with naming(self.path, f"holds an episode, number {i}, that was damaged"):
+            return Episode(
+                np.array(self.column("frames")[frames]),
+                np.array(self.column("actions")[steps]),
+                np.array(self.column("rewards")[steps]),
+                bool(self._index.terminated[i]),
+                bool(self._index.truncated[i]),
+                {name: np.array(self.column(name)[frames]) for name in self.layout.extras},
+                self._index.metadata(i),
+            )
 
     def view(self, indices: Iterable[int] | None = None) -> EpisodeView:
         """Some of the episodes (all of them by default), without copying."""
@@ -220,7 +228,7 @@ class EpisodeStore:
             for name, column in self._columns.items():
                 blocks = (_as_bytes(episode.column(name), column) for episode in episodes)
                 write_at(self.path / column.file, self._size(column), blocks)
-            self._index.commit(episodes)
+            self._index.commit(episodes, [self._checksum(episode) for episode in episodes])
         except OSError as error:
             self._roll_back()
             raise OSError(
@@ -229,6 +237,42 @@ class EpisodeStore:
                 f"the {len(self)} stored before are intact",
             ) from error
         self._read_index()
+
+    def verify(self) -> None:
+        """Read everything once and compare it with the checksums that were written with it.
+
+        Reading by windows does not: it would have to read whole episodes. Episodes of version 0.2.0 or older have no
+        checksums and pass.
+
+        Raises:
+            ValueError: if a column of an episode is not what was stored; the message names the episode.
+
+        Warns:
+            UserWarning: if columns hold more than the index counts: an append did not finish, which does no harm, or
+                lines of the index were lost.
+        """
+        for i in range(len(self)):
+            there = self._index.checksum(i)
+            if there is not None and there != self._checksum(self.episode(i)):
+                raise ValueError(
+                    f"{self.path} holds other rows in episode {i} than were stored: a file was damaged; restore it "
+                    f"from a copy, or leave the episode out with store.view(...)"
+                )
+        for column in self._columns.values():
+            if (self.path / column.file).stat().st_size > self._size(column):
+                warnings.warn(
+                    f"{self.path / column.file} holds more than the {len(self)} episodes of the index: an append did "
+                    "not finish (the next one overwrites it), or the index lost lines",
+                    stacklevel=2,
+                )
+                return
+
+    def _checksum(self, episode: Episode) -> int:
+        """CRC-32 of all columns of an episode."""
+        found = 0
+        for name, column in sorted(self._columns.items()):
+            found = zlib.crc32(_as_bytes(episode.column(name), column), found)
+        return found
 
     def close(self) -> None:
         """Give back the writer's lock and the memory maps; reading or appending again takes them again."""

@@ -253,7 +253,7 @@ def restore_run(model: JEPAMPC, tensors: dict[str, torch.Tensor], header: dict[s
     model.action_space.np_random.bit_generator.state = header["action_rng"]
     model.num_timesteps = model._num_timesteps_at_start = int(header["num_timesteps"])
     model._episode_num, model._n_updates = int(header["episodes_played"]), int(header["updates"])
-    model.ep_info_buffer = deque(header["recent"], maxlen=model._stats_window_size)
+    model.ep_info_buffer = deque(map(dict, header["recent"]), maxlen=model._stats_window_size)
     model._update_current_progress_remaining(model.num_timesteps, model._total_timesteps)
 
 

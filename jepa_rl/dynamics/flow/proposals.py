@@ -10,8 +10,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from jepa_rl.checks import check_whole
 from jepa_rl.dynamics.flow.dynamics import FlowDynamics
 from jepa_rl.files import load_tensors, naming, save_tensors
+from jepa_rl.memory import weights_within
 
 
 class KnowsItsEncoder(Protocol):
@@ -35,10 +37,15 @@ class FlowProposals(nn.Module):
         width: hidden units of the inverse model.
         flow: options of ``FlowDynamics`` by name; one evaluation for each state is the default here, because the
             world model sorts out paths that are drawn badly.
+
+    Raises:
+        ValueError: for sizes that are no whole numbers of at least 1.
     """
 
     def __init__(self, latent_dim: int, action_dim: int, horizon: int, width: int = 256, **flow: Any) -> None:
         super().__init__()
+        sizes = {"latent_dim": latent_dim, "action_dim": action_dim, "horizon": horizon, "width": width}
+        check_whole(**sizes)
         self.horizon, self.latent_dim, self.action_dim, self.width = horizon, latent_dim, action_dim, width
         self.paths = FlowDynamics(latent_dim, latent_dim + 1, **{"evaluations": 1} | flow)
         self.inverse = nn.Sequential(
@@ -140,7 +147,8 @@ class FlowProposals(nn.Module):
         tensors, header = load_tensors(path, ("flow_proposals",), device)
         if world is not None:
             world.check_encoder(path, header.get("encoder"), "fit_flow_proposals")
-        with naming(path, "does not describe proposals of this version"):
+        held = sum(tensor.numel() for tensor in tensors.values())
+        with naming(path, "does not describe proposals of this version"), weights_within(held):
             proposals = cls(**header["settings"]).to(device)
             proposals.load_state_dict(tensors)
         return proposals.eval().requires_grad_(False)

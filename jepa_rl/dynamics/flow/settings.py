@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, TypeVar
 
-from jepa_rl.checks import check_each, check_not_negative, is_share
+from jepa_rl.checks import check_each, check_not_negative, check_whole, is_share
+
+MOST_EVALUATIONS = 10_000
 
 
 @dataclass(frozen=True)
@@ -32,8 +34,7 @@ class FlowNetwork:
     context: int = 1
 
     def __post_init__(self) -> None:
-        if wrong := {name: size for name, size in asdict(self).items() if size < 1}:
-            raise ValueError(f"sizes must be at least 1, got {wrong}")
+        check_whole(**asdict(self))
         if self.width % self.heads:
             raise ValueError(f"heads must divide width, got heads={self.heads} and width={self.width}")
 
@@ -67,8 +68,8 @@ class FlowTraining:
 
     def __post_init__(self) -> None:
         check_each(lambda shift: shift > 0, "be positive", shift=self.shift)
-        check_each(lambda samples: samples >= 2, "be at least 2", samples=self.samples)
-        check_each(lambda unroll: unroll >= 1, "be at least 1", unroll=self.unroll)
+        check_whole(2, samples=self.samples)
+        check_whole(unroll=self.unroll)
         check_each(lambda rate: 0 < rate <= 1, "lie in (0, 1]", average_rate=self.average_rate)
         check_not_negative(energy=self.energy, low_noise=self.low_noise)
         check_each(is_share, "lie in [0, 1)", drop=self.drop)
@@ -97,7 +98,8 @@ class FlowSampling:
     guidance: float = 1.0
 
     def __post_init__(self) -> None:
-        check_each(lambda count: count >= 1, "be at least 1", evaluations=self.evaluations)
+        check_whole(evaluations=self.evaluations)
+        check_each(lambda n: n <= MOST_EVALUATIONS, f"be at most {MOST_EVALUATIONS}", evaluations=self.evaluations)
         check_each(lambda lag: 0 <= lag <= 1, "lie in [0, 1]", lag=self.lag)
         check_each(math.isfinite, "be finite", guidance=self.guidance)
 
