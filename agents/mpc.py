@@ -189,7 +189,9 @@ class MPCAgent(LatentAgent):
                 planner = planner_from(saved)
             if cost is None:
                 if settings["cost"] is None:
-                    raise ValueError(f"{path} was saved with a cost of its own; pass it: load(path, cost=...)")
+                    raise ValueError(
+                        f"{path} was saved with a cost of its own; pass it: load(path, cost=...)"
+                    )
                 cost = partial(GoalCost, **settings["cost"])
             # Files from before there was a choice lack the last two.
             settings = {"precision": "float32", "keep": None} | settings

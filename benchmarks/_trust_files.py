@@ -26,10 +26,19 @@ from _trust_runs import warm
 from _trust_subjects import SUBJECTS, Subject, make
 
 BATCH, SECONDS, MEMORY = 100, 20, 2**30  # bytes that reading a small file may take
-FORBIDDEN = ("os.system", "os.exec", "os.posix_spawn", "subprocess.Popen", "pickle.find_class", "socket.connect")
+FORBIDDEN = (
+    "os.system",
+    "os.exec",
+    "os.posix_spawn",
+    "subprocess.Popen",
+    "pickle.find_class",
+    "socket.connect",
+)
 
 
-def run(tries: int, folder: Path, known: dict[str, Any], keep: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+def run(
+    tries: int, folder: Path, known: dict[str, Any], keep: Callable[[dict[str, Any]], None]
+) -> dict[str, Any]:
     """Damages ``tries`` files; ``known`` and ``keep`` as for ``_trust_kills.run``."""
     warm()
     shutil.rmtree(folder, ignore_errors=True)
@@ -63,7 +72,11 @@ def storm(name: str, subject: Subject, tries: int, folder: Path) -> dict[str, An
         case += len(reports)
         if case < last:  # the process died while it read this one
             outcomes["escaped"] += 1
-            how = f"it used {SECONDS} s" if ended == signal.SIGPROF else f"the interpreter ended with status {ended}"
+            how = (
+                f"it used {SECONDS} s"
+                if ended == signal.SIGPROF
+                else f"the interpreter ended with status {ended}"
+            )
             escapes[f"case {case}: {how}"] = 1
             case += 1
     return {"outcomes": dict(outcomes), "escapes": dict(sorted(escapes.items(), key=lambda e: -e[1])[:30])}
@@ -125,7 +138,10 @@ def _read_cases(name: str, subject: Subject, cases: range, folder: Path, report:
             if happened:
                 outcome, words = "escaped", happened[0]
             detail = f"{path.name}, {way}: {words}, such as case {number}" if number == cases[0] else ""
-            out.write(json.dumps([outcome, f"{path.name}, {way}: {words}" if outcome == "escaped" else detail]) + "\n")
+            out.write(
+                json.dumps([outcome, f"{path.name}, {way}: {words}" if outcome == "escaped" else detail])
+                + "\n"
+            )
             out.flush()
 
 
@@ -165,8 +181,21 @@ def _where(error: BaseException) -> str:
 
 def _watch(folder: Path, happened: list[str]) -> None:
     """Notes programs that are started, pickles that are read, and files that are opened elsewhere."""
-    allowed = (str(folder), "/proc", "/sys", "/dev", sys.prefix, sys.base_prefix, str(Path(__file__).parents[1]))
-    allowed += tuple(str(Path(p).resolve()) for p in sys.path if p) + ("/usr/lib", "/usr/share", "/etc/localtime")
+    allowed = (
+        str(folder),
+        "/proc",
+        "/sys",
+        "/dev",
+        sys.prefix,
+        sys.base_prefix,
+        str(Path(__file__).parents[1]),
+    )
+    allowed += (
+        *tuple(str(Path(p).resolve()) for p in sys.path if p),
+        "/usr/lib",
+        "/usr/share",
+        "/etc/localtime",
+    )
 
     def hook(event: str, args: tuple) -> None:
         if event in FORBIDDEN:

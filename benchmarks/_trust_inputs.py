@@ -86,7 +86,9 @@ def pixels(rng: Draw, folder: Path) -> None:
     gray, keep = bool(rng.random() < 0.3), bool(where != "observation" and rng.random() < 0.5)
     size, frames = shapes_for(rng, look), int(rng.integers(1, 5))
     spoil, spoilt = _spoiler(rng, look) if where != "render" else (None, False)
-    env: gym.Env = Scripted(look, draw_actions(rng), script, where, _reward(rng), spoil, not spoilt and rng.random() < 0.3)
+    env: gym.Env = Scripted(
+        look, draw_actions(rng), script, where, _reward(rng), spoil, not spoilt and rng.random() < 0.3
+    )
     itself = rng.random() < 0.4
     if itself:
         env = gym.wrappers.Autoreset(env)
@@ -96,7 +98,12 @@ def pixels(rng: Draw, folder: Path) -> None:
         episode = script.episodes[-1]
         found = seen["pixels"] if keep else seen
         parts = [small(picture, size, gray) for picture in episode["pictures"]]
-        equal("stack", found, stack([values for values, _ in parts], frames), parts[0][1] + (0.51 if not gray else 1))
+        equal(
+            "stack",
+            found,
+            stack([values for values, _ in parts], frames),
+            parts[0][1] + (0.51 if not gray else 1),
+        )
         if not env.observation_space.contains(seen):
             raise Wrong(f"{env.observation_space} does not contain what it shows")
         if keep:
@@ -161,7 +168,9 @@ def _reward(rng: Draw) -> Callable[[float], Any]:
 
 def repeats(rng: Draw, folder: Path) -> None:
     script, n = Script.draw(rng, 9), int(rng.integers(1, 6))
-    env: gym.Env = Scripted(Look((16, 16), 1, "cyx", (0, 255, np.uint8)), draw_actions(rng), script, reward=_reward(rng))
+    env: gym.Env = Scripted(
+        Look((16, 16), 1, "cyx", (0, 255, np.uint8)), draw_actions(rng), script, reward=_reward(rng)
+    )
     itself = rng.random() < 0.5
     env = ActionRepeat(gym.wrappers.Autoreset(env) if itself else env, n)
     env.reset(seed=0)
@@ -194,7 +203,9 @@ def goals(rng: Draw, folder: Path) -> None:
     kind = str(rng.choice(["frame", "stack", "shape", "dtype", "none"]))
     one = rng.integers(0, 256, (channels, side, side), np.uint8)
     whole = rng.integers(0, 256, (channels * frames, side, side), np.uint8)
-    goal = {"frame": one, "stack": whole, "shape": one[:, 1:], "dtype": one.astype(np.float32), "none": None}[kind]
+    goal = {"frame": one, "stack": whole, "shape": one[:, 1:], "dtype": one.astype(np.float32), "none": None}[
+        kind
+    ]
     env = GoalObservation(
         PixelObservation(Scripted(look, draw_actions(rng), Script.draw(rng), goal=goal), side, frames)
     )
@@ -260,7 +271,9 @@ def vectors(rng: Draw, folder: Path) -> None:
     over = np.zeros(n, bool)
     for _ in range(14):
         for i in range(n):
-            equal(f"latents of {i}", seen[i], recorded[i].at(-1, len(scripts[i].episodes[-1]["pictures"]) - 1))
+            equal(
+                f"latents of {i}", seen[i], recorded[i].at(-1, len(scripts[i].episodes[-1]["pictures"]) - 1)
+            )
         if mode is AutoresetMode.DISABLED and over.any():
             seen, _ = env.reset(options={"reset_mask": over.copy()})
             over[:] = False
@@ -281,13 +294,17 @@ def sb3(rng: Draw, folder: Path) -> None:
     scripts = [Script.draw(rng) for _ in range(n)]
     reuse = bool(rng.random() < 0.5)
     env = SB3LatentObservation(
-        DummyVecEnv([lambda s=script: Scripted(look, space, s, reuse=reuse) for script in scripts]), Sums(), history
+        DummyVecEnv([lambda s=script: Scripted(look, space, s, reuse=reuse) for script in scripts]),
+        Sums(),
+        history,
     )
     recorded = [Recorded(script, history, False) for script in scripts]
     seen = env.reset()
     for _ in range(12):
         for i in range(n):
-            equal(f"latents of {i}", seen[i], recorded[i].at(-1, len(scripts[i].episodes[-1]["pictures"]) - 1))
+            equal(
+                f"latents of {i}", seen[i], recorded[i].at(-1, len(scripts[i].episodes[-1]["pictures"]) - 1)
+            )
         seen, _, dones, infos = env.step(np.stack([space.sample() for _ in range(n)]))
         for i in np.flatnonzero(dones).tolist():
             last = len(scripts[i].episodes[-2]["pictures"]) - 1
@@ -311,7 +328,9 @@ def episodes(rng: Draw, folder: Path) -> None:
         [lambda s=script: make(s) for script in scripts], autoreset_mode=mode
     )  # fmt: skip
     shutil.rmtree(folder, ignore_errors=True)
-    goal: dict[str, int] = {"episodes": int(rng.integers(1, 7))} if rng.random() < 0.5 else {"steps": int(rng.integers(1, 25))}
+    goal: dict[str, int] = (
+        {"episodes": int(rng.integers(1, 7))} if rng.random() < 0.5 else {"steps": int(rng.integers(1, 25))}
+    )
     collect(env, folder, seed=int(rng.integers(100)), progress=False, **goal)
     store = EpisodeStore.open(folder)
     store.verify()
@@ -372,7 +391,9 @@ TRIALS: dict[str, Callable[[Draw, Path], None]] = {
 }  # fmt: skip
 
 
-def run(tries: int, folder: Path, known: dict[str, Any], keep: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+def run(
+    tries: int, folder: Path, known: dict[str, Any], keep: Callable[[dict[str, Any]], None]
+) -> dict[str, Any]:
     """Draws ``tries`` inputs; ``known`` and ``keep`` as for ``_trust_kills.run``."""
     warm()
     found = dict(known)
@@ -403,7 +424,9 @@ def storm(name: str, tries: int, folder: Path) -> dict[str, Any]:
             first.setdefault(words, number)
     return {
         "outcomes": dict(outcomes),
-        "trouble": {f"{words}, such as {name} {first[words]}": count for words, count in trouble.most_common(20)},
+        "trouble": {
+            f"{words}, such as {name} {first[words]}": count for words, count in trouble.most_common(20)
+        },
     }
 
 
@@ -416,10 +439,18 @@ def _outcome(trial: Callable[[Draw, Path], None], rng: Draw, folder: Path) -> tu
             return "wrong", str(error)
         except (ValueError, TypeError) as error:
             frame = traceback.extract_tb(error.__traceback__)[-1]
-            if "jepa_rl" in frame.filename or any(f"/{room}/" in frame.filename for room in ("envs", "agents")):
+            if "jepa_rl" in frame.filename or any(
+                f"/{room}/" in frame.filename for room in ("envs", "agents")
+            ):
                 return "refused", ""
-            return "raw", f"{type(error).__name__} at {Path(frame.filename).name}:{frame.lineno}: {str(error)[:90]}"
+            return (
+                "raw",
+                f"{type(error).__name__} at {Path(frame.filename).name}:{frame.lineno}: {str(error)[:90]}",
+            )
         except Exception as error:
             frame = traceback.extract_tb(error.__traceback__)[-1]
-            return "raw", f"{type(error).__name__} at {Path(frame.filename).name}:{frame.lineno}: {str(error)[:90]}"
+            return (
+                "raw",
+                f"{type(error).__name__} at {Path(frame.filename).name}:{frame.lineno}: {str(error)[:90]}",
+            )
     return "right", ""

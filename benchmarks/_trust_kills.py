@@ -209,7 +209,9 @@ def _lost(kind: Kind, folder: Path, acknowledged: Any, trouble: str) -> str:
 TOGETHER = {"joint_sac": "joint", "joint_dqn": "joint"}
 
 
-def run(kills: int, folder: Path, known: dict[str, Any], keep: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+def run(
+    kills: int, folder: Path, known: dict[str, Any], keep: Callable[[dict[str, Any]], None]
+) -> dict[str, Any]:
     """The storm of all kinds.
 
     Args:

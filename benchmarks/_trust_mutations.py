@@ -16,7 +16,16 @@ from safetensors.torch import load, save
 from jepa_rl.files import _checksum
 
 SIZES = (0, 1, 7, 8, 9, 100, 2**31 - 1, 2**31, 2**40, 2**63 - 1, 2**63, 2**64 - 1)
-TRICKS = ("../../../etc/passwd", "/etc/passwd", "hub:../cartpole", "hub:cartpole", "\x00", "a/../../b", "..", "~/.ssh")
+TRICKS = (
+    "../../../etc/passwd",
+    "/etc/passwd",
+    "hub:../cartpole",
+    "hub:cartpole",
+    "\x00",
+    "a/../../b",
+    "..",
+    "~/.ssh",
+)
 NASTY: tuple[Any, ...] = (
     None, True, -1, 0, 1, 2, 3.5, -0.0, 1e308, 10**6, 10**9, 10**12, 2**63, -(2**63), 10**400, float("nan"),
     float("inf"), "", "x", "1", "os.system", "x" * 100_000, [], {}, [[]], [0], [-1, -1, -1], [10**9] * 3, {"a": 1},
@@ -68,7 +77,15 @@ def replaced(data: bytearray, rng: random.Random) -> None:
     )  # fmt: skip
 
 
-BYTES: tuple[Callable[[bytearray, random.Random], None], ...] = (flip, flip, overwrite, truncate, extend, move, replaced)
+BYTES: tuple[Callable[[bytearray, random.Random], None], ...] = (
+    flip,
+    flip,
+    overwrite,
+    truncate,
+    extend,
+    move,
+    replaced,
+)
 
 
 # -- JSON ---------------------------------------------------------------------------------------------
@@ -136,9 +153,13 @@ def change_layout(data: bytearray, rng: random.Random) -> None:
     entry = header[name]
     what = rng.randrange(6)
     if what == 0:
-        entry["dtype"] = rng.choice(("F64", "F32", "I64", "U8", "BOOL", "BF16", "F8_E4M3", "C64", "X", "", None))
+        entry["dtype"] = rng.choice(
+            ("F64", "F32", "I64", "U8", "BOOL", "BF16", "F8_E4M3", "C64", "X", "", None)
+        )
     elif what == 1:
-        entry["shape"] = rng.choice(([10**9, 10**9], [2**63], [-1], [0], [], entry["shape"][::-1], [1] * 1000, "x"))
+        entry["shape"] = rng.choice(
+            ([10**9, 10**9], [2**63], [-1], [0], [], entry["shape"][::-1], [1] * 1000, "x")
+        )
     elif what == 2:
         entry["data_offsets"] = rng.choice(([0, 2**62], [5, 0], [-1, 3], [0], [], [0, 0], None, [0.5, 1]))
     elif what == 3:
@@ -163,7 +184,9 @@ def reseal(data: bytearray, rng: random.Random) -> None:
             metadata["header"] = _dumped(change(json.loads(metadata["header"]), rng), rng)
         elif what < 0.7:
             key = rng.choice(list(metadata))
-            metadata[key] = rng.choice(("", "x", "2", "-1", "9" * 5000, "replay", "world_model", nested(50_000)))
+            metadata[key] = rng.choice(
+                ("", "x", "2", "-1", "9" * 5000, "replay", "world_model", nested(50_000))
+            )
         elif tensors:
             _change_tensors(tensors, rng)
         try:
@@ -184,11 +207,15 @@ def _change_tensors(tensors: dict[str, torch.Tensor], rng: random.Random) -> Non
     elif what == 1:
         tensors[rng.choice((*TRICKS, "unknown", name + ".more", name.split(".")[0], ""))] = tensors.pop(name)
     elif what == 2:
-        tensors[name] = tensor.flatten()[:-1].clone() if tensor.numel() > 1 else torch.zeros(5, dtype=tensor.dtype)
+        tensors[name] = (
+            tensor.flatten()[:-1].clone() if tensor.numel() > 1 else torch.zeros(5, dtype=tensor.dtype)
+        )
     elif what == 3:
         tensors[name] = tensor.unsqueeze(0).clone()
     elif what == 4:
-        tensors[name] = tensor.to(rng.choice((torch.float64, torch.int64, torch.bool, torch.uint8, torch.bfloat16)))
+        tensors[name] = tensor.to(
+            rng.choice((torch.float64, torch.int64, torch.bool, torch.uint8, torch.bfloat16))
+        )
     elif what == 5:
         tensors[name] = torch.zeros(0, dtype=tensor.dtype)
     elif what == 6 and tensor.is_floating_point():
@@ -213,7 +240,9 @@ def mutate(data: bytes, name: str, rng: random.Random) -> tuple[str, bytes]:
     found = bytearray(data)
     sealed = name.endswith(".safetensors")
     ways = [*BYTES, *([change_layout] * 3 + [reseal] * 8 if sealed else [])]
-    ways += [change_json] * 8 if name.endswith(".json") else [change_line] * 8 if name.endswith(".jsonl") else []
+    ways += (
+        [change_json] * 8 if name.endswith(".json") else [change_line] * 8 if name.endswith(".jsonl") else []
+    )
     while bytes(found) == data:
         way = rng.choice(ways)
         try:

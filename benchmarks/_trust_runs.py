@@ -21,7 +21,15 @@ import torch
 from gymnasium import spaces
 from stable_baselines3.common.env_util import make_vec_env
 
-from jepa_rl import EpisodeStore, TrainConfig, WindowSampler, WorldModel, WorldModelConfig, fit, refine_dynamics
+from jepa_rl import (
+    EpisodeStore,
+    TrainConfig,
+    WindowSampler,
+    WorldModel,
+    WorldModelConfig,
+    fit,
+    refine_dynamics,
+)
 from jepa_rl.agents import JEPADQN, JEPAMPC, JEPASAC, EvaluationCallback, ResumableRun, jepa_policy_kwargs
 from jepa_rl.agents.sb3.baselines import SaveAtEvaluation, load_saved
 from jepa_rl.control import ControlConfig
@@ -95,7 +103,9 @@ def digest(parts: Mapping[str, Any]) -> str:
         found.update(name.encode())
         if isinstance(value, torch.Tensor):
             value = value.detach().cpu().contiguous().numpy()
-        found.update(value.tobytes() if isinstance(value, np.ndarray) else json.dumps(value, default=str).encode())
+        found.update(
+            value.tobytes() if isinstance(value, np.ndarray) else json.dumps(value, default=str).encode()
+        )
     return found.hexdigest()
 
 
@@ -147,7 +157,9 @@ def right_episodes(folder: Path) -> bool:
         alone = collect(spots(), folder / f"call-{call}", episodes=EPISODES, seed=call, progress=False)
         for i in range(end - first):
             one, other = store.episode(first + i), alone.episode(i)
-            if not all(np.array_equal(one.column(c), other.column(c)) for c in ("frames", "actions", "rewards")):
+            if not all(
+                np.array_equal(one.column(c), other.column(c)) for c in ("frames", "actions", "rewards")
+            ):
                 return False
     return True
 
@@ -221,7 +233,9 @@ def play_control(folder: Path, acknowledge: Acknowledge) -> str:
     agent.learn(CONTROL_STEPS, callback=ResumableRun(folder, every=20))
     drawn = agent.replay_buffer.sample(64, 3, np.random.default_rng(0))
     replay = {"replay.pixels": drawn.pixels, "replay.rewards": drawn.rewards}
-    return digest(agent.policy.state_dict() | replay | {"logged": logged(folder), "steps": agent.num_timesteps})
+    return digest(
+        agent.policy.state_dict() | replay | {"logged": logged(folder), "steps": agent.num_timesteps}
+    )
 
 
 def holds_run(folder: Path, acknowledged: int | None) -> bool:
@@ -248,7 +262,9 @@ def joint(folder: Path, acknowledge: Acknowledge, discrete: bool) -> str:
 
     while True:
         saved, env = SaveAtEvaluation.newest(folder / "saved"), make_vec_env(make, 1)
-        agent = algorithm("CnnPolicy", env, **settings) if saved is None else load_saved(algorithm, saved, env)
+        agent = (
+            algorithm("CnnPolicy", env, **settings) if saved is None else load_saved(algorithm, saved, env)
+        )
         left = JOINT_STEPS - agent.num_timesteps
         if left <= 0:
             drawn = agent.replay_buffer.episodes.sample(64, 2, np.random.default_rng(0))
@@ -256,7 +272,9 @@ def joint(folder: Path, acknowledge: Acknowledge, discrete: bool) -> str:
             return digest(agent.policy.state_dict() | agent.joint.state_dict() | replay)
         curve = EvaluationCallback(make, LEG, 1, 0, folder / "curve.json")
         agent.learn(
-            min(LEG, left), callback=[curve, SaveAtEvaluation(curve, folder / "saved")], reset_num_timesteps=saved is None
+            min(LEG, left),
+            callback=[curve, SaveAtEvaluation(curve, folder / "saved")],
+            reset_num_timesteps=saved is None,
         )
 
 

@@ -201,7 +201,9 @@ SUBJECTS: dict[str, Subject] = {
     "inverse_model_agent": Subject(("agent.safetensors",), load_inverse),
     "replay": Subject(("replay.safetensors",), load_replay, 2),
     "run": Subject(("checkpoint.safetensors", "episodes/*.safetensors"), load_run, 0.5),
-    "store": Subject(("store.json", "episodes.jsonl", "frames.bin", "actions.bin", "rewards.bin"), load_store, 3),
+    "store": Subject(
+        ("store.json", "episodes.jsonl", "frames.bin", "actions.bin", "rewards.bin"), load_store, 3
+    ),
     "hub": Subject(("cartpole.safetensors", "cartpole.json"), load_hub, 0.5),
     "progress": Subject(("progress.csv",), load_progress, 0.5, whole=False),
     "settings": Subject(("args.json",), load_settings, 0.5, whole=False),

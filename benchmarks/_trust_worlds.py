@@ -48,7 +48,9 @@ class Look:
     @property
     def space(self) -> spaces.Box:
         low, high, dtype = self.scale
-        return spaces.Box(low, high, self.laid(np.zeros((*self.side, self.channels * self.stacked), np.uint8)).shape, dtype)
+        return spaces.Box(
+            low, high, self.laid(np.zeros((*self.side, self.channels * self.stacked), np.uint8)).shape, dtype
+        )
 
     def laid(self, picture: np.ndarray) -> np.ndarray:
         """The axes of the layout."""
@@ -58,7 +60,9 @@ class Look:
             return picture
         if self.layout == "cyx":
             return picture.transpose(2, 0, 1)
-        parts = picture.reshape(*self.side, self.stacked, self.channels)  # the oldest picture's channels first
+        parts = picture.reshape(
+            *self.side, self.stacked, self.channels
+        )  # the oldest picture's channels first
         return parts.transpose((2, 0, 1, 3) if self.layout == "kyxc" else (2, 3, 0, 1))
 
     def shown(self, picture: np.ndarray) -> np.ndarray:
@@ -109,10 +113,14 @@ class Scripted(gym.Env):
     metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012
     render_mode = "rgb_array"
 
-    def __init__(self, look, action, script, where="observation", reward=float, spoil=None, reuse=False, goal=None):
+    def __init__(
+        self, look, action, script, where="observation", reward=float, spoil=None, reuse=False, goal=None
+    ):
         self.look, self.action_space, self.script, self.where = look, action, script, where
         self.reward, self.spoil, self.reuse, self.goal = reward, spoil, reuse, goal
-        self.state_space = spaces.Dict({"place": spaces.Box(-9, 9, (2,), np.float64), "kind": spaces.Discrete(3)})
+        self.state_space = spaces.Dict(
+            {"place": spaces.Box(-9, 9, (2,), np.float64), "kind": spaces.Discrete(3)}
+        )
         inside = {"image": look.space, **self.state_space.spaces}
         self.observation_space = {
             "observation": look.space, "dict": spaces.Dict(inside), "render": spaces.Box(-9, 9, (2,), np.float64),
@@ -142,7 +150,9 @@ class Scripted(gym.Env):
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
-        self.script.episodes.append({"pictures": [], "places": [], "kinds": [], "rewards": [], "actions": [], "ends": []})
+        self.script.episodes.append(
+            {"pictures": [], "places": [], "kinds": [], "rewards": [], "actions": [], "ends": []}
+        )
         self.steps = 0
         return self._show(), self._info()
 

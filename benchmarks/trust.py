@@ -16,6 +16,7 @@ import json
 import shutil
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -59,7 +60,10 @@ def main(args: Args) -> None:
         if args.fresh:
             half.unlink(missing_ok=True)
         figures = storm.run(
-            amount[part], args.out / part, _read(half, amount[part]), lambda so_far: _write(half, amount[part], so_far)
+            amount[part],
+            args.out / part,
+            _read(half, amount[part]),
+            partial(_write, half, amount[part]),
         )
         seconds = round(time.perf_counter() - began, 1)
         _write(args.out / f"{part}.json", amount[part], {"figures": figures, "seconds": seconds})

@@ -83,7 +83,10 @@ def weights_within(most: int) -> Iterator[None]:
                     f"{type(module).__name__}.{name} makes it {built:,} weights, and the file holds {most:,}"
                 )
 
-    hooks = [register_module_parameter_registration_hook(count), register_module_buffer_registration_hook(count)]
+    hooks = [
+        register_module_parameter_registration_hook(count),
+        register_module_buffer_registration_hook(count),
+    ]
     try:
         yield
     finally:

@@ -114,7 +114,9 @@ class EpisodeRing:
             for name, values in columns.items():
                 shape, dtype = (int(lengths.sum()), *self.columns[name].shape[1:]), self.columns[name].dtype
                 if (values.shape, values.dtype) != (shape, dtype):
-                    raise ValueError(f"{name} should be {dtype} {shape}, and is {values.dtype} {values.shape}")
+                    raise ValueError(
+                        f"{name} should be {dtype} {shape}, and is {values.dtype} {values.shape}"
+                    )
         parts = {name: np.split(values, np.cumsum(lengths)[:-1]) for name, values in columns.items()}
         return [{name: values[i] for name, values in parts.items()} for i in range(len(lengths))]
 

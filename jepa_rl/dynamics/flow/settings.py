@@ -99,7 +99,9 @@ class FlowSampling:
 
     def __post_init__(self) -> None:
         check_whole(evaluations=self.evaluations)
-        check_each(lambda n: n <= MOST_EVALUATIONS, f"be at most {MOST_EVALUATIONS}", evaluations=self.evaluations)
+        check_each(
+            lambda n: n <= MOST_EVALUATIONS, f"be at most {MOST_EVALUATIONS}", evaluations=self.evaluations
+        )
         check_each(lambda lag: 0 <= lag <= 1, "lie in [0, 1]", lag=self.lag)
         check_each(math.isfinite, "be finite", guidance=self.guidance)
 
