@@ -194,7 +194,7 @@ class MPCAgent(LatentAgent):
                     )
                 cost = partial(GoalCost, **settings["cost"])
             # Files from before there was a choice lack the last two.
-            settings = {"precision": "float32", "keep": None} | settings
+            settings = dict[str, Any](precision="float32", keep=None) | settings
             names = ("hold", "replan_every", "keep", "precision", "seed")
             return cls(model, planner, cost=cost, **{name: settings[name] for name in names})
 
