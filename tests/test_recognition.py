@@ -376,7 +376,7 @@ def test_one_picture_and_vectors_are_refused(name):
         discs(2, 0)[0].unsqueeze(0), torch.zeros(1, 1, 2), torch.zeros(1, 1), torch.zeros(1, 1).bool(),
         valid=torch.zeros(1, 1).bool(),
     )  # fmt: skip
-    with pytest.raises(ValueError, match="at least 2 in a batch, got 1"):
+    with pytest.raises(ValueError, match="at least 2 pictures in a batch, got 1"):
         world.loss(one, seeded())
     assert all(torch.equal(before[key], value) for key, value in world.state_dict().items())
     for parts in ((("state", (3,)),), (("picture", SPEC.pixels), ("state", (3,)))):
