@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -77,11 +78,28 @@ def test_distillation_skips_a_view_against_itself():
     torch.testing.assert_close(found, expected)
 
 
+def test_dinos_teacher_sees_large_crops_and_its_student_all():
+    world = make_world("dino", local=3, local_scale=(0.05, 0.1), prototypes=8).eval()
+    pictures, rng, objective = discs(6, 0)[0], seeded(), world.objective
+    large = [Views((0.4, 1.0)).draw(pictures, 1, rng) for _ in range(2)]
+    small = [Views((0.05, 0.1)).draw(pictures, 1, rng) for _ in range(3)]
+    student = torch.stack([objective.head(world.encode(view)) for view in large + small])
+    teacher = torch.stack([objective.teacher(view) for view in large])
+    expected = distillation(student, teacher, torch.zeros(8), (0.1, 0.04))
+    _, terms = world.loss(batch_of(pictures), seeded())
+    torch.testing.assert_close(terms["dino"], expected)
+
+
 # -- views ---------------------------------------------------------------------------------------------
 
 
-def test_a_flip_mirrors_the_same_crop():
+def test_the_whole_picture_is_a_crop_and_a_flip_mirrors_the_same_one():
     pictures, _ = discs(4, 0)
+    whole = Views((1.0, 1.0), jitter=0.0, grayscale=0.0, flip=0.0)
+    assert torch.equal(whole.draw(pictures, 1, seeded()), pictures)
+    assert torch.equal(replace(whole, flip=1.0).draw(pictures, 1, seeded()), pictures.flip(-1))
+    grey = replace(whole, grayscale=1.0).draw(pictures, 1, seeded())
+    assert torch.equal(grey[:, 0], grey[:, 2]) and not torch.equal(grey, pictures)
     seen, flipped = (random_crop(pictures, (0.5, 1.0), flip, seeded()) for flip in (0.0, 1.0))
     torch.testing.assert_close(flipped.flip(-1), seen, atol=1, rtol=0)
     assert not torch.equal(flipped, seen)
@@ -101,8 +119,9 @@ def test_crops_of_a_ramp_are_straight_and_as_large_as_asked():
 
 def test_stacked_frames_share_a_view_and_rows_do_not():
     picture = discs(1, 0)[0].repeat(2, 2, 1, 1)
-    seen = Views().draw(picture, 2, seeded(1))
-    assert torch.equal(seen[:, :3], seen[:, 3:]) and not torch.equal(seen[0], seen[1])
+    for views in (Views((0.2, 0.9), 0.0, 0.0), Views((1.0, 1.0), 1.0, 0.0)):
+        seen = views.draw(picture, 2, seeded(1))
+        assert torch.equal(seen[:, :3], seen[:, 3:]) and not torch.equal(seen[0], seen[1])
 
 
 def test_colours():
@@ -158,10 +177,13 @@ def test_mocos_queue_drops_the_oldest_keys_and_its_teacher_is_a_moving_average()
         world.after_update()
         return keys
 
+    old_head = objective.teacher.head[0].bias.clone()
     with torch.no_grad():
         weight += 1.0
+        objective.head[0].bias += 1.0
     first = update(6, 0)
     torch.testing.assert_close(objective.teacher.encoder.project.weight, old + 0.25)
+    torch.testing.assert_close(objective.teacher.head[0].bias, old_head + 0.25)
     torch.testing.assert_close(objective.queue, torch.cat([first, old_queue[6:]]))
     second = update(6, 1)
     torch.testing.assert_close(objective.queue, torch.cat([second[4:], first[2:], second[:4]]))
@@ -354,7 +376,7 @@ def test_one_picture_and_vectors_are_refused(name):
         discs(2, 0)[0].unsqueeze(0), torch.zeros(1, 1, 2), torch.zeros(1, 1), torch.zeros(1, 1).bool(),
         valid=torch.zeros(1, 1).bool(),
     )  # fmt: skip
-    with pytest.raises(ValueError, match="at least 2 in a batch, got 1"):
+    with pytest.raises(ValueError, match="at least 2 pictures in a batch, got 1"):
         world.loss(one, seeded())
     assert all(torch.equal(before[key], value) for key, value in world.state_dict().items())
     for parts in ((("state", (3,)),), (("picture", SPEC.pixels), ("state", (3,)))):
