@@ -60,15 +60,17 @@ def run(
 def storm(name: str, subject: Subject, tries: int, folder: Path) -> dict[str, Any]:
     """Damages files of one kind; counts of outcomes, and the first escapes in words."""
     outcomes: Counter[str] = Counter()
-    escapes: dict[str, int] = {}
+    escapes: Counter[str] = Counter()
+    first: dict[str, int] = {}
     case = 0
     while case < tries:
         last = min(case + BATCH, tries)
         reports, ended = _batch(name, subject, range(case, last), folder)
-        for outcome, words in reports:
+        for number, (outcome, words) in enumerate(reports, case):
             outcomes[outcome] += 1
             if outcome == "escaped":
-                escapes[words] = escapes.get(words, 0) + 1
+                first.setdefault(words, number)
+                escapes[words] += 1
         case += len(reports)
         if case < last:  # the process died while it read this one
             outcomes["escaped"] += 1
@@ -79,7 +81,10 @@ def storm(name: str, subject: Subject, tries: int, folder: Path) -> dict[str, An
             )
             escapes[f"case {case}: {how}"] = 1
             case += 1
-    return {"outcomes": dict(outcomes), "escapes": dict(sorted(escapes.items(), key=lambda e: -e[1])[:30])}
+    told = {
+        f"{words}, such as case {first.get(words, '')}": count for words, count in escapes.most_common(30)
+    }
+    return {"outcomes": dict(outcomes), "escapes": told}
 
 
 def _batch(name: str, subject: Subject, cases: range, folder: Path) -> tuple[list[tuple[str, str]], int]:
@@ -137,11 +142,7 @@ def _read_cases(name: str, subject: Subject, cases: range, folder: Path, report:
             signal.setitimer(signal.ITIMER_PROF, 0)
             if happened:
                 outcome, words = "escaped", happened[0]
-            detail = f"{path.name}, {way}: {words}, such as case {number}" if number == cases[0] else ""
-            out.write(
-                json.dumps([outcome, f"{path.name}, {way}: {words}" if outcome == "escaped" else detail])
-                + "\n"
-            )
+            out.write(json.dumps([outcome, f"{path.name}, {way}: {words}"]) + "\n")
             out.flush()
 
 

@@ -7,6 +7,7 @@ deletes (an audit hook), and the parent kills it upon a random one of these repo
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import select
@@ -25,6 +26,7 @@ from _trust_runs import KINDS, Kind, warm
 
 WRITES = ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate")
 NEAR = 0.003  # seconds after the report of a write
+OTHER = 5.0  # seconds in which the other one of two processes may notice that it is alone
 
 
 @dataclass
@@ -37,6 +39,7 @@ class Victim:
     acknowledged: Any = None
     digest: str | None = None
     trouble: str = ""
+    partner: int = 0
     began: float = field(default_factory=time.monotonic)
     _rest: bytes = b""
 
@@ -60,24 +63,48 @@ class Victim:
                 self.writes += 1
             elif word == "acknowledged":
                 self.acknowledged = int(value)
+            elif word == "partner":
+                self.partner = int(value)
             elif word == "digest":
                 self.digest = value
             else:
                 self.trouble += f"{value}\n"
         return bool(found)
 
-    def end(self, kill: bool) -> bool:
-        """Ends it; whether a kill ended it."""
+    def end(self, kill: bool, first: int | None = None) -> bool:
+        """Ends it; whether a kill ended it.
+
+        Args:
+            kill: whether to kill it.
+            first: which of two processes is killed first: 0 or 1, 2 for both at once. The other one may find out by
+                itself, and is killed later, as ``torchrun`` does.
+        """
+        which = (
+            [self.pid]
+            if not self.partner or first is None
+            else [[self.pid], [self.partner], [self.pid, self.partner]][first]
+        )
         if kill:
-            os.kill(self.pid, signal.SIGKILL)
+            _kill(*which)
+        if kill and self.partner:
+            self.read(time.monotonic() + OTHER)
+            _kill(self.pid, self.partner)
         while self._take():
             pass
         _, status = os.waitpid(self.pid, 0)
         os.close(self.reports)
         killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+        if kill and self.partner and "ProcessLost" in self.trouble:
+            killed, self.trouble = True, ""
         if not killed and status and not self.trouble:
             self.trouble = f"exit status {status}"
         return killed
+
+
+def _kill(*pids: int) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def start(kind: Kind, folder: Path) -> Victim:
@@ -94,7 +121,8 @@ def start(kind: Kind, folder: Path) -> Victim:
         os.dup2(quiet, 1)
         os.dup2(quiet, 2)
         _report_writes(writing, str(folder.parent))
-        found = kind.play(folder, lambda value: _say(writing, f"acknowledged {value}"))
+        tell = [lambda pid: _say(writing, f"partner {pid}")] if kind.two else []
+        found = kind.play(folder, lambda value: _say(writing, f"acknowledged {value}"), *tell)
         _say(writing, f"digest {found}")
         code = 0
     except BaseException:
@@ -159,7 +187,7 @@ def storm(name: str, kills: int, folder: Path, seed: int = 0) -> dict[str, Any]:
                 kill = kill and victim.read(time.monotonic() + NEAR * rng.random())
             else:
                 kill = victim.read(victim.began + first_seconds * rng.random())
-            killed = victim.end(kill)
+            killed = victim.end(kill, rng.randrange(3))
             found["kills"] += killed and not spare
             found["near_writes"] += killed and near and not spare
             if victim.acknowledged is not None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import socket
 import sys
 import warnings
 from collections.abc import Callable, Mapping
@@ -27,6 +29,7 @@ from jepa_rl import (
     WindowSampler,
     WorldModel,
     WorldModelConfig,
+    distributed,
     fit,
     refine_dynamics,
 )
@@ -88,12 +91,14 @@ class Kind:
         holds: raises, or returns False, unless a folder holds what was acknowledged; None if nothing was yet.
         attempts: after so many kills of one run it is left to finish.
         right: whether the folder of a finished run is as it should be, where the digest does not tell.
+        two: whether two processes play it; ``play`` is then told how to say the number of the other one.
     """
 
-    play: Callable[[Path, Acknowledge], str]
+    play: Callable[..., str]
     holds: Callable[[Path, Any], bool]
     attempts: int = 12
     right: Callable[[Path], bool] = lambda folder: True
+    two: bool = False
 
 
 def digest(parts: Mapping[str, Any]) -> str:
@@ -199,6 +204,36 @@ def play_fit(folder: Path, acknowledge: Acknowledge) -> str:
     return digest(world.state_dict() | {"logged": logged(folder)})
 
 
+def play_two(folder: Path, acknowledge: Acknowledge, partner: Callable[[int], None]) -> str:
+    """``fit`` in two processes, as ``torchrun`` starts them: this one is the first, and forks the other."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    store = data(folder)
+    pid = os.fork()
+    places = {
+        "RANK": "0" if pid else "1",
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+    os.environ.update(places)
+    code = 1
+    try:
+        if pid:
+            partner(pid)
+            promising(TrainingState, "save", lambda state: acknowledge(state.step))
+        world = model(store)
+        with distributed.join(timeout=30):
+            fit(world, WindowSampler(store, 3), TRAIN, folder, progress=False)
+        code = 0
+    finally:
+        if not pid:
+            os._exit(code)
+    os.waitpid(pid, 0)
+    return digest(world.state_dict() | {"logged": logged(folder)})
+
+
 def play_refine(folder: Path, acknowledge: Acknowledge) -> str:
     promising(TrainingState, "save", lambda state: acknowledge(state.step))
     store = data(folder)
@@ -295,6 +330,7 @@ KINDS: dict[str, Kind] = {
     "jepa_mpc": Kind(play_control, holds_run),
     "joint_sac": Kind(lambda folder, tell: joint(folder, tell, False), holds_saved),
     "joint_dqn": Kind(lambda folder, tell: joint(folder, tell, True), holds_saved),
+    "two_processes": Kind(play_two, holds_checkpoint, two=True),
 }
 
 

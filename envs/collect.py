@@ -17,6 +17,7 @@ from jepa_rl.data import Episode, EpisodeStore
 from jepa_rl.data.layout import Layout
 from jepa_rl.envs.policies import Policy, RandomPolicy
 from jepa_rl.envs.recorder import Recorder
+from jepa_rl.envs.workers import Workers
 from jepa_rl.envs.wrappers.fresh import keep_last_observations
 from jepa_rl.progress import Progress
 from jepa_rl.spaces import world_spec
@@ -72,6 +73,8 @@ def collect(
     Raises:
         TypeError, ValueError: if the environment, the policy or the store does not fit, or a reward, action or extra is
             NaN or infinite.
+        RuntimeError: if the process of an environment ended, or did not answer for ten minutes; finished episodes are
+            stored.
     """
     if (episodes is None) == (steps is None):
         raise ValueError(f"pass either episodes or steps, got episodes={episodes} and steps={steps}")
@@ -140,7 +143,8 @@ def _begin(
     venv, spec = _as_vector_env(env), world_spec(env)
     act = _actor(policy, spec.action, venv.num_envs, np.random.default_rng(seed))
     states = _States(venv, spec, extras)
-    observations, infos = venv.reset(seed=seed)
+    with Workers(venv).answering():
+        observations, infos = venv.reset(seed=seed)
     rows = states.rows(observations, infos, np.ones(venv.num_envs, bool))
     return venv, act, states, Recorder(rows, spec.action), observations, states.layout(rows)
 
@@ -159,13 +163,14 @@ def _play(
     ``share``: number of episodes to record in each environment, int64 ``(n,)``. Afterwards it is stepped, because the
     others need it, but not recorded.
     """
-    left = share.copy()
+    left, workers = share.copy(), Workers(venv)
     resetting = np.zeros(venv.num_envs, bool)  # NEXT_STEP: these ignore their action and reset
     starts = ~resetting
     while True:
         wanted = left > 0
         actions = act(observations, starts, wanted)
-        observations, rewards, terminated, truncated, infos = venv.step(actions)
+        with workers.answering():
+            observations, rewards, terminated, truncated, infos = venv.step(actions)
         over = (terminated | truncated) & ~resetting
         live, recorded = ~resetting & wanted, over & wanted
         recorder.step(live, actions, rewards, states.arrived(observations, infos, live, recorded))
@@ -180,7 +185,8 @@ def _play(
         else:
             starts = over
             if states.autoreset is AutoresetMode.DISABLED and over.any():
-                observations, infos = venv.reset(options={"reset_mask": over.copy()})
+                with workers.answering():
+                    observations, infos = venv.reset(options={"reset_mask": over.copy()})
         beginning = starts & (left > 0)
         if beginning.any():
             recorder.begin(beginning, states.rows(observations, infos, beginning))

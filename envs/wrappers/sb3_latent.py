@@ -11,6 +11,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
 from jepa_rl._moved import renamed
+from jepa_rl.envs.workers import Workers
 from jepa_rl.envs.wrappers.fresh import LastObservationCheck, keep_last_observations
 from jepa_rl.envs.wrappers.latent import LatentTracker, Observations, row_of
 from jepa_rl.envs.wrappers.source import warn_of_differences
@@ -31,6 +32,7 @@ class SB3LatentObservation(VecEnvWrapper):
         FileNotFoundError, TypeError: as ``LatentObservation``.
         ValueError: as ``LatentObservation``; while running, if an episode ends without its last observation in
             ``info["terminal_observation"]``, or if that is overwritten already.
+        RuntimeError: while running, if an environment's process ended or hangs (``jepa_rl.envs.workers``).
 
     Warns:
         UserWarning: as ``LatentObservation``; if an episode's last observation equals the next one's first.
@@ -47,13 +49,21 @@ class SB3LatentObservation(VecEnvWrapper):
         self._tracker = LatentTracker(env_spaces(venv), venv.num_envs, encoder, history, append_state, device)
         warn_of_differences(self._tracker.encoder, venv)
         super().__init__(venv, observation_space=self._tracker.space)
+        self._workers = Workers(venv)
         self._check = None if keep_last_observations(venv) else LastObservationCheck()
 
     def reset(self) -> np.ndarray:
-        return self._tracker.start(cast("Observations", self.venv.reset()))
+        with self._workers.answering():
+            observations = self.venv.reset()
+        return self._tracker.start(cast("Observations", observations))
+
+    def step_async(self, actions: np.ndarray) -> None:
+        with self._workers.answering():
+            super().step_async(actions)
 
     def step_wait(self) -> VecEnvStepReturn:
-        seen, rewards, dones, infos = self.venv.step_wait()
+        with self._workers.answering():
+            seen, rewards, dones, infos = self.venv.step_wait()
         observations = cast("Observations", seen)
         ended = np.asarray(dones, bool)
         rows = np.flatnonzero(ended).tolist()

@@ -9,6 +9,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from gymnasium.vector.utils import batch_space
 
+from jepa_rl.envs.workers import Workers
 from jepa_rl.envs.wrappers.fresh import LastObservationCheck, keep_last_observations
 from jepa_rl.envs.wrappers.latent import LatentTracker, row_of
 from jepa_rl.envs.wrappers.source import warn_of_differences
@@ -31,6 +32,7 @@ class VectorLatentObservation(VectorWrapper):
         FileNotFoundError, TypeError: as ``LatentObservation``.
         ValueError: as ``LatentObservation``; if the environment's metadata has no autoreset mode; while running, if
             SAME_STEP autoreset gives no last observation of an episode, or one that is overwritten already.
+        RuntimeError: while running, if an environment's process ended or hangs (``jepa_rl.envs.workers``).
 
     Warns:
         UserWarning: as ``LatentObservation``; if an episode's last observation equals the next one's first.
@@ -56,7 +58,7 @@ class VectorLatentObservation(VectorWrapper):
         self.single_observation_space = self._tracker.space
         self.observation_space = batch_space(self._tracker.space, self.num_envs)
         warn_of_differences(self._tracker.encoder, env)
-        self._ended = np.zeros(self.num_envs, bool)
+        self._ended, self._workers = np.zeros(self.num_envs, bool), Workers(env)
         in_process = mode is AutoresetMode.SAME_STEP and keep_last_observations(env)
         self._check = None if in_process else LastObservationCheck()
 
@@ -66,12 +68,14 @@ class VectorLatentObservation(VectorWrapper):
         rows = np.ones(self.num_envs, bool)
         if options and "reset_mask" in options:
             rows = np.array(options["reset_mask"], bool)  # the environment takes the mask out of the options
-        observations, infos = self.env.reset(seed=seed, options=options)  # type: ignore[arg-type]
+        with self._workers.answering():
+            observations, infos = self.env.reset(seed=seed, options=options)  # type: ignore[arg-type]
         self._ended[rows] = False
         return self._tracker.start(observations, rows), infos
 
     def step(self, actions: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
-        observations, rewards, terminated, truncated, infos = self.env.step(actions)
+        with self._workers.answering():
+            observations, rewards, terminated, truncated, infos = self.env.step(actions)
         ended = np.logical_or(terminated, truncated)
         if self._mode is AutoresetMode.SAME_STEP:
             last = _final_observations(infos, ended)
