@@ -17,6 +17,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,7 @@ def run(
         way, fault = WAYS[number % len(WAYS)], FAULTS[number // len(WAYS) % len(FAULTS)]
         at, which = rng.randrange(1, 30), rng.randrange(3)
         outcome, words = _alone(
-            lambda: play(way, fault, at, which, rng, folder / "store"), folder / "report.json"
+            partial(play, way, fault, at, which, rng, folder / "store"), folder / "report.json"
         )
         kinds[f"{way}, {fault}: {outcome}"] += 1
         outcomes[outcome] += 1
