@@ -26,7 +26,7 @@ from _trust_runs import KINDS, Kind, warm
 
 WRITES = ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate")
 NEAR = 0.003  # seconds after the report of a write
-OTHER = 5.0  # seconds in which the other one of two processes may notice that it is alone
+OTHER = 2.0  # seconds in which the other one of two processes may notice that it is alone
 
 
 @dataclass
@@ -71,7 +71,7 @@ class Victim:
                 self.trouble += f"{value}\n"
         return bool(found)
 
-    def end(self, kill: bool, first: int | None = None) -> bool:
+    def end(self, kill: bool, first: int = 0) -> bool:
         """Ends it; whether a kill ended it.
 
         Args:
@@ -79,16 +79,13 @@ class Victim:
             first: which of two processes is killed first: 0 or 1, 2 for both at once. The other one may find out by
                 itself, and is killed later, as ``torchrun`` does.
         """
-        which = (
-            [self.pid]
-            if not self.partner or first is None
-            else [[self.pid], [self.partner], [self.pid, self.partner]][first]
-        )
-        if kill:
-            _kill(*which)
-        if kill and self.partner:
+        both = (self.pid, self.partner)
+        if kill and not self.partner:
+            _kill(self.pid)
+        elif kill:
+            _kill(*(both if first == 2 else both[first : first + 1]))
             self.read(time.monotonic() + OTHER)
-            _kill(self.pid, self.partner)
+            _kill(*both)
         while self._take():
             pass
         _, status = os.waitpid(self.pid, 0)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import socket
 import sys
 import warnings
@@ -191,9 +192,10 @@ def model(store: EpisodeStore) -> WorldModel:
 def data(folder: Path) -> EpisodeStore:
     """Episodes that all runs learn from, made once beside their folders."""
     path = folder.parent / "data"
-    if not (path / "store.json").exists():
-        collect(Spot(), path, episodes=12, seed=0, progress=False)
-    return EpisodeStore.open(path)
+    if (path / "store.json").exists() and len(store := EpisodeStore.open(path)) == 12:
+        return store
+    shutil.rmtree(path, ignore_errors=True)  # the disk gave out while they were collected
+    return collect(Spot(), path, episodes=12, seed=0, progress=False)
 
 
 def play_fit(folder: Path, acknowledge: Acknowledge) -> str:

@@ -6,7 +6,7 @@
 
 Each part is a storm in a file of its own, ``_trust_<part>.py``, whose docstring says what counts as broken. Figures of
 all parts found so far with the same code are merged, so that parts may be run one after the other; ``--fresh`` runs
-them again. ``kills`` goes on after an interruption with the kinds that are missing.
+them again. After an interruption a part goes on with the kinds that are missing.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import json
 import shutil
 import time
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -51,27 +50,38 @@ def main(args: Args) -> None:
     if not (args.quick or trying()):
         refuse_unrecordable()
     amount = AMOUNTS["quick" if args.quick else "long" if args.long else "minutes"]
+    storms = {
+        part: importlib.import_module(f"_trust_{part}") for part in PARTS
+    }  # all: they are the code of the figures
     found = _known(args.out, amount)
     for part in args.only or PARTS:
         if part in found and not args.fresh:
             continue
-        storm, began = importlib.import_module(f"_trust_{part}"), time.perf_counter()
-        half = args.out / f"{part}.unfinished.json"
-        if args.fresh:
-            half.unlink(missing_ok=True)
-        figures = storm.run(
-            amount[part],
-            args.out / part,
-            _read(half, amount[part]),
-            partial(_write, half, amount[part]),
+        half, began = _Half(args.out / f"{part}.unfinished.json", amount[part]), time.perf_counter()
+        figures = storms[part].run(
+            amount[part], args.out / part, {} if args.fresh else half.read(), half.write
         )
         seconds = round(time.perf_counter() - began, 1)
         _write(args.out / f"{part}.json", amount[part], {"figures": figures, "seconds": seconds})
-        half.unlink(missing_ok=True)
+        half.path.unlink(missing_ok=True)
         shutil.rmtree(args.out / part, ignore_errors=True)
         found = _known(args.out, amount)
         print(part, json.dumps(figures, indent=1, default=plain), f"{seconds} s", flush=True)
     print(write_results("trust", summary(found), quick=args.quick))
+
+
+@dataclass(frozen=True)
+class _Half:
+    """Figures of a part that was interrupted."""
+
+    path: Path
+    amount: int
+
+    def read(self) -> dict[str, Any]:
+        return _read(self.path, self.amount)
+
+    def write(self, so_far: dict[str, Any]) -> None:
+        _write(self.path, self.amount, so_far)
 
 
 def summary(found: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -83,10 +93,10 @@ def summary(found: dict[str, dict[str, Any]]) -> dict[str, Any]:
         payload |= {key: sum(kind[key] for kind in kills.values()) for key in ("lost", "differs")}
     wanted = {
         "files": ("files_tried", "files_escaped"),
-        "inputs": ("inputs_tried", "silent_wrong"),
+        "inputs": ("inputs_tried", "silent_wrong", "raw_errors"),
         "workers": ("worker_faults", "workers_escaped"),
         "disk": ("disk_faults", "disk_escaped"),
-        "soak": ("soak_steps", "soak_growth_mib", "soak_open_files"),
+        "soak": ("soak_steps", "soak_growth_mib", "open_files_constant"),
     }
     for part, keys in wanted.items():
         if part in parts:

@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import (
     register_module_buffer_registration_hook,
     register_module_parameter_registration_hook,
 )
+from torch.overrides import TorchFunctionMode
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # options of mallopt, see <malloc.h>
 
@@ -74,21 +76,32 @@ def weights_within(most: int) -> Iterator[None]:
     """
     built, limit, thread = 0, 3 * most + 2**20, threading.get_ident()
 
+    def refuse(what: str, number: int) -> None:
+        raise ValueError(f"{what} makes it {number:,} weights, and the file holds {most:,}")
+
+    class Empty(TorchFunctionMode):
+        """Looks at tensors that are filled before they become weights of a module."""
+
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            made = func(*args, **(kwargs or {}))
+            if func is torch.empty and made.numel() > limit:
+                refuse("a tensor", made.numel())
+            return made
+
     def count(module: nn.Module, name: str, value: Any) -> None:
         nonlocal built
         if isinstance(value, Tensor) and threading.get_ident() == thread:
             built += value.numel()
             if built > limit:
-                raise ValueError(
-                    f"{type(module).__name__}.{name} makes it {built:,} weights, and the file holds {most:,}"
-                )
+                refuse(f"{type(module).__name__}.{name}", built)
 
     hooks = [
         register_module_parameter_registration_hook(count),
         register_module_buffer_registration_hook(count),
     ]
     try:
-        yield
+        with Empty():
+            yield
     finally:
         for hook in hooks:
             hook.remove()
