@@ -51,7 +51,7 @@ class Faulty(Spot):
 
     def reset(self, **options):
         seen, info = super().reset(**options)
-        seen, _ = self._spoilt(seen, 0.0)
+        seen, _ = self._spoilt(seen, None)
         return seen, info
 
     def step(self, action):
@@ -61,8 +61,9 @@ class Faulty(Spot):
 
     def _spoilt(self, seen: Any, reward: Any) -> tuple[Any, Any]:
         self.calls += 1
-        if self.calls != self.faulty or not self.fault:
-            return seen, reward
+        if not self.fault or self.calls < self.faulty or (reward is None and self.fault in ("nan", "rewards")):
+            return seen, reward  # a reset has no reward: the next step goes wrong instead
+        self.faulty = 10**9
         if self.fault == "exit":
             os._exit(3)
         if self.fault == "kill":
@@ -157,7 +158,7 @@ def play(way: str, fault: str, at: int, which: int, rng: random.Random, folder: 
     else:
         outcome = "went on"
     never = (("collect", "nan"), ("collect", "shape"), ("vector", "shape"), ("sb3", "shape"))
-    if outcome == "went on" and (way, fault) in never and at > 1:  # a reset has no reward
+    if outcome == "went on" and (way, fault) in never:
         outcome = f"{fault} went through"
     if way == "collect" and (folder / "store.json").exists():
         store = EpisodeStore.open(folder)

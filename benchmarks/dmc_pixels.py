@@ -110,10 +110,13 @@ class Task:
     """Frames after which an episode of training is cut off, for every method; evaluation plays whole episodes."""
     keypoints: int = 0
     """That JEPAMPC reads a picture by; the preset's convolutions if 0."""
+    preset: str = "laptop"
+    """Of JEPAMPC."""
 
 
 TASKS = {
-    "cartpole-swingup": Task("dmc/cartpole-swingup-v0", 8, 0.97, updates=2),
+    # With the preset laptop 752 in the mean of three seeds instead of 825.
+    "cartpole-swingup": Task("dmc/cartpole-swingup-v0", 8, 0.97, updates=2, preset="wide"),
     "cartpole-balance": Task("dmc/cartpole-balance-v0", 8, 0.97, updates=2),
     # A hundred episodes of 1,000 frames would show a hundred targets, and targets are what has to be generalised over:
     # more of them, and an encoder that says where the few things in the picture are.
@@ -132,8 +135,8 @@ class Args:
     seeds: tuple[int, ...] = (14, 15, 16)
     """Of training; JEPAMPC's settings were chosen on 0, 10 and 100, 1 to 5 were looked at meanwhile, and a defect was
     sought on 14."""
-    preset: str = "laptop"
-    """Of JEPAMPC."""
+    preset: str | None = None
+    """Of JEPAMPC; the task's own if None."""
     frames: int | None = None
     """Of training; the task's own number if None."""
     evaluate_every: int = 10_000
@@ -219,7 +222,7 @@ def run(args: Args, name: str, method: str, seed: int) -> None:
     if args.frames is not None:
         task = replace(task, frames=args.frames)
     if record.exists():
-        asked: dict[str, Any] = {"preset": args.preset} if method == "jepa_mpc" else {}
+        asked: dict[str, Any] = {"preset": args.preset or task.preset} if method == "jepa_mpc" else {}
         refuse_unlike(args, folder, asked | {"frames": task.frames}, finished=True)
         return
     print(f"{name}, {method}, seed {seed}", flush=True)
@@ -292,7 +295,7 @@ def make_jepa_mpc(
     args: Args, task: Task, folder: Path, seed: int, decisions: int, **changes: dict[str, Any]
 ) -> JEPAMPC:
     """The preset's agent; ``changes``: of the ``world``, of ``control`` and of the ``search``."""
-    settings = jepa_mpc_preset(args.preset)
+    settings = jepa_mpc_preset(args.preset or task.preset)
     policy = settings["policy_kwargs"] | changes.get("search", {})
     policy["world"] = policy.get("world", {}) | changes.get("world", {})
     if task.keypoints:
@@ -310,7 +313,12 @@ def run_jepa_mpc(args: Args, task: Task, folder: Path, seed: int, decisions: int
     model = make_jepa_mpc(args, task, folder, seed, decisions)
     seen = f"pixels, read by {task.keypoints} keypoints" if task.keypoints else "pixels"
     n_step = list(model.n_step) if isinstance(model.n_step, tuple) else model.n_step  # as JSON has it
-    facts = {"preset": args.preset, "n_step": n_step, "device": str(model.device), "observations": seen}
+    facts = {
+        "preset": args.preset or task.preset,
+        "n_step": n_step,
+        "device": str(model.device),
+        "observations": seen,
+    }
     facts["agent"] = settings_of(model) | {"seed": None}
     refuse_unlike(args, folder, facts)
     checkpoints = ResumableRun(folder / "run", every=max(50, decisions // 20))

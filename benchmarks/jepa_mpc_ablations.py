@@ -136,7 +136,9 @@ def run(args: Args, task: Task, variant: Variant, seed: int) -> None:
         return
     print(f"{args.task}, {variant}, seed {seed}", flush=True)
     decisions, processes = task.frames // task.repeat, note_process(folder)
-    settings = dmc_pixels.Args(device=args.device, evaluate_every=args.evaluate_every, episodes=args.episodes)
+    settings = dmc_pixels.Args(
+        preset="laptop", device=args.device, evaluate_every=args.evaluate_every, episodes=args.episodes
+    )
     model = make_jepa_mpc(settings, task, folder, seed, decisions, **VARIANTS[variant])
     before = {"pretraining_seconds": 0.0}
     if variant in ("warm_start", "frozen"):

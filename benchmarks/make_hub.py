@@ -264,7 +264,17 @@ def control(task_name: str, seed: int, words: str, note: str = "") -> Recipe:
 
     return Recipe(
         seed,
-        ("benchmarks/dmc_pixels.py", "--tasks", task_name, "--methods", "jepa_mpc", "--seeds", str(seed)),
+        (
+            "benchmarks/dmc_pixels.py",
+            "--tasks",
+            task_name,
+            "--methods",
+            "jepa_mpc",
+            "--preset",
+            "laptop",
+            "--seeds",
+            str(seed),
+        ),
         f"dmc_pixels/{task_name}/jepa_mpc/seed_{seed}",
         f"dmc_pixels/{task_name}/jepa_mpc/seed_{seed}.json",
         save_control(task_name),

@@ -19,6 +19,7 @@ from jepa_rl.memory import check_memory
 from jepa_rl.types import ActionSpec
 
 _TOGETHER = 2**25  # bytes of episodes that are written, and synced to disk, at once
+_CHOICES = 4096  # of a discrete action; more are no choices but numbers
 
 
 @contextmanager
@@ -56,7 +57,7 @@ def write_store(
     Raises:
         ValueError: if there are no episodes, or they differ in layout.
     """
-    store, waiting = None, []
+    store, waiting, size = None, [], 0
     for episode in episodes:
         if store is None:
             rows = {name: (values.shape[1:], values.dtype) for name, values in episode.extras.items()}
@@ -65,9 +66,10 @@ def write_store(
                 part, layout.frame_shape, action, frames=frames, extras=layout.extras, source=source
             )
         waiting.append(episode)
-        if sum(one.frames.nbytes for one in waiting) >= _TOGETHER:
+        size += episode.frames.nbytes
+        if size >= _TOGETHER:
             store.append_many(waiting)
-            waiting = []
+            waiting, size = [], 0
     if store is None:
         raise ValueError(f"{what} has no episodes")
     store.append_many(waiting)
@@ -103,7 +105,7 @@ class ActionRange:
         """The smallest action space that holds them; a component that never changes gets a range of 2 around it.
 
         Raises:
-            ValueError: if there were none, or they were NaN or infinite.
+            ValueError: if there were none, they were NaN or infinite, or they are too many whole numbers to be choices.
         """
         if self.low is None or self.high is None:
             raise ValueError("there are no actions to take bounds from")
@@ -113,7 +115,13 @@ class ActionRange:
             return ActionSpec(
                 "continuous", len(low), tuple((low - still).tolist()), tuple((high + still).tolist())
             )
-        starts, counts = self.low.tolist(), (self.high - self.low + 1).tolist()
+        starts, ends = self.low.tolist(), self.high.tolist()
+        counts = [end - start + 1 for start, end in zip(starts, ends, strict=True)]
+        if sum(counts) > _CHOICES:
+            raise ValueError(
+                f"whole-number actions from {starts} to {ends} are {sum(counts)} choices, more than "
+                f"{_CHOICES}; pass action= with the action space"
+            )
         if self.single:
             return ActionSpec("discrete", counts[0], start=starts[0])
         return ActionSpec("discrete", sum(counts), choices=tuple(counts), starts=tuple(starts))

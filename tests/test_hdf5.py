@@ -112,6 +112,7 @@ ROWS = np.zeros((7, 2), np.float32)
         ({"ep_offset": np.array([0, 2])}, ValueError, "one episode after the other"),
         ({"ep_offset": np.array([-3, 3])}, ValueError, "one episode after the other"),
         ({"ep_offset": np.array([0, 2**62])}, ValueError, "rows, the episodes need"),
+        ({"action": np.r_[0, 2**62, 0:5]}, ValueError, "choices, more than 4096; pass action="),
         ({"action": np.array([b"cos\nsystem\n"] * 7, object)}, TypeError, "must hold numbers or booleans, got object"),
         ({"reward": np.array(["1"] * 7, "S1")}, TypeError, "must hold numbers"),
         ({"reward": np.r_[0, 1, np.nan, 0, 1, 1, 1]}, ValueError, "episode 0 of .* NaN or infinite value at step 1"),

@@ -21,11 +21,14 @@ av = pytest.importorskip("av")
 
 
 def digests(store, without=()) -> dict[str, str]:
-    """Of the files of a store, but for its index cache and lock."""
+    """Of the files of a store, but for its index cache and lock; without pictures, of lines without checksums."""
     files = [file for file in store.path.iterdir() if file.suffix in (".bin", ".json", ".jsonl")]
-    return {
-        file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files if file.name not in without
-    }
+    found = {file.name: file.read_bytes() for file in files if file.name not in without}
+    if without:
+        lines = map(json.loads, found["episodes.jsonl"].splitlines())
+        told = [{key: line[key] for key in line if key not in ("data", "line")} for line in lines]
+        found["episodes.jsonl"] = json.dumps(told).encode()
+    return {name: hashlib.sha256(data).hexdigest() for name, data in found.items()}
 
 
 def psnr(one, two) -> float:

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,8 +12,8 @@ from torch.nn import functional as F
 from jepa_rl import ActionSpec, Batch, TrainConfig, WorldModel, WorldSpec
 from jepa_rl.objectives import Views, info_nce, nt_xent, random_crop, recoloured
 from jepa_rl.objectives.augment import turned_hue
-from jepa_rl.objectives.encoder_objective import real_pictures
 from jepa_rl.objectives.dino import distillation
+from jepa_rl.objectives.encoder_objective import real_pictures
 from jepa_rl.testing import ObjectiveContract
 from jepa_rl.training.checkpoint import TrainingState
 
@@ -77,18 +78,31 @@ def test_distillation_skips_a_view_against_itself():
     torch.testing.assert_close(found, expected)
 
 
+def test_dinos_teacher_sees_large_crops_and_its_student_all():
+    world = make_world("dino", local=3, local_scale=(0.05, 0.1), prototypes=8).eval()
+    pictures, rng, objective = discs(6, 0)[0], seeded(), world.objective
+    large = [Views((0.4, 1.0)).draw(pictures, 1, rng) for _ in range(2)]
+    small = [Views((0.05, 0.1)).draw(pictures, 1, rng) for _ in range(3)]
+    student = torch.stack([objective.head(world.encode(view)) for view in large + small])
+    teacher = torch.stack([objective.teacher(view) for view in large])
+    expected = distillation(student, teacher, torch.zeros(8), (0.1, 0.04))
+    _, terms = world.loss(batch_of(pictures), seeded())
+    torch.testing.assert_close(terms["dino"], expected)
+
+
 # -- views ---------------------------------------------------------------------------------------------
 
 
-def test_a_crop_of_everything_changes_nothing_and_a_flip_mirrors():
+def test_the_whole_picture_is_a_crop_and_a_flip_mirrors_the_same_one():
     pictures, _ = discs(4, 0)
-    # Of the whole area only a square is the whole picture; the others lose up to a quarter of one side.
-    seen = random_crop(pictures, (1.0, 1.0), 0.0, seeded())
-    assert seen.shape == pictures.shape and seen.dtype == torch.uint8
-    whole = Views((1.0, 1.0), jitter=0.0, grayscale=0.0).draw(pictures, 1, seeded(1))
-    assert not torch.equal(whole, Views((1.0, 1.0), 0.0, 0.0).draw(pictures, 1, seeded(2)))
-    flipped = random_crop(pictures, (1.0, 1.0), 1.0, seeded())
-    torch.testing.assert_close(flipped.flip(-1), seen)
+    whole = Views((1.0, 1.0), jitter=0.0, grayscale=0.0, flip=0.0)
+    assert torch.equal(whole.draw(pictures, 1, seeded()), pictures)
+    assert torch.equal(replace(whole, flip=1.0).draw(pictures, 1, seeded()), pictures.flip(-1))
+    grey = replace(whole, grayscale=1.0).draw(pictures, 1, seeded())
+    assert torch.equal(grey[:, 0], grey[:, 2]) and not torch.equal(grey, pictures)
+    seen, flipped = (random_crop(pictures, (0.5, 1.0), flip, seeded()) for flip in (0.0, 1.0))
+    torch.testing.assert_close(flipped.flip(-1), seen, atol=1, rtol=0)
+    assert not torch.equal(flipped, seen)
 
 
 def test_crops_of_a_ramp_are_straight_and_as_large_as_asked():
@@ -105,8 +119,9 @@ def test_crops_of_a_ramp_are_straight_and_as_large_as_asked():
 
 def test_stacked_frames_share_a_view_and_rows_do_not():
     picture = discs(1, 0)[0].repeat(2, 2, 1, 1)
-    seen = Views().draw(picture, 2, seeded(1))
-    assert torch.equal(seen[:, :3], seen[:, 3:]) and not torch.equal(seen[0], seen[1])
+    for views in (Views((0.2, 0.9), 0.0, 0.0), Views((1.0, 1.0), 1.0, 0.0)):
+        seen = views.draw(picture, 2, seeded(1))
+        assert torch.equal(seen[:, :3], seen[:, 3:]) and not torch.equal(seen[0], seen[1])
 
 
 def test_colours():
@@ -150,23 +165,30 @@ def test_mocos_queue_drops_the_oldest_keys_and_its_teacher_is_a_moving_average()
     objective, weight = world.objective, world.encoder.project.weight
     old_queue, old = objective.queue.clone(), objective.teacher.encoder.project.weight.clone()
     assert torch.equal(old, weight)
+
+    def update(rows, seed):
+        """One loss and its update. Returns the keys that the teacher gave."""
+        pictures = discs(rows, seed)[0]
+        _, view = objective.two_views(pictures, seeded(seed))
+        keys = F.normalize(objective.teacher(view), dim=-1)
+        before = objective.queue.clone()
+        world.loss(batch_of(pictures), seeded(seed))
+        assert torch.equal(objective.queue, before), "a loss alone changes nothing"
+        world.after_update()
+        return keys
+
+    old_head = objective.teacher.head[0].bias.clone()
     with torch.no_grad():
         weight += 1.0
-    world.loss(batch_of(discs(6, 0)[0]), seeded())
-    assert torch.equal(objective.queue, old_queue), "a loss alone changes nothing"
-    first = objective._keys
-    world.after_update()
+        objective.head[0].bias += 1.0
+    first = update(6, 0)
     torch.testing.assert_close(objective.teacher.encoder.project.weight, old + 0.25)
-    assert torch.equal(objective.queue, torch.cat([first, old_queue[6:]]))
-    world.loss(batch_of(discs(6, 1)[0]), seeded())
-    second = objective._keys
-    torch.testing.assert_close(second.norm(dim=1), torch.ones(6))
-    world.after_update()
-    assert torch.equal(objective.queue, torch.cat([second[4:], first[2:], second[:4]]))
-    world.loss(batch_of(discs(24, 2)[0]), seeded())
-    third = objective._keys[-10:]  # more keys than places: the last ones
-    world.after_update()
-    assert torch.equal(objective.queue, third.roll(2, 0))
+    torch.testing.assert_close(objective.teacher.head[0].bias, old_head + 0.25)
+    torch.testing.assert_close(objective.queue, torch.cat([first, old_queue[6:]]))
+    second = update(6, 1)
+    torch.testing.assert_close(objective.queue, torch.cat([second[4:], first[2:], second[:4]]))
+    third = update(24, 2)[-10:]  # more keys than places: the last ones
+    torch.testing.assert_close(objective.queue, third.roll(2, 0))
 
 
 def test_dinos_centre_and_schedule():
@@ -196,14 +218,14 @@ def used(world):
 
 
 def test_dino_without_centring_collapses():
-    """Without a batch norm, and so without anything against it, to one prototype; with one still to few."""
+    """Without a batch norm, and so without anything against it, to one prototype; with one still to few of them."""
     small = PLACES | {"local": 0, "prototypes": 16, "momentum": (0.9, 0.9), "dynamics": 0.0}
     found = {}
     for name, centre, norm in (("centred", 0.5, True), ("not centred", 1.0, True), ("bare", 1.0, False)):
         world = make_world("dino", encoder_options={"widths": (8, 16), "norm": norm}, centre=centre, **small)
-        updates(world, 50 if norm else 25, rate=1e-3)
+        updates(world, 30 if norm else 15, rate=1e-3)
         found[name] = used(world.train())
-    assert found["bare"] < 1.1 and found["not centred"] < 3 and found["centred"] > 6, found
+    assert found["bare"] < 1.1 and found["not centred"] < 4 and found["centred"] > 6, found
 
 
 # -- what the losses move, and what they leave alone ---------------------------------------------------
@@ -307,11 +329,11 @@ def recognised(world):
     return (cosine < cosine.diagonal()[:, None]).float().mean().item()
 
 
-@pytest.mark.parametrize(("name", "margin"), [("simclr", 0.12), ("moco", 0.1), ("dino", 0.07)])
+@pytest.mark.parametrize(("name", "margin"), [("simclr", 0.12), ("moco", 0.09), ("dino", 0.07)])
 def test_it_recognises_a_disc_by_its_colour_in_another_view(name, margin):
     untrained = recognised(measured(make_world(name, **SMALL[name])))
     world = make_world(name, **SMALL[name])
-    updates(world, 80)
+    updates(world, 40)
     found = recognised(world.eval())
     assert found > untrained + margin, (untrained, found)
 
@@ -354,7 +376,7 @@ def test_one_picture_and_vectors_are_refused(name):
         discs(2, 0)[0].unsqueeze(0), torch.zeros(1, 1, 2), torch.zeros(1, 1), torch.zeros(1, 1).bool(),
         valid=torch.zeros(1, 1).bool(),
     )  # fmt: skip
-    with pytest.raises(ValueError, match="at least 2 in a batch, got 1"):
+    with pytest.raises(ValueError, match="at least 2 pictures in a batch, got 1"):
         world.loss(one, seeded())
     assert all(torch.equal(before[key], value) for key, value in world.state_dict().items())
     for parts in ((("state", (3,)),), (("picture", SPEC.pixels), ("state", (3,)))):

@@ -67,8 +67,8 @@ LUMA = (0.299, 0.587, 0.114)  # of red, green and blue in brightness (ITU-R BT.6
 class Views:
     """Random views of pictures, as SimCLR, MoCo v2 and DINO compare them, but for their Gaussian blur and solarisation.
 
-    Pictures of a few dozen pixels are not blurred (SimCLR, appendix B.9). Each picture gets its own crop and colours;
-    the stacked frames of a picture share them.
+    SimCLR does not blur small pictures either (appendix B.9). Each picture gets its own crop and colours; the stacked
+    frames of a picture share them.
 
     Attributes:
         scale: smallest and largest share of the picture's area in a crop, which is resized to the picture's size.
@@ -123,15 +123,15 @@ def random_crop(
 
     Args:
         pixels: each picture gets its own crop, its channels the same one.
-        scale: range of the crop's share of the area, uniform. Its ratio of width to height is log-uniform in
-            [3/4, 4/3]; what would be larger than the picture is cut.
+        scale: range of the crop's share of the area, uniform. The ratio of its sides is log-uniform between 3/4 and
+            4/3, or nearer to 1 where the crop would not fit into the picture; a share of 1 is the whole picture.
         flip: probability that the part is flipped left to right.
         generator: of crops and flips.
     """
     area, stretch, at_x, at_y, turn = torch.rand(5, len(pixels), generator=generator, device=pixels.device)
     area = scale[0] + (scale[1] - scale[0]) * area
-    ratio = ((2 * stretch - 1) * math.log(4 / 3)).exp()
-    wide, high = ((area * side).sqrt().clamp(max=1.0) for side in (ratio, 1 / ratio))
+    ratio = ((2 * stretch - 1) * (-area.log()).clamp(max=math.log(4 / 3))).exp()
+    wide, high = (area * ratio).sqrt(), (area / ratio).sqrt()
     # In grid_sample's coordinates a picture reaches from -1 to 1.
     where = torch.zeros(len(pixels), 2, 3, device=pixels.device)
     where[:, 0, 0], where[:, 1, 1] = wide * torch.where(turn < flip, -1.0, 1.0), high

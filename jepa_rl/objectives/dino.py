@@ -20,7 +20,7 @@ GLOBAL_CROPS = (0.4, 1.0)
 
 
 class Prototypes(nn.Module):
-    """DINO's head: a perceptron to a sphere, and the cosines to prototypes (arXiv:2104.14294, appendix C).
+    """DINO's head: a perceptron to a sphere, and the cosines to prototypes (arXiv:2104.14294, section 3).
 
     Args:
         latent_dim: width of the latent.

@@ -70,8 +70,8 @@ class EncoderObjective(Objective):
         count = len(next(iter(world.spec.named(pictures).values())))
         if count < 2:
             raise ValueError(
-                f"the objective {type(self).__name__} compares pictures and needs at least 2 in a batch, got {count}; "
-                "draw more windows"
+                f"the objective {type(self).__name__} needs at least 2 pictures in a batch, got {count}; draw more "
+                "windows"
             )
         answer = self.encoder_loss(world, pictures, generator)
         total, found = checked_loss(answer, "loss of the encoder")
