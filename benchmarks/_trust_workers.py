@@ -61,7 +61,11 @@ class Faulty(Spot):
 
     def _spoilt(self, seen: Any, reward: Any) -> tuple[Any, Any]:
         self.calls += 1
-        if not self.fault or self.calls < self.faulty or (reward is None and self.fault in ("nan", "rewards")):
+        if (
+            not self.fault
+            or self.calls < self.faulty
+            or (reward is None and self.fault in ("nan", "rewards"))
+        ):
             return seen, reward  # a reset has no reward: the next step goes wrong instead
         self.faulty = 10**9
         if self.fault == "exit":
