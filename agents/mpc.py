@@ -193,8 +193,8 @@ class MPCAgent(LatentAgent):
                         f"{path} was saved with a cost of its own; pass it: load(path, cost=...)"
                     )
                 cost = partial(GoalCost, **settings["cost"])
-            # Files from before there was a choice lack the last two.
-            settings = dict[str, Any](precision="float32", keep=None) | settings
+            older: JSON = {"precision": "float32", "keep": None}  # of files from before there was a choice
+            settings = older | settings
             names = ("hold", "replan_every", "keep", "precision", "seed")
             return cls(model, planner, cost=cost, **{name: settings[name] for name in names})
 

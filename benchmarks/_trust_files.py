@@ -182,21 +182,14 @@ def _where(error: BaseException) -> str:
 
 def _watch(folder: Path, happened: list[str]) -> None:
     """Notes programs that are started, pickles that are read, and files that are opened elsewhere."""
-    allowed = (
-        str(folder),
-        "/proc",
-        "/sys",
-        "/dev",
+    system = ("/proc", "/sys", "/dev", "/usr/lib", "/usr/share", "/etc/localtime")
+    code = (
         sys.prefix,
         sys.base_prefix,
-        str(Path(__file__).parents[1]),
+        Path(__file__).parents[1],
+        *(Path(p).resolve() for p in sys.path if p),
     )
-    allowed += (
-        *tuple(str(Path(p).resolve()) for p in sys.path if p),
-        "/usr/lib",
-        "/usr/share",
-        "/etc/localtime",
-    )
+    allowed = (str(folder), *system, *map(str, code))
 
     def hook(event: str, args: tuple) -> None:
         if event in FORBIDDEN:

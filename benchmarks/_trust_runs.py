@@ -35,7 +35,7 @@ from jepa_rl import (
     refine_dynamics,
 )
 from jepa_rl.agents import JEPADQN, JEPAMPC, JEPASAC, EvaluationCallback, ResumableRun, jepa_policy_kwargs
-from jepa_rl.agents.sb3.baselines import SaveAtEvaluation, load_saved
+from jepa_rl.agents.sb3.baselines import REPLAY, SaveAtEvaluation, load_saved
 from jepa_rl.control import ControlConfig
 from jepa_rl.csv_log import read_csv
 from jepa_rl.envs import collect
@@ -321,7 +321,7 @@ def holds_saved(folder: Path, acknowledged: int | None) -> bool:
     saved = SaveAtEvaluation.newest(folder / "saved")
     if saved is None or int(saved.name) < acknowledged:
         return False
-    load_tensors(saved / "replay.pkl", ("replay",))
+    load_tensors(saved / REPLAY, ("replay",))
     return True
 
 

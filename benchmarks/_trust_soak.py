@@ -52,9 +52,8 @@ class Spots(VectorEnv):
 
     def step(self, actions):
         again = self.over
-        self.at = np.where(
-            again[:, None], self.np_random.uniform(0, 7, self.at.shape), np.clip(self.at + actions, 0, 7)
-        )
+        new = self.np_random.uniform(0, 7, self.at.shape)
+        self.at = np.where(again[:, None], new, np.clip(self.at + actions, 0, 7))
         self.left = np.where(again, LENGTH, self.left - 1)
         self.over = ~again & (self.left == 0)
         rewards = np.where(again, 0.0, -np.abs(self.at - 4).mean(1))

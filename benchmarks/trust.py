@@ -50,9 +50,7 @@ def main(args: Args) -> None:
     if not (args.quick or trying()):
         refuse_unrecordable()
     amount = AMOUNTS["quick" if args.quick else "long" if args.long else "minutes"]
-    storms = {
-        part: importlib.import_module(f"_trust_{part}") for part in PARTS
-    }  # all: they are the code of the figures
+    storms = {part: importlib.import_module(f"_trust_{part}") for part in PARTS}  # the code of all figures
     found = _known(args.out, amount)
     for part in args.only or PARTS:
         if part in found and not args.fresh:

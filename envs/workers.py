@@ -46,7 +46,11 @@ class Workers:
         except (EOFError, BrokenPipeError, ConnectionError) as error:
             if not self.processes:
                 raise
-            self.look()
+            until = (
+                time.monotonic() + 2.0
+            )  # it takes a moment until a process that has closed its pipe is gone
+            while not self.look() and time.monotonic() < until:
+                time.sleep(0.01)
             raise RuntimeError(self.trouble or self._ended()) from error
         finally:
             self.since = None

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jepa_rl.data.replay import EpisodeReplay
+from jepa_rl.files import load_tensors, save_tensors
 
 FRAMES = 3
 SPACE = {
@@ -181,3 +182,25 @@ def test_what_cannot_be_held_is_refused_before_anything_changes(tmp_path):
     good = {**bad, "state": np.zeros((1, 2), np.float32)}
     with pytest.raises(ValueError, match="state hold NaN"):
         replay.add(bad, np.zeros((1, 2)), np.ones(1), good, np.zeros(1, bool), np.zeros(1, bool))
+
+
+def test_files_whose_parts_do_not_fit_are_refused_before_anything_changes(tmp_path):
+    """Whatever their checksum says: these have the right one."""
+    path, replay = tmp_path / "replay.safetensors", EpisodeReplay(SPACE, 2, 40, FRAMES)
+    fill(replay, [3, 5])
+    replay.save(path)
+    tensors, header = load_tensors(path, ("replay",))
+    steps = tensors["steps"]
+    damaged = [
+        {"steps": steps + 1}, {"steps": -steps}, {"steps": steps.float()}, {"steps": steps[None]}, {"reward": None},
+        {"action": tensors["action"][:-1]}, {"reward": tensors["reward"].double()},
+    ]  # fmt: skip
+    for change in damaged:
+        kept = {name: value for name, value in (tensors | change).items() if value is not None}
+        save_tensors(path, "replay", kept, header)
+        with pytest.raises(ValueError, match=r"replay.safetensors"):
+            replay.load(path, replace=True)
+    assert len(replay) == int(steps.sum())
+    save_tensors(path, "replay", tensors, {})
+    with pytest.raises(ValueError, match=r"replay.safetensors does not describe a replay"):
+        replay.load(path)

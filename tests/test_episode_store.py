@@ -383,3 +383,66 @@ def test_the_action_space_is_the_same_when_a_store_is_opened_again(tmp_path, act
     EpisodeStore.create(tmp_path / "store", (1, 4, 4), action)
     found = EpisodeStore.open(tmp_path / "store").layout.action
     assert found == action and (found.dtype, found.choices) == (action.dtype, ())
+
+
+# -- checksums ---------------------------------------------------------------------------------------
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_a_flipped_bit_anywhere_is_noticed(tmp_path_factory, data):
+    path = tmp_path_factory.mktemp("store") / "s"
+    with make_store(path) as store:
+        store.append_many([make_episode(3, 0), make_episode(2, 1)])
+        store.verify()
+    file = path / data.draw(
+        st.sampled_from(["store.json", "episodes.jsonl", *(c.file for c in store._columns.values())])
+    )
+    content = bytearray(file.read_bytes())
+    content[data.draw(st.integers(0, len(content) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+    file.write_bytes(content)
+    with warnings.catch_warnings(), pytest.raises((ValueError, UserWarning)) as caught:
+        warnings.simplefilter("error")  # a lost newline makes the last line an unfinished one
+        EpisodeStore.open(path).verify()
+    assert str(path) in str(caught.value)
+
+
+def test_lines_that_the_index_lost_are_told(tmp_path):
+    with make_store(tmp_path) as store:
+        store.append_many([make_episode(3, 0), make_episode(2, 1)])
+    index = tmp_path / "episodes.jsonl"
+    index.write_bytes(index.read_bytes().splitlines(keepends=True)[0])
+    with pytest.warns(UserWarning, match="holds more than the 1 episodes of the index"):
+        EpisodeStore.open(tmp_path).verify()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"length": 3, "terminated": false, "truncated": true, "metadata": {}, "more": 1}',
+        '{"length": 3.0, "terminated": false, "truncated": true, "metadata": {}}',
+        '{"length": 1e400, "terminated": false, "truncated": true, "metadata": {}}',
+        '{"length": 9999999999999999999, "terminated": false, "truncated": true, "metadata": {}}',
+        '{"length": 3, "terminated": "no", "truncated": true, "metadata": {}}',
+        '{"length": 3, "terminated": false, "truncated": true, "metadata": []}',
+        '{"length": 3, "terminated": false, "truncated": true, "metadata": {}, "data": 5}',
+        "[" * 100_000,
+    ],
+)
+def test_odd_lines_are_named(tmp_path, line):
+    make_store(tmp_path)
+    (tmp_path / "episodes.jsonl").write_text(f"{line}\n")
+    with pytest.raises(ValueError, match=r"episodes\.jsonl line 1 is damaged"):
+        EpisodeStore.open(tmp_path)
+
+
+def test_lines_without_checksums_are_read(tmp_path):
+    """As version 0.1.0 wrote them."""
+    with make_store(tmp_path) as store:
+        store.append(make_episode(3))
+    index = tmp_path / "episodes.jsonl"
+    entry = json.loads(index.read_text())
+    index.write_text(json.dumps({k: v for k, v in entry.items() if k not in ("data", "line")}) + "\n")
+    store = EpisodeStore.open(tmp_path)
+    store.verify()
+    assert_same(store.episode(0), make_episode(3))

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save
 
 from jepa_rl import files
 from jepa_rl.files import load_tensors, lock, open_run, save_tensors, unlock
@@ -92,3 +93,32 @@ def test_on_windows_the_lock_is_that_of_the_c_library(tmp_path, monkeypatch):
         assert there.lock(one) and not there.lock(other)
         there.unlock(one)
         assert there.lock(other)
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        {"header": "[" * 100_000 + "]" * 100_000},
+        {"header": '{"steps": ' + "1" * 5000 + "}"},
+        {"header": "[]"},
+        {"header": "{"},
+        {"version": "9" * 5000},
+        {"version": "-1"},
+    ],
+    ids=["deep", "digits", "list", "cut", "long version", "odd version"],
+)
+def test_odd_metadata_is_refused_in_words_that_name_the_file(tmp_path, metadata):
+    """Checksums are no secret: these files have the right one."""
+    path = tmp_path / "odd.safetensors"
+    facts = {"format": "jepa-rl", "version": "1", "kind": "thing", "header": "{}"} | metadata
+    path.write_bytes(save({}, facts | {"checksum": files._checksum({}, facts)}))
+    with pytest.raises(ValueError, match=r"odd.safetensors is truncated or corrupt"):
+        load_tensors(path, ("thing",))
+
+
+@pytest.mark.parametrize("text", [b"{", b"[]", b"\xff\xfe", b"[" * 100_000])
+def test_damaged_settings_of_a_run_are_named(tmp_path, text):
+    open_run(tmp_path, {"steps": 3})
+    (tmp_path / "args.json").write_bytes(text)
+    with pytest.raises(ValueError, match=r"args.json holds no settings that can be read"):
+        open_run(tmp_path, {"steps": 3})

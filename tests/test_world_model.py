@@ -355,3 +355,23 @@ def test_a_subclass_that_overrides_forward_encodes_by_it():
             return torch.zeros(len(pixels), self.latent_dim)
 
     assert not Dark(2, 32, 8).encode(torch.full((3, 2, 32, 32), 255, dtype=torch.uint8)).any()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"latent_dim": 200_000}, "weights, and the file holds"),
+        ({"dynamics_options": {"depth": 10**7}}, "weights, and the file holds"),
+        ({"dynamics_options": {"width": 10**12}}, "memory|overflow|weights"),
+        ({"dynamics_options": {"width": 2.5}}, "cannot be built"),
+        ({"spec": None}, "NoneType"),
+    ],
+)
+def test_a_file_cannot_describe_more_than_it_holds(tmp_path, changes, words):
+    """The checksum is right; weights that the file does not hold are refused before they take memory."""
+    path = tmp_path / "model.safetensors"
+    build().save(path)
+    tensors, header = load_tensors(path, ("world_model",))
+    save_tensors(path, "world_model", tensors, header | {"config": header["config"] | changes})
+    with pytest.raises(ValueError, match=rf"model.safetensors does not describe a world model.*({words})"):
+        WorldModel.load(path)

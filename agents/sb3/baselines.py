@@ -123,22 +123,33 @@ class SaveAtEvaluation(BaseCallback):
     def _on_step(self) -> bool:
         step = self.curve.results[-1]["step"]
         if step > self._step:
-            self._step, part = step, self.folder / "part"
-            shutil.rmtree(part, ignore_errors=True)
-            part.mkdir(parents=True)
-            self.model.save(part / "agent.zip")
-            if isinstance(self.model, OffPolicyAlgorithm):
-                self.model.save_replay_buffer(part / REPLAY)
-            normalize = self.model.get_vec_normalize_env()
-            if normalize is not None:
-                normalize.save(str(part / NORMALIZATION))
-            if self.more is not None:
-                self.more(part)
-            part.rename(self.folder / str(step))
-            for older in self.folder.iterdir():
-                if older.name != str(step):
-                    shutil.rmtree(older)
+            try:
+                self._save(step)
+            except OSError as error:
+                raise OSError(
+                    error.errno,
+                    f"could not save the agent in {self.folder} after {step} steps ({error}); free some space or "
+                    f"choose another folder. The save before it, after {self._step} steps, is intact if there was one",
+                ) from error
+            self._step = step
         return True
+
+    def _save(self, step: int) -> None:
+        part = self.folder / "part"
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+        self.model.save(part / "agent.zip")
+        if isinstance(self.model, OffPolicyAlgorithm):
+            self.model.save_replay_buffer(part / REPLAY)
+        normalize = self.model.get_vec_normalize_env()
+        if normalize is not None:
+            normalize.save(str(part / NORMALIZATION))
+        if self.more is not None:
+            self.more(part)
+        part.rename(self.folder / str(step))
+        for older in self.folder.iterdir():
+            if older.name != str(step):
+                shutil.rmtree(older)
 
 
 Algorithm = TypeVar("Algorithm", bound=BaseAlgorithm)

@@ -120,7 +120,7 @@ class EpisodeIndex:
             return self._parse(file.read(int(self._entries.ends[i]) - start), i)
 
     def checksum(self, i: int) -> int | None:
-        """Of the columns of episode ``i``; None where its line, of version 0.2.0 or older, does not say. Raises as
+        """Of the columns of episode ``i``; None where its line, of version 0.1.0, does not say. Raises as
         ``metadata``."""
         return self._line(i).get("data")
 
@@ -171,7 +171,7 @@ def sealed(facts: dict[str, Any]) -> str:
 
 
 def _checked(line: bytes) -> dict[str, Any]:
-    """What a line says. Lines of version 0.2.0 and older have no checksums."""
+    """What a line says. Lines of version 0.1.0 have no checksums."""
     entry = json.loads(line)
     if unknown := entry.keys() - REQUIRED - {"data", "line"}:
         raise ValueError(f"unknown entries {sorted(unknown)}; upgrade jepa-rl if a newer version wrote them")

@@ -135,7 +135,7 @@ class Layout:
 
     @staticmethod
     def from_json(text: str | bytes, path: Path) -> Layout:
-        """The layout in the text of ``store.json``. Files of version 0.2.0 and older have no checksum.
+        """The layout in the text of ``store.json``. Files of version 0.1.0 have no checksum.
 
         Args:
             text: of the file.

@@ -241,7 +241,7 @@ class EpisodeStore:
     def verify(self) -> None:
         """Read everything once and compare it with the checksums that were written with it.
 
-        Reading by windows does not: it would have to read whole episodes. Episodes of version 0.2.0 or older have no
+        Reading by windows does not: it would have to read whole episodes. Episodes of version 0.1.0 have no
         checksums and pass.
 
         Raises:
