@@ -23,27 +23,48 @@ ROOT = Path(__file__).resolve().parent.parent
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "JAXTYPING_DISABLE": "1"}
 
 
+# Torch imports torch.distributed.nn by itself in some trainings.
+LEAVE = """
+from pathlib import Path
+
+from jepa_rl import distributed
+
+with distributed.join():
+    import torch.distributed.nn
+
+names = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
+assert names and not [name for name in names if "gloo" in name], names
+"""
+
+
 def free_port() -> str:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return str(found.getsockname()[1])
 
 
-def two_processes(what: str, folder: Path) -> list[subprocess.Popen[str]]:
-    """Two processes of processes.py, as torchrun would start them."""
+def two_processes(*script: str) -> list[subprocess.Popen[str]]:
+    """Two processes of Python, as torchrun would start them."""
     told = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), **ONE_THREAD}
-    script = [sys.executable, str(ROOT / "tests" / "processes.py"), what, str(folder)]
     return [
-        subprocess.Popen(script, env=os.environ | told | {"RANK": str(i)}, stderr=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            [sys.executable, *script],
+            env=os.environ | told | {"RANK": str(i)}, stderr=subprocess.PIPE, text=True,
+        )
         for i in range(2)
-    ]
+    ]  # fmt: skip
+
+
+def two_that(what: str, folder: Path) -> list[subprocess.Popen[str]]:
+    """Two processes of processes.py."""
+    return two_processes(str(ROOT / "tests" / "processes.py"), what, str(folder))
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What two processes found; everything that needs two is done by this one pair."""
     folder = tmp_path_factory.mktemp("processes")
-    pair = two_processes("check", folder)
+    pair = two_that("check", folder)
     try:
         texts = [process.communicate(timeout=300)[1] for process in pair]
     finally:
@@ -110,10 +131,18 @@ def test_what_cannot_be_shared_is_refused_in_words(found):
     assert refusals["nothing written"] == "True"
 
 
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs a system that lists threads")
+def test_no_thread_of_the_group_lives_on():
+    """One that is still there when the interpreter ends aborts it now and then."""
+    pair = two_processes("-c", LEAVE)
+    texts = [process.communicate(timeout=60)[1] for process in pair]
+    assert [process.returncode for process in pair] == [0, 0], texts
+
+
 def test_a_killed_process_ends_the_other_with_words_and_leaves_a_whole_checkpoint(tmp_path):
     """The first is killed, which writes the files and keeps the messages."""
     killed = 0
-    pair = two_processes("train", tmp_path)
+    pair = two_that("train", tmp_path)
     checkpoint = tmp_path / "run" / "checkpoint.safetensors"
     try:
         deadline = time.monotonic() + 200

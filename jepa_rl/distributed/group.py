@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from importlib import import_module
 from typing import Any, TypeVar
 
 import torch
@@ -88,6 +89,9 @@ def join(timeout: float = TIMEOUT) -> Iterator[None]:
     cuda, place = torch.cuda.is_available(), int(os.environ.get("LOCAL_RANK", "0"))
     if cuda and place < torch.cuda.device_count():
         torch.cuda.set_device(place)
+    # Imported later, its functions would hold the group as their default argument: its threads would then live on until
+    # the interpreter ends, and abort it now and then (pytorch/pytorch#179291).
+    import_module("torch.distributed.nn")
     limit = timedelta(seconds=timeout)
     with lost_in_words():
         store, number, size = next(iter(rendezvous("env://", timeout=limit)))
