@@ -108,7 +108,7 @@ def main() -> None:
         python = here / "venv" / "bin" / "python"
         run(python, "-m", "pip", "install", "--quiet", "-c", ROOT / "constraints.txt", wheel, cwd=elsewhere)
         run(python, "-I", "-c", SMOKE, cwd=elsewhere)
-        with_extras = {ROOT / "examples/rl_zoo3_train.py", ROOT / "examples/dream.py"}
+        with_extras = {ROOT / f"examples/{name}.py" for name in ("rl_zoo3_train", "dream", "sweep")}
         examples = set((ROOT / "examples").glob("*.py")) - with_extras
         for example in sorted(examples):  # the core dependencies are enough for each
             run(python, "-I", example, "--quick", cwd=elsewhere)
