@@ -12,6 +12,13 @@ from typing import Any
 COUNT = 2
 
 
+def free_port() -> int:
+    """A port of this machine that nobody listens to."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
 def run(script: str, *arguments: str) -> Any:
     """Runs ``script`` as two processes that can join, as under torchrun; each on a core of its own where there are two.
 
@@ -22,13 +29,10 @@ def run(script: str, *arguments: str) -> Any:
     Raises:
         RuntimeError: one of them failed; their messages stand above.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     told = {
         "WORLD_SIZE": str(COUNT),
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
+        "MASTER_PORT": str(free_port()),
         "OMP_NUM_THREADS": "1",
     }
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []

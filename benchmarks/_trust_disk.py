@@ -9,7 +9,6 @@ on a slow one every write waits, while another process reads the newest checkpoi
 from __future__ import annotations
 
 import contextlib
-import os
 import random
 import resource
 import shutil
@@ -23,7 +22,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from _trust_kills import WRITES, start
+from _trust_kills import start, undisturbed, written
 from _trust_runs import KINDS, Kind, warm
 
 PLAYED = ("collect", "fit", "refine_dynamics", "jepa_mpc", "joint_sac")
@@ -80,14 +79,10 @@ def _reference(kind: Kind, place: Path) -> tuple[int, str]:
     """Bytes of the longest file of a run that meets no fault, and its outcome."""
     place.mkdir(parents=True)
     (place / "run").mkdir()
-    victim = start(kind, place / "run")
-    victim.read(victim.began + 600)
-    victim.end(kill=False)
-    if victim.digest is None:
-        raise RuntimeError(f"a run on a good disk did not come to its end: {victim.trouble}")
+    victim, _ = undisturbed(kind, place / "run")
     sizes = [path.stat().st_size for path in (place / "run").rglob("*") if path.is_file()]
     shutil.rmtree(place)
-    return max(sizes), victim.digest
+    return max(sizes), str(victim.digest)
 
 
 def _try(
@@ -186,9 +181,7 @@ def slow(disk: Path, used: int, rng: random.Random) -> Iterator[Any]:
 
     def prepare() -> None:
         def hook(event: str, args: tuple) -> None:
-            if event in WRITES or (
-                event == "open" and isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR)
-            ):
+            if written(event, args) is not None:
                 time.sleep(0.004)
 
         sys.addaudithook(hook)

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from _trust_mutations import mutate
-from _trust_runs import warm
+from _trust_runs import quiet, warm
 from _trust_subjects import SUBJECTS, Subject, make
 
 BATCH, SECONDS, MEMORY = 100, 20, 2**30  # bytes that reading a small file may take
@@ -116,9 +116,7 @@ def _alone(work: Callable[[], None], check: bool = True) -> int:
 
 def _read_cases(name: str, subject: Subject, cases: range, folder: Path, report: Path) -> None:
     original, case = folder / "originals" / name, folder / "case"
-    quiet = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(quiet, 1)
-    os.dup2(quiet, 2)
+    quiet()
     shutil.rmtree(case, ignore_errors=True)
     shutil.copytree(original, case)
     expected = subject.load(case)  # imports what is imported late, too

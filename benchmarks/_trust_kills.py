@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from _trust_runs import KINDS, Kind, warm
+from _trust_runs import KINDS, Kind, quiet, warm
 
 WRITES = ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate")
 NEAR = 0.003  # seconds after the report of a write
@@ -114,9 +114,7 @@ def start(kind: Kind, folder: Path) -> Victim:
     code = 1
     try:
         os.close(reading)
-        quiet = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(quiet, 1)
-        os.dup2(quiet, 2)
+        quiet()
         _report_writes(writing, str(folder.parent))
         tell = [lambda pid: _say(writing, f"partner {pid}")] if kind.two else []
         found = kind.play(folder, lambda value: _say(writing, f"acknowledged {value}"), *tell)
@@ -133,17 +131,18 @@ def _say(pipe: int, text: str) -> None:
     os.write(pipe, f"{text}\n".encode())
 
 
+def written(event: str, args: tuple) -> Any:
+    """What an event of the audit hook writes to, opens for writing, renames or deletes; None for other events."""
+    writes = event in WRITES
+    if event == "open":
+        writes = isinstance(args[2], int) and bool(args[2] & (os.O_WRONLY | os.O_RDWR))
+    return args[0] if writes else None
+
+
 def _report_writes(pipe: int, folder: str) -> None:
     def hook(event: str, args: tuple) -> None:
-        if event == "open":
-            path, _, flags = args
-            if not (isinstance(flags, int) and flags & (os.O_WRONLY | os.O_RDWR)):
-                return
-        elif event in WRITES:
-            path = args[0]
-        else:
-            return
-        if str(path).startswith(folder):
+        path = written(event, args)
+        if path is not None and str(path).startswith(folder):
             _say(pipe, "write")
 
     sys.addaudithook(hook)
@@ -210,14 +209,24 @@ def _whole(kind: Kind, folder: Path) -> tuple[float, int, str]:
     for attempt in ("-first", ""):
         run = folder.with_name(folder.name + attempt)
         run.mkdir()
-        victim = start(kind, run)
-        victim.read(victim.began + 600)
-        seconds = time.monotonic() - victim.began
-        victim.end(kill=False)
-        if victim.digest is None:
-            raise RuntimeError(f"a run that was not killed did not come to its end: {victim.trouble}")
+        victim, seconds = undisturbed(kind, run)
         shutil.rmtree(run)
-    return seconds, victim.writes, victim.digest
+    return seconds, victim.writes, str(victim.digest)
+
+
+def undisturbed(kind: Kind, folder: Path) -> tuple[Victim, float]:
+    """A run that nothing happens to, and its seconds.
+
+    Raises:
+        RuntimeError: if it does not come to its end.
+    """
+    victim = start(kind, folder)
+    victim.read(victim.began + 600)
+    seconds = time.monotonic() - victim.began
+    victim.end(kill=False)
+    if victim.digest is None:
+        raise RuntimeError(f"a run that nothing happened to did not come to its end: {victim.trouble}")
+    return victim, seconds
 
 
 def _lost(kind: Kind, folder: Path, acknowledged: Any, trouble: str) -> str:

@@ -10,8 +10,6 @@ import hashlib
 import json
 import os
 import shutil
-import socket
-import sys
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -21,6 +19,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
+from _processes import free_port
 from gymnasium import spaces
 from stable_baselines3.common.env_util import make_vec_env
 
@@ -38,7 +37,7 @@ from jepa_rl.agents import JEPADQN, JEPAMPC, JEPASAC, EvaluationCallback, Resuma
 from jepa_rl.agents.sb3.baselines import REPLAY, SaveAtEvaluation, load_saved
 from jepa_rl.control import ControlConfig
 from jepa_rl.csv_log import read_csv
-from jepa_rl.envs import collect
+from jepa_rl.envs import collect, episode_writer
 from jepa_rl.files import load_tensors
 from jepa_rl.training.checkpoint import TrainingState
 
@@ -136,7 +135,7 @@ def play_collect(folder: Path, acknowledge: Acknowledge) -> str:
     ``calls.json`` notes where the episodes of each call begin, so that they can be compared with those of the same
     call that was not killed.
     """
-    sys.modules["jepa_rl.envs.collect"].WRITE_EVERY = 0.0  # every step that ends an episode writes
+    episode_writer.WRITE_EVERY = 0.0  # every step that ends an episode writes
     promising(EpisodeStore, "append_many", lambda store: acknowledge(len(store)))
     path, calls = folder / "episodes", folder / "calls.json"
     begun = json.loads(calls.read_text()) if calls.exists() else []
@@ -203,15 +202,12 @@ def play_fit(folder: Path, acknowledge: Acknowledge) -> str:
     store = data(folder)
     world = model(store)
     fit(world, WindowSampler(store, 3), TRAIN, folder, progress=False)
-    return digest(world.state_dict() | {"logged": logged(folder)})
+    return outcome(world, folder)
 
 
 def play_two(folder: Path, acknowledge: Acknowledge, partner: Callable[[int], None]) -> str:
     """``fit`` in two processes, as ``torchrun`` starts them: this one is the first, and forks the other."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    store = data(folder)
+    port, store = free_port(), data(folder)
     pid = os.fork()
     places = {
         "RANK": "0" if pid else "1",
@@ -233,7 +229,7 @@ def play_two(folder: Path, acknowledge: Acknowledge, partner: Callable[[int], No
         if not pid:
             os._exit(code)
     os.waitpid(pid, 0)
-    return digest(world.state_dict() | {"logged": logged(folder)})
+    return outcome(world, folder)
 
 
 def play_refine(folder: Path, acknowledge: Acknowledge) -> str:
@@ -241,6 +237,11 @@ def play_refine(folder: Path, acknowledge: Acknowledge) -> str:
     store = data(folder)
     world = model(store).eval()
     refine_dynamics(world, store, folder, steps=3, config=TRAIN, progress=False)
+    return outcome(world, folder)
+
+
+def outcome(world: WorldModel, folder: Path) -> str:
+    """Digest of a trained world model and of what was logged."""
     return digest(world.state_dict() | {"logged": logged(folder)})
 
 
@@ -334,6 +335,13 @@ KINDS: dict[str, Kind] = {
     "joint_dqn": Kind(lambda folder, tell: joint(folder, tell, True), holds_saved),
     "two_processes": Kind(play_two, holds_checkpoint, two=True),
 }
+
+
+def quiet() -> None:
+    """This process prints nothing any more."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.dup2(nowhere, 2)
 
 
 def warm() -> None:

@@ -12,7 +12,6 @@ import os
 import random
 import shutil
 import signal
-import sys
 import time
 import traceback
 from collections import Counter
@@ -23,13 +22,13 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from _trust_runs import Spot, promising, warm
+from _trust_runs import Spot, promising, quiet, warm
 from _trust_worlds import Sums
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode
 from stable_baselines3.common.vec_env import SubprocVecEnv
 
 from jepa_rl import EpisodeStore
-from jepa_rl.envs import SB3LatentObservation, VectorLatentObservation, collect
+from jepa_rl.envs import SB3LatentObservation, VectorLatentObservation, collect, episode_writer, workers
 
 SECONDS, LIMIT = 60, 1.0  # of a try, and of one step before it counts as hanging
 FAULTS = ("exit", "kill", "raise", "hang", "shape", "float", "nan", "rewards", "none")
@@ -116,9 +115,7 @@ def _alone(work: Callable[[], tuple[str, str]], report: Path) -> tuple[str, str]
     pid = os.fork()
     if not pid:
         os.setsid()
-        quiet = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(quiet, 1)
-        os.dup2(quiet, 2)
+        quiet()
         try:
             report.write_text(json.dumps(work()))
         except BaseException:
@@ -138,7 +135,7 @@ def _alone(work: Callable[[], tuple[str, str]], report: Path) -> tuple[str, str]
 
 def play(way: str, fault: str, at: int, which: int, rng: random.Random, folder: Path) -> tuple[str, str]:
     """One run in which environment ``which`` of three goes wrong; the outcome, and what was wrong with it."""
-    sys.modules["jepa_rl.envs.workers"].STEP_LIMIT = LIMIT
+    workers.STEP_LIMIT = LIMIT
     makes = [lambda i=i: Faulty(fault if i == which else "", at) for i in range(3)]
     stored = [0]
     shutil.rmtree(folder, ignore_errors=True)
@@ -180,7 +177,7 @@ def _step(env: Any, step: Callable[[], Any]) -> None:
 
 
 def _collect(makes: list[Any], rng: random.Random, folder: Path, stored: list[int]) -> None:
-    sys.modules["jepa_rl.envs.collect"].WRITE_EVERY = 0.0
+    episode_writer.WRITE_EVERY = 0.0
     promising(EpisodeStore, "append_many", lambda store: stored.__setitem__(0, len(store)))
     env: gym.vector.VectorEnv = AsyncVectorEnv(
         makes, shared_memory=rng.random() < 0.5, autoreset_mode=rng.choice(list(AutoresetMode))

@@ -60,9 +60,8 @@ class Look:
             return picture
         if self.layout == "cyx":
             return picture.transpose(2, 0, 1)
-        parts = picture.reshape(
-            *self.side, self.stacked, self.channels
-        )  # the oldest picture's channels first
+        # The oldest picture's channels first.
+        parts = picture.reshape(*self.side, self.stacked, self.channels)
         return parts.transpose((2, 0, 1, 3) if self.layout == "kyxc" else (2, 3, 0, 1))
 
     def shown(self, picture: np.ndarray) -> np.ndarray:

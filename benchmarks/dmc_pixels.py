@@ -222,7 +222,7 @@ def run(args: Args, name: str, method: str, seed: int) -> None:
     if args.frames is not None:
         task = replace(task, frames=args.frames)
     if record.exists():
-        asked: dict[str, Any] = {"preset": args.preset or task.preset} if method == "jepa_mpc" else {}
+        asked: dict[str, Any] = {"preset": preset_of(args, task)} if method == "jepa_mpc" else {}
         refuse_unlike(args, folder, asked | {"frames": task.frames}, finished=True)
         return
     print(f"{name}, {method}, seed {seed}", flush=True)
@@ -291,11 +291,16 @@ def evaluation(args: Args, task: Task, folder: Path, make: Callable[[], gym.Env]
     return EvaluationCallback(make, every, args.episodes, EVALUATION_SEED, folder / "curve.json")
 
 
+def preset_of(args: Args, task: Task) -> str:
+    """The name of JEPAMPC's preset."""
+    return args.preset or task.preset
+
+
 def make_jepa_mpc(
     args: Args, task: Task, folder: Path, seed: int, decisions: int, **changes: dict[str, Any]
 ) -> JEPAMPC:
     """The preset's agent; ``changes``: of the ``world``, of ``control`` and of the ``search``."""
-    settings = jepa_mpc_preset(args.preset or task.preset)
+    settings = jepa_mpc_preset(preset_of(args, task))
     policy = settings["policy_kwargs"] | changes.get("search", {})
     policy["world"] = policy.get("world", {}) | changes.get("world", {})
     if task.keypoints:
@@ -314,7 +319,7 @@ def run_jepa_mpc(args: Args, task: Task, folder: Path, seed: int, decisions: int
     seen = f"pixels, read by {task.keypoints} keypoints" if task.keypoints else "pixels"
     n_step = list(model.n_step) if isinstance(model.n_step, tuple) else model.n_step  # as JSON has it
     facts = {
-        "preset": args.preset or task.preset,
+        "preset": preset_of(args, task),
         "n_step": n_step,
         "device": str(model.device),
         "observations": seen,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from jepa_rl.acting import BatchActor, PredictingAgent, scalar_reward
 from jepa_rl.data import Episode, EpisodeStore
 from jepa_rl.data.layout import Layout
+from jepa_rl.envs.episode_writer import EpisodeWriter
 from jepa_rl.envs.policies import Policy, RandomPolicy
 from jepa_rl.envs.recorder import Recorder
 from jepa_rl.envs.workers import Workers
@@ -25,9 +25,6 @@ from jepa_rl.types import ActionSpec, WorldSpec
 
 # (observations, which environments start an episode, which still count) to actions that the space contains.
 _Act = Callable[[Any, np.ndarray, np.ndarray], np.ndarray]
-
-# Seconds between writes: each waits for the disk several times, which for short episodes took longer than playing them.
-WRITE_EVERY = 2.0
 
 
 def collect(
@@ -76,28 +73,18 @@ def collect(
         RuntimeError: if the process of an environment ended, or did not answer for ten minutes; finished episodes are
             stored.
     """
-    if (episodes is None) == (steps is None):
-        raise ValueError(f"pass either episodes or steps, got episodes={episodes} and steps={steps}")
-    goal = steps if steps is not None else episodes or 0
-    if goal < 1:
-        raise ValueError(f"episodes and steps must be at least 1, got {goal}")
+    goal = goal_of(episodes, steps)
     seed = None if seed is None else int(seed)  # Gymnasium takes no NumPy numbers
     venv, act, states, recorder, observations, layout = _begin(env, policy, seed, extras)
     n = venv.num_envs
     share = np.full(n, np.iinfo(np.int64).max) if episodes is None else (episodes + n - 1 - np.arange(n)) // n
     store = open_store(store, layout)
     done, unit = 0, "episode" if steps is None else "step"
-    finished: list[Episode] = []
-    written = time.monotonic()
-    try:
+    with EpisodeWriter(store) as writer:
         with Progress("Collecting", goal, unit, shown=progress) as bar:
             bar.files(store.path)
             for played, ended in _play(venv, act, states, recorder, observations, share):
-                finished += map(_copy, ended)  # the recorder will use their arrays again
-                if time.monotonic() - written > WRITE_EVERY:
-                    waiting, finished = finished, []
-                    store.append_many(waiting)
-                    written = time.monotonic()
+                writer.add(map(_copy, ended))  # the recorder will use their arrays again
                 progressed = played if steps is not None else len(ended)
                 done += progressed
                 bar.update(progressed)
@@ -105,13 +92,22 @@ def collect(
                     break
         if steps is not None:
             running = np.flatnonzero(recorder.lengths > 0).tolist()
-            finished += [recorder.episode(i, terminated=False, truncated=True) for i in running]
-    finally:
-        try:
-            store.append_many(finished)
-        finally:
-            store.close()  # releases the writer's lock; the store can still be used
+            writer.add(recorder.episode(i, terminated=False, truncated=True) for i in running)
     return store
+
+
+def goal_of(episodes: int | None, steps: int | None) -> int:
+    """How many of either are to be collected.
+
+    Raises:
+        ValueError: unless exactly one of them is given, and is at least 1.
+    """
+    if (episodes is None) == (steps is None):
+        raise ValueError(f"pass either episodes or steps, got episodes={episodes} and steps={steps}")
+    goal = steps if steps is not None else episodes or 0
+    if goal < 1:
+        raise ValueError(f"episodes and steps must be at least 1, got {goal}")
+    return goal
 
 
 def episode_layout(env: gym.Env, extras: Sequence[str] = ()) -> Layout:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import count
@@ -16,13 +15,13 @@ import torch
 from jepa_rl.cluster import Parcel, ray_running
 from jepa_rl.data import Episode, EpisodeStore
 from jepa_rl.data.layout import Layout
-from jepa_rl.envs.collect import WRITE_EVERY, episode_layout, open_store, play_episode
+from jepa_rl.envs.collect import episode_layout, goal_of, open_store, play_episode
+from jepa_rl.envs.episode_writer import EpisodeWriter
 from jepa_rl.envs.policies import Policy
 from jepa_rl.progress import Progress
 
-AHEAD = (
-    4  # episodes for each actor that may be on their way, finished ones that wait for an earlier one included
-)
+# Episodes for each actor that may be on their way, finished ones that wait for an earlier one included.
+AHEAD = 4
 RESTARTS = 3  # of an actor
 CLOSE_SECONDS = 5.0
 
@@ -80,23 +79,23 @@ def collect_on_ray(
             than actors. What the environment or the policy raises is raised here; earlier episodes are stored.
         RuntimeError: if an actor was lost too often.
     """
-    if (episodes is None) == (steps is None):
-        raise ValueError(f"pass either episodes or steps, got episodes={episodes} and steps={steps}")
-    goal = steps if steps is not None else episodes or 0
-    if goal < 1 or (actors is not None and actors < 1):
+    goal = goal_of(episodes, steps)
+    if actors is not None and actors < 1:
         raise ValueError(f"episodes, steps and actors must be at least 1, got {goal} and actors={actors}")
     seed = int(np.random.SeedSequence().generate_state(1)[0] >> 1) if seed is None else int(seed)
     sent = Parcel(make_env, "make_env"), Parcel(policy, "policy")
     with ray_running(address, actors) as ray, _players(ray, sent, seed, tuple(extras), actors) as players:
         with _words(ray):
             store = open_store(store, ray.get(players[0].layout.remote()))
-        unit = "episode" if steps is None else "step"
-        with _Writer(store) as writer, Progress("Collecting", goal, unit, shown=progress) as bar:
+        done, unit = 0, "episode" if steps is None else "step"
+        with EpisodeWriter(store) as writer, Progress("Collecting", goal, unit, shown=progress) as bar:
             bar.files(store.path)
             for episode in _in_order(ray, players, episodes):
-                writer.add(episode)
-                bar.update(1 if steps is None else len(episode))
-                if steps is not None and writer.steps >= steps:
+                writer.add([episode])
+                progressed = 1 if steps is None else len(episode)
+                done += progressed
+                bar.update(progressed)
+                if done >= goal:
                     break
     return store
 
@@ -184,31 +183,3 @@ def _words(ray: Any) -> Iterator[None]:
             f"an actor was lost {RESTARTS + 1} times, the last time by: {error}. The environment may crash, or want "
             "more memory than there is: play an episode of it alone, or pass fewer actors"
         ) from error
-
-
-class _Writer:
-    """Appends to the store every two seconds and at the end, also after an error or Ctrl-C; a context manager."""
-
-    def __init__(self, store: EpisodeStore) -> None:
-        self._store, self._written, self.steps = store, time.monotonic(), 0
-        self._waiting: list[Episode] = []
-
-    def __enter__(self) -> _Writer:
-        return self
-
-    def add(self, episode: Episode) -> None:
-        self._waiting.append(episode)
-        self.steps += len(episode)
-        if time.monotonic() - self._written > WRITE_EVERY:
-            self._write()
-
-    def _write(self) -> None:
-        waiting, self._waiting = self._waiting, []
-        self._store.append_many(waiting)
-        self._written = time.monotonic()
-
-    def __exit__(self, *_: object) -> None:
-        try:
-            self._write()
-        finally:
-            self._store.close()  # releases the writer's lock

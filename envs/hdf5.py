@@ -21,7 +21,16 @@ import numpy as np
 
 from jepa_rl.data import Episode, Episodes, EpisodeStore
 from jepa_rl.data.layout import Layout
-from jepa_rl.envs.importing import ActionRange, appears_whole, check_room, extra_names, resized, write_store
+from jepa_rl.envs.importing import (
+    ActionRange,
+    appears_whole,
+    check_room,
+    exported_layout,
+    extra_names,
+    naming_episode,
+    resized,
+    write_store,
+)
 from jepa_rl.memory import check_memory
 from jepa_rl.spaces import channels_first
 from jepa_rl.types import ActionSpec
@@ -49,9 +58,7 @@ def to_hdf5(episodes: Episodes, file: str | Path) -> None:
         ValueError: if there are no episodes, or an extra has the name of another column. Nothing half-written stays.
     """
     h5py, file = _h5py(), Path(file)
-    if not len(episodes):
-        raise ValueError("there are no episodes to export; collect some first")
-    layout = episodes.view().store.layout
+    layout = exported_layout(episodes)
     if taken := sorted(set(_OWN) & layout.extras.keys()):
         raise ValueError(f"the extras {taken} have names of other columns of the file; rename them")
     with appears_whole(file) as part, h5py.File(part, "w", libver="latest") as out:
@@ -184,8 +191,8 @@ class _Columns:
             ended = bool(self._rows("terminated", i)[-1]) if "terminated" in self._columns else False
             cut = bool(self._rows("truncated", i)[-1]) if "truncated" in self._columns else not ended
             actions = self._actions(i)
-            try:
-                yield Episode(
+            with naming_episode(i, self._file):
+                episode = Episode(
                     resized(self._pictures(i), size),
                     actions.reshape(len(actions), *action.shape) if actions.dtype.kind in "iu" else actions,
                     _flat(self._rows("reward", i))[1:]
@@ -196,9 +203,7 @@ class _Columns:
                     {name: self._rows(key, i) for key, name in self._extras.items()},
                     self._metadata(i),
                 )
-            except (TypeError, ValueError) as error:
-                kind = TypeError if isinstance(error, TypeError) else ValueError
-                raise kind(f"episode {i} of {self._file}: {error}") from error
+            yield episode
 
     def _pictures(self, i: int) -> np.ndarray:
         pictures = self._rows(self._pixels, i)

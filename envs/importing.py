@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 from jaxtyping import Shaped, UInt8
 
-from jepa_rl.data import Episode, EpisodeStore
+from jepa_rl.data import Episode, Episodes, EpisodeStore
 from jepa_rl.data.layout import Layout
 from jepa_rl.memory import check_memory
 from jepa_rl.types import ActionSpec
@@ -39,6 +39,27 @@ def appears_whole(path: Path) -> Iterator[Path]:
     except BaseException:  # also when interrupted: half of it must not look like all of it
         shutil.rmtree(part, ignore_errors=True) if part.is_dir() else part.unlink(missing_ok=True)
         raise
+
+
+def exported_layout(episodes: Episodes) -> Layout:
+    """The layout of what is exported.
+
+    Raises:
+        ValueError: if there are no episodes.
+    """
+    if not len(episodes):
+        raise ValueError("there are no episodes to export; collect some first")
+    return episodes.view().store.layout
+
+
+@contextmanager
+def naming_episode(number: int, what: object) -> Iterator[None]:
+    """Names the episode, and what it comes from, in the TypeError or ValueError that its content raises inside."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"episode {number} of {what}: {error}") from error
 
 
 def write_store(

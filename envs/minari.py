@@ -13,7 +13,7 @@ import numpy as np
 from gymnasium import spaces
 
 from jepa_rl.data import Episode, Episodes, EpisodeStore
-from jepa_rl.envs.importing import appears_whole, resized, write_store
+from jepa_rl.envs.importing import appears_whole, exported_layout, naming_episode, resized, write_store
 from jepa_rl.spaces import action_spec, channels_first
 from jepa_rl.types import ActionSpec
 
@@ -55,8 +55,7 @@ def export_minari(
     from minari.dataset.minari_storage import MinariStorage
     from minari.storage.datasets_root_dir import get_dataset_path
 
-    if not len(episodes):
-        raise ValueError("there are no episodes to export; collect some first")
+    layout = exported_layout(episodes)
     try:
         parse_dataset_id(dataset_id)
     except (TypeError, ValueError) as error:
@@ -66,7 +65,6 @@ def export_minari(
     folder = get_dataset_path(dataset_id).resolve()  # a relative one is lost where Minari asks for its size
     if folder.exists():
         raise ValueError(f"the Minari dataset {dataset_id} is there already, at {folder}; raise its version")
-    layout = episodes.view().store.layout
     try:
         (folder / "data").mkdir(parents=True)
         storage = MinariStorage.new(
@@ -213,8 +211,8 @@ def _episodes(
         if missing:
             raise ValueError(f"episode {data.id} has no entries {missing} to keep; it has {sorted(columns)}")
         note = next(iter(dataset.storage.get_episode_metadata([data.id]))).get(_METADATA, "{}")
-        try:
-            yield Episode(
+        with naming_episode(data.id, dataset.spec.dataset_id):
+            episode = Episode(
                 _frames(observations if key is None else observations[key], space, size),
                 data.actions,
                 data.rewards,
@@ -223,8 +221,7 @@ def _episodes(
                 {name: np.asarray(columns[name]) for name in extras},
                 json.loads(note),
             )
-        except (TypeError, ValueError) as error:
-            raise type(error)(f"episode {data.id} of {dataset.spec.dataset_id}: {error}") from error
+        yield episode
 
 
 def _frames(pictures: np.ndarray, space: spaces.Box, size: int | None) -> np.ndarray:

@@ -46,9 +46,8 @@ class Workers:
         except (EOFError, BrokenPipeError, ConnectionError) as error:
             if not self.processes:
                 raise
-            until = (
-                time.monotonic() + 2.0
-            )  # it takes a moment until a process that has closed its pipe is gone
+            # It takes a moment until a process that has closed its pipe is gone.
+            until = time.monotonic() + 2.0
             while not self.look() and time.monotonic() < until:
                 time.sleep(0.01)
             raise RuntimeError(self.trouble or self._ended()) from error

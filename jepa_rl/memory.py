@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import platform
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -63,17 +63,18 @@ def check_memory(what: str, needed: int, remedy: str) -> None:
 
 
 @contextmanager
-def weights_within(most: int) -> Iterator[None]:
+def weights_within(tensors: Iterable[Tensor]) -> Iterator[None]:
     """Modules that are built inside hold no more weights than a file that describes them; the first one too many is
     refused before its memory is used.
 
     Args:
-        most: numbers in the file. What is built may be three times as large, since some weights are copies that files
-            leave out.
+        tensors: of the file. What is built may hold three times as many numbers, since some weights are copies that
+            files leave out.
 
     Raises:
         ValueError: if a module goes beyond it.
     """
+    most = sum(tensor.numel() for tensor in tensors)
     built, limit, thread = 0, 3 * most + 2**20, threading.get_ident()
 
     def refuse(what: str, number: int) -> None:

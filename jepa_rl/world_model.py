@@ -208,7 +208,7 @@ class WorldModel(nn.Module):
         """
         tensors, header = load_tensors(path, ("dynamics",))
         self.check_encoder(path, header.get("encoder"), "refine_dynamics")
-        held = sum(tensor.numel() for tensor in (*tensors.values(), *self.state_dict().values()))
+        held = (*tensors.values(), *self.state_dict().values())
         with naming(path, "does not describe dynamics of this version"), weights_within(held):
             other = self.with_dynamics(header["dynamics"], **as_tuples(header["dynamics_options"]))
             other.dynamics.load_state_dict(tensors)
@@ -260,8 +260,7 @@ def build_saved(path: str | Path, tensors: Mapping[str, Tensor], header: JSON) -
     Raises:
         ValueError: if they do not describe one of this version, or name a part that is not registered.
     """
-    held = sum(tensor.numel() for tensor in tensors.values())
-    with naming(path, "does not describe a world model of this version"), weights_within(held):
+    with naming(path, "does not describe a world model of this version"), weights_within(tensors.values()):
         data, homes = header["config"], header.get("registered_by", {})
         old = isinstance(data["objective"], dict)
         for kind, registry in (("encoder", ENCODERS), ("dynamics", DYNAMICS), ("objective", OBJECTIVES)):

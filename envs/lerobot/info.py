@@ -102,7 +102,7 @@ class Info:
         """The picture of that name, or the only one.
 
         Raises:
-            ValueError: if there is none of that name, or ``name`` is None and there are several.
+            ValueError: if no picture has that name, or ``name`` is None and the number of pictures is not one.
         """
         pictures = [key for key, feature in self.features.items() if feature.dtype in ("image", "video")]
         if name is None and len(pictures) == 1:

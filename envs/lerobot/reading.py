@@ -11,7 +11,15 @@ from typing import Any
 import numpy as np
 
 from jepa_rl.data import Episode, EpisodeStore
-from jepa_rl.envs.importing import ActionRange, appears_whole, check_room, extra_names, resized, write_store
+from jepa_rl.envs.importing import (
+    ActionRange,
+    appears_whole,
+    check_room,
+    extra_names,
+    naming_episode,
+    resized,
+    write_store,
+)
 from jepa_rl.envs.lerobot import tables, video
 from jepa_rl.envs.lerobot.info import OWN, Info, numbers, read_info
 from jepa_rl.types import ActionSpec
@@ -142,11 +150,9 @@ class _Source:
         optional = [n for n in ("next.reward", "next.done", "next.truncated") if n in self._info.features]
         images = [] if self._lossy else [self._camera]
         for place, columns in self._rows(["timestamp", "action", *self._extras, *optional, *images]):
-            try:
-                yield self._episode(place, columns, action, size)
-            except (TypeError, ValueError) as error:
-                kind = TypeError if isinstance(error, TypeError) else ValueError
-                raise kind(f"episode {place.number} of {self._info.folder}: {error}") from error
+            with naming_episode(place.number, self._info.folder):
+                episode = self._episode(place, columns, action, size)
+            yield episode
 
     def _episode(
         self, place: _Place, columns: dict[str, Any], action: ActionSpec, size: int | None

@@ -12,7 +12,7 @@ import numpy as np
 
 from jepa_rl.data import Episode, Episodes
 from jepa_rl.data.layout import Layout
-from jepa_rl.envs.importing import appears_whole
+from jepa_rl.envs.importing import appears_whole, exported_layout
 from jepa_rl.envs.lerobot import info, stats, tables, video
 from jepa_rl.envs.lerobot.stats import Stats
 
@@ -52,9 +52,7 @@ def to_lerobot(
     """
     tables.import_pyarrow()
     folder = Path(folder)
-    if not len(episodes):
-        raise ValueError("there are no episodes to export; collect some first")
-    layout = episodes.view().store.layout
+    layout = exported_layout(episodes)
     features = _features(layout, camera, pictures)
     if fps < 1:
         raise ValueError(f"fps must be at least 1, got {fps}")

@@ -56,8 +56,7 @@ def load_control(path: str | Path, device: str = "cpu") -> tuple[ControlModel, J
     built = build_saved(path, world, header)
     values = {name: t for name, t in tensors.items() if name.startswith(VALUES)}
     targets = {TARGET + name.removeprefix(VALUES): t for name, t in values.items()}
-    held = sum(tensor.numel() for tensor in tensors.values())
-    with naming(path, "does not describe a control model of this version"), weights_within(held):
+    with naming(path, "does not describe a control model of this version"), weights_within(tensors.values()):
         model = ControlModel(built, ControlConfig(**header["control"]), float(header["discount"]))
         model.load_state_dict(tensors | targets)
         settings = dict(header["settings"])

@@ -145,9 +145,8 @@ class EpisodeIndex:
             return
         with contextlib.suppress(OSError):  # a full or read-only disk: the store works without a cache
             index_cache.save(self._cache, self._entries, self._digest)
-        self._cached = len(
-            self._entries
-        )  # also where it could not be written: no need to try at every append
+        # Also where it could not be written: no need to try at every append.
+        self._cached = len(self._entries)
 
     def _parse(self, line: bytes, number: int) -> dict[str, Any]:
         try:

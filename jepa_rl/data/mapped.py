@@ -38,6 +38,11 @@ def map_rows(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> Shaped[np.n
     return np.ndarray(shape, dtype, mapped)
 
 
+def is_scattered(rows: Shaped[np.ndarray, "rows ..."]) -> bool:
+    """Whether an array of ``map_rows`` is larger than memory, so that ``prefetch`` helps."""
+    return isinstance(rows.base, _Scattered)
+
+
 def prefetch(
     rows: Shaped[np.ndarray, "rows ..."],
     first: Int64[np.ndarray, "..."],

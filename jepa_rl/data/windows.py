@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int64, Shaped, UInt8
 from torch import Tensor
 
 from jepa_rl.data.fingerprint import digest, spread
-from jepa_rl.data.mapped import prefetch
+from jepa_rl.data.mapped import is_scattered, prefetch
 from jepa_rl.data.stacking import stack_frames
 from jepa_rl.data.view import Episodes
 from jepa_rl.types import JSON, Batch
@@ -241,13 +241,22 @@ class WindowSampler:
         self, episode: Int64[np.ndarray, " b"], states: Int64[np.ndarray, "b t"]
     ) -> UInt8[Tensor, "b t c y x"]:
         column, first = self._columns["frames"], self._frame_starts[episode]
+        if is_scattered(column):
+            self._prefetch_stacks(column, first, states)
+        return torch.from_numpy(stack_frames(column, first, states, self.frames))
+
+    def _prefetch_stacks(
+        self,
+        column: Shaped[np.ndarray, "rows c y x"],
+        first: Int64[np.ndarray, " b"],
+        states: Int64[np.ndarray, "b t"],
+    ) -> None:
+        """``prefetch`` of what ``stack_frames`` reads."""
         oldest, newest = np.maximum(states + 1 - self.frames, 0), states
-        if (
-            oldest[:, 1:] <= newest[:, :-1] + 1
-        ).all():  # no gaps between the stacks: one run of rows for a window
+        # Without gaps between the stacks there is one run of rows for each window.
+        if (oldest[:, 1:] <= newest[:, :-1] + 1).all():
             oldest, newest = oldest[:, :1], newest[:, -1:]
         prefetch(column, first[:, None] + oldest, newest - oldest + 1)
-        return torch.from_numpy(stack_frames(column, first, states, self.frames))
 
     def _steps(
         self, episode: Int64[np.ndarray, " b"], start: Int64[np.ndarray, " b"], steps: int

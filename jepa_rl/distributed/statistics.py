@@ -73,7 +73,7 @@ def moments(x: Tensor, dims: int | tuple[int, ...] = 0) -> tuple[Tensor, Tensor,
 
     The variance is that inside the processes plus that of their means, which loses no digits where the mean is large.
     """
-    here, count = x.mean(dims), whole_batch(1) * x.numel()
+    here, count = x.mean(dims), whole_batch(x.numel())
     means, variances = gather(torch.stack([here, x.var(dims, correction=0)])).unbind(1)
     centre = means.mean(0)
     return centre, (variances + (means - centre).square()).mean(0), count // here.numel()

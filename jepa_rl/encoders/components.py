@@ -57,9 +57,8 @@ class PrincipalComponents(nn.Module):
         """
         outputs, inputs = self.weight.shape
         rank = 2 * outputs + 32
-        kept = torch.zeros(
-            0, inputs, dtype=torch.float64
-        )  # directions, each as long as the rows' deviation along it
+        # Directions, each as long as the rows' deviation along it.
+        kept = torch.zeros(0, inputs, dtype=torch.float64)
         mean, count, total = torch.zeros(inputs, dtype=torch.float64), 0, 0.0
         for batch in batches:
             if not len(batch):

@@ -25,6 +25,14 @@ def bfloat16_is_fast(device: torch.device) -> bool:
     return device.type == "cpu" and supported is not None and supported() and not limited
 
 
+def trains_in_bfloat16(encoder: nn.Module, weights: torch.dtype, device: torch.device) -> bool:
+    """Whether an encoder with weights of this dtype is in training, and computes in bfloat16 then.
+
+    In evaluation mode, and with weights of another precision than float32, it computes in that of its weights.
+    """
+    return encoder.training and weights == torch.float32 and bfloat16_is_fast(device)
+
+
 class PatchConv(nn.Conv2d):
     """A convolution over non-overlapping patches of bytes, as one matrix product.
 
@@ -131,9 +139,7 @@ class ConvEncoder(PictureEncoder):
         return self._maps(pixels).flatten(2).transpose(1, 2)
 
     def _maps(self, pixels: UInt8[Tensor, "b c y x"]) -> Float[Tensor, "b w rows columns"]:
-        half = (
-            self.training and self.project.weight.dtype == torch.float32 and bfloat16_is_fast(pixels.device)
-        )
+        half = trains_in_bfloat16(self, self.project.weight.dtype, pixels.device)
         with torch.autocast(pixels.device.type, torch.bfloat16, enabled=half):
             x = self.convolutions(pixels)
         return x.to(self.project.weight.dtype)

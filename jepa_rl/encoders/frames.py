@@ -41,17 +41,21 @@ def picture_encoder(
 class EachFrame(PictureEncoder):
     """Base class of encoders that read every frame of a stack with the same weights, each frame of a window once.
 
-    A subclass makes ``frame``, calls ``split`` and defines ``joined``.
+    A subclass calls ``split`` and makes ``frame``, ``join`` and ``norm``; or it defines ``joined`` in another way.
 
     Attributes:
         frames: in the stack.
         channels: of one frame.
         frame: the encoder of one frame, with ``tokens``.
+        join: makes latents of the newest frame's features and of their differences from frame to frame.
+        norm: of the latents.
     """
 
     frames: int
     channels: int
     frame: Any
+    join: nn.Module
+    norm: nn.Module
 
     def split(self, channels: int, frames: int) -> None:
         """Sets ``frames``, and ``channels`` to those of one frame.
@@ -65,7 +69,8 @@ class EachFrame(PictureEncoder):
 
     def joined(self, stacks: Float[Tensor, "b t k n"]) -> Float[Tensor, "b t d"]:
         """Latents of stacks, from the features of their frames, oldest first."""
-        raise NotImplementedError
+        parts = with_differences(stacks).flatten(2)
+        return self.norm(self.join(parts).flatten(0, 1)).unflatten(0, parts.shape[:2])
 
     def forward(self, pixels: UInt8[Tensor, "b c y x"]) -> Float[Tensor, "b d"]:
         """Latents float32."""
@@ -148,8 +153,3 @@ class FramesEncoder(EachFrame):
             else nn.Sequential(nn.Linear(inputs, width), nn.SiLU(), nn.Linear(width, latent_dim))
         )
         self.norm = BatchNorm(latent_dim, affine=False) if norm else nn.Identity()
-
-    def joined(self, stacks: Float[Tensor, "b t k n"]) -> Float[Tensor, "b t d"]:
-        """See ``EachFrame.joined``."""
-        parts = with_differences(stacks).flatten(2)
-        return self.norm(self.join(parts).flatten(0, 1)).unflatten(0, parts.shape[:2])

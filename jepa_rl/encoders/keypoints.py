@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from jepa_rl.distributed import BatchNorm
 from jepa_rl.encoders.base import PictureEncoder
-from jepa_rl.encoders.conv import PatchConv, bfloat16_is_fast
+from jepa_rl.encoders.conv import PatchConv, trains_in_bfloat16
 from jepa_rl.registry import register_encoder
 
 
@@ -93,9 +93,7 @@ class KeypointEncoder(PictureEncoder):
         return self._features(pixels).flatten(2).transpose(1, 2)
 
     def _features(self, pixels: UInt8[Tensor, "b c y x"]) -> Float[Tensor, "b w rows columns"]:
-        half = (
-            self.training and self.project.weight.dtype == torch.float32 and bfloat16_is_fast(pixels.device)
-        )
+        half = trains_in_bfloat16(self, self.project.weight.dtype, pixels.device)
         if self.soften is not None:
             pixels = blurred(pixels, self.soften)
         with torch.autocast(pixels.device.type, torch.bfloat16, enabled=half):

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 
+from jepa_rl.distributed import BatchNorm
 from jepa_rl.encoders.backbone import ROWS, Backbone
 from jepa_rl.encoders.components import PrincipalComponents
 from jepa_rl.encoders.frames import EachFrame, with_differences
@@ -76,7 +77,7 @@ class FeatureEncoder(EachFrame):
         self.norm: nn.Module = nn.Identity()
         if not fixed:
             self.join = nn.Sequential(nn.Linear(frames * dim, 128), nn.SiLU(), nn.Linear(128, latent_dim))
-            self.norm = nn.BatchNorm1d(latent_dim, affine=False)
+            self.norm = BatchNorm(latent_dim, affine=False)
 
     @property
     def fitted(self) -> bool:
@@ -86,10 +87,7 @@ class FeatureEncoder(EachFrame):
 
     def joined(self, stacks: Float[Tensor, "b t k n"]) -> Float[Tensor, "b t d"]:
         """See ``EachFrame.joined``."""
-        if isinstance(self.join, nn.Identity):
-            return stacks.flatten(2)
-        parts = with_differences(stacks).flatten(2)
-        return self.norm(self.join(parts).flatten(0, 1)).unflatten(0, parts.shape[:2])
+        return stacks.flatten(2) if isinstance(self.join, nn.Identity) else super().joined(stacks)
 
     def windows(self, runs: UInt8[Tensor, "b f y x"], steps: int) -> Float[Tensor, "b t d"]:
         """Latents of every stack of consecutive frames.

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from jepa_rl.distributed import BatchNorm
 from jepa_rl.encoders.base import PictureEncoder
-from jepa_rl.encoders.conv import bfloat16_is_fast
+from jepa_rl.encoders.conv import trains_in_bfloat16
 from jepa_rl.registry import register_encoder
 
 
@@ -107,7 +107,5 @@ class ViTEncoder(PictureEncoder):
 
     def _precision(self, pixels: Tensor) -> torch.autocast:
         """Context manager: bfloat16 in training, where it is fast."""
-        half = (
-            self.training and self.project.weight.dtype == torch.float32 and bfloat16_is_fast(pixels.device)
-        )
+        half = trains_in_bfloat16(self, self.project.weight.dtype, pixels.device)
         return torch.autocast(pixels.device.type, torch.bfloat16, enabled=half)

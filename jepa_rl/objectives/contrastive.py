@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -161,6 +161,7 @@ class MoCo(SimCLR):
         ValueError: unless momentum lies in [0, 1] and queue is at least 1; and as ``SimCLR``.
     """
 
+    copies: ClassVar = {"teacher.encoder": "encoder"}
     queue: Tensor
     cursor: Tensor
 

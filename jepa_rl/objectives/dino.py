@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -95,6 +95,7 @@ class DINO(Recognition):
             a ``schedule`` below 1, fewer than two prototypes; and as ``Recognition``.
     """
 
+    copies: ClassVar = {"teacher.encoder": "encoder"}
     mean_logits: Tensor
     updates: Tensor
 

@@ -104,7 +104,8 @@ class MaskedObjective(TokenObjective):
     """Base class of objectives that hide places of pictures; the encoder reads the others alone.
 
     Args:
-        latent_dim, spec, encoder, dynamics, readout: as for ``TokenObjective``.
+        latent_dim, spec, encoder: the world model's.
+        weights: ``dynamics`` and ``readout``, see ``TokenObjective``.
 
     Attributes:
         grid: rows and columns of places.
@@ -113,15 +114,8 @@ class MaskedObjective(TokenObjective):
         ValueError: as ``TokenObjective``; or for an encoder that cannot leave tokens out, or whose tokens are no grid.
     """
 
-    def __init__(
-        self,
-        latent_dim: int,
-        spec: WorldSpec,
-        encoder: nn.Module,
-        dynamics: float = 1.0,
-        readout: float = 1.0,
-    ) -> None:
-        super().__init__(latent_dim, spec, encoder, dynamics, readout)
+    def __init__(self, latent_dim: int, spec: WorldSpec, encoder: nn.Module, **weights: float) -> None:
+        super().__init__(latent_dim, spec, encoder, **weights)
         self.grid = math.isqrt(self.places)
         keeps = "keep" in inspect.signature(encoder.tokens).parameters  # type: ignore[arg-type]
         if not keeps or getattr(encoder, "causal", False) or self.grid**2 != self.places:

@@ -147,8 +147,7 @@ class FlowProposals(nn.Module):
         tensors, header = load_tensors(path, ("flow_proposals",), device)
         if world is not None:
             world.check_encoder(path, header.get("encoder"), "fit_flow_proposals")
-        held = sum(tensor.numel() for tensor in tensors.values())
-        with naming(path, "does not describe proposals of this version"), weights_within(held):
+        with naming(path, "does not describe proposals of this version"), weights_within(tensors.values()):
             proposals = cls(**header["settings"]).to(device)
             proposals.load_state_dict(tensors)
         return proposals.eval().requires_grad_(False)
