@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from importlib import import_module
 from typing import Any, TypeVar
 
 import torch
@@ -91,7 +90,8 @@ def join(timeout: float = TIMEOUT) -> Iterator[None]:
         torch.cuda.set_device(place)
     # Imported later, its functions would hold the group as their default argument: its threads would then live on until
     # the interpreter ends, and abort it now and then (pytorch/pytorch#179291).
-    import_module("torch.distributed.nn")
+    from torch.distributed import nn  # noqa: F401
+
     limit = timedelta(seconds=timeout)
     with lost_in_words():
         store, number, size = next(iter(rendezvous("env://", timeout=limit)))
