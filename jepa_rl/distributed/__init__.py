@@ -14,6 +14,7 @@ With one process every function here is the identity, or what torch does without
 from jepa_rl.distributed.gradients import average_gradients, check_alike, copy_first
 from jepa_rl.distributed.group import (
     ProcessLost,
+    alone,
     by_first,
     is_first,
     is_together,
@@ -22,6 +23,7 @@ from jepa_rl.distributed.group import (
     rank,
     together,
 )
+from jepa_rl.distributed.messages import tell, told
 from jepa_rl.distributed.rows import check_divides, fewest, own_chunks, own_draw, own_rows, whole_batch
 from jepa_rl.distributed.statistics import (
     BatchNorm,
@@ -38,6 +40,7 @@ from jepa_rl.distributed.statistics import (
 __all__ = [
     "BatchNorm",
     "ProcessLost",
+    "alone",
     "average",
     "average_gradients",
     "by_first",
@@ -58,7 +61,9 @@ __all__ = [
     "processes",
     "rank",
     "std",
+    "tell",
     "together",
+    "told",
     "total",
     "var",
     "whole_batch",
