@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import mpc_processes
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -225,6 +226,7 @@ def check(folder: Path, number: int) -> None:
         train(play(folder / "episodes"), folder / "short_alone", SHORT)
         stopped(play(folder / "episodes"), folder / "one_then_two")
         refine(play(folder / "episodes"), folder / "refined_alone")
+        mpc_alone = mpc_processes.alone(folder)
     with distributed.join():
         distributed.by_first(lambda: None)  # the episodes are there
         store = EpisodeStore.open(folder / "episodes")
@@ -236,16 +238,18 @@ def check(folder: Path, number: int) -> None:
         batch = Double(store, 2).sample(14, np.random.default_rng(0))
         out["gradients"] = {
             name: gradient_difference(build(store, **options), batch) for name, options in MODELS.items()
-        }
+        } | mpc_processes.control_gradients(store, batch)
         train(store, folder / "curve", CURVE)
         out |= resumed(store, folder)
         refine(store, folder / "refined")
         out["refusals"] = refusals(store, folder)
+        mpc = mpc_processes.together(folder)
     if not number:
         train(store, folder / "two_then_one", SHORT)
         out["two then one"] = apart(folder / "two_then_one", folder / "short_alone")
         out["curves"] = [losses(folder / "curve_alone"), losses(folder / "curve")]
         out["refined"] = [losses(folder / "refined_alone"), losses(folder / "refined")]
+        out["mpc"] = mpc_processes.compare(folder, mpc_alone, mpc)
         (folder / "found.json").write_text(json.dumps(out))
 
 

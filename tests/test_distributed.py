@@ -131,6 +131,53 @@ def test_what_cannot_be_shared_is_refused_in_words(found):
     assert refusals["nothing written"] == "True"
 
 
+# -- JEPAMPC ----------------------------------------------------------------------------------------
+
+
+def test_two_processes_learn_what_one_learns(found):
+    """In float64; the rest is that the replay keeps actions as float32."""
+    alone, two = found["mpc"]["alone"], found["mpc"]["losses"]
+    assert len(two) == len(alone) == 36 and two[-1].keys() >= {"reward", "value", "policy", "entropy"}
+    for here, there in zip(two, alone, strict=True):
+        assert here == pytest.approx(there, rel=1e-6, abs=1e-9)
+    assert found["mpc"]["second"]["losses"] == two
+
+
+def test_both_processes_have_the_weights_and_the_counters(found):
+    first, second = found["mpc"], found["mpc"]["second"]
+    assert first["differ"] == [0.0, 0.0]
+    assert first["counted"] == second["counted"] == [36, 36, 3]
+
+
+def test_a_stopped_agent_goes_on_exactly_with_two_processes_and_with_one(found):
+    assert found["mpc"]["resumed"] == 0.0
+    assert 0 < found["mpc"]["then one"] < 1e-6
+
+
+def test_a_callback_that_stops_the_first_stops_both(found):
+    assert found["mpc"]["early"] == found["mpc"]["second"]["early"] == [39, 38]
+
+
+def test_what_ends_the_first_ends_the_second_in_words(found):
+    assert found["mpc"]["ended"] == "ArithmeticError: blew up"
+    assert (
+        found["mpc"]["second"]["ended"] == "ProcessLost: the first process stopped: ArithmeticError: blew up"
+    )
+
+
+def test_the_second_writes_nothing_and_calls_no_callback(found):
+    assert found["mpc"]["wrote"] == [True, True] and found["mpc"]["second"]["wrote"] == [False, False]
+    assert found["mpc"]["calls"] == [31, 3] and found["mpc"]["second"]["calls"] == [0, 0]
+
+
+def test_a_batch_of_an_agent_that_cannot_be_divided_is_refused_before_anything_happens(found):
+    for process in (found["mpc"], found["mpc"]["second"]):
+        assert "batch_size=7 and 2 processes; take 8" in process["odd"] and process["untouched"]
+
+
+# -- ends -------------------------------------------------------------------------------------------
+
+
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs a system that lists threads")
 def test_no_thread_of_the_group_lives_on():
     """One that is still there when the interpreter ends aborts it now and then."""

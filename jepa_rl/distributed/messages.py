@@ -13,6 +13,7 @@ from torch import Tensor
 from jepa_rl.distributed.group import by_first, lost_in_words
 
 Layout = list[tuple[str, str, list[int]]]  # name, dtype and shape of each tensor, in the order in memory
+ALIGNED = 64  # bytes
 
 
 def tell(word: Any, parts: Sequence[Mapping[str, Tensor]]) -> None:
@@ -53,25 +54,30 @@ def told() -> tuple[Any, dict[str, Tensor]]:
 
 
 def _layout(tensors: Mapping[str, Tensor]) -> Layout:
-    # The widest numbers come first, so that each tensor begins at a multiple of its numbers' size.
-    names = sorted(tensors, key=lambda name: -tensors[name].element_size())
-    return [(name, str(tensors[name].dtype).split(".")[1], list(tensors[name].shape)) for name in names]
-
-
-def _size(kind: str, shape: list[int]) -> int:
-    """Bytes of a tensor."""
-    return math.prod(shape) * getattr(torch, kind).itemsize
+    return [(name, str(x.dtype).removeprefix("torch."), list(x.shape)) for name, x in tensors.items()]
 
 
 def _memory(layout: Layout) -> Tensor:
-    return torch.empty(sum(_size(kind, shape) for _, kind, shape in layout), dtype=torch.uint8)
+    return torch.empty(sum(_space(kind, shape) for _, kind, shape in layout), dtype=torch.uint8)
 
 
 def _views(layout: Layout, memory: Tensor) -> dict[str, Tensor]:
     """The tensors that lie in ``memory``."""
-    parts = memory.split([_size(kind, shape) for _, kind, shape in layout])
-    pairs = zip(layout, parts, strict=True)
-    return {name: part.view(getattr(torch, kind)).view(shape) for (name, kind, shape), part in pairs}
+    found, first = {}, 0
+    for name, kind, shape in layout:
+        part = memory[first : first + _bytes(kind, shape)]
+        found[name] = part.view(getattr(torch, kind)).view(shape)
+        first += _space(kind, shape)
+    return found
+
+
+def _bytes(kind: str, shape: list[int]) -> int:
+    return math.prod(shape) * getattr(torch, kind).itemsize
+
+
+def _space(kind: str, shape: list[int]) -> int:
+    """Bytes that a tensor takes in memory; the next one is aligned as torch aligns those that it allocates."""
+    return -(-_bytes(kind, shape) // ALIGNED) * ALIGNED
 
 
 def _packed(layout: Layout, tensors: Mapping[str, Tensor]) -> Tensor:

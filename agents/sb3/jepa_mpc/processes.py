@@ -108,7 +108,8 @@ def _help(agent: JEPAMPC) -> None:
             word, tensors = distributed.told()
             if "run" in word:
                 agent._total_timesteps = word["total"] or 1  # the share that is left is computed from it
-                restore_run(agent, tensors, word["run"])
+                # Copies: torch reads a generator's state from where the memory of its tensor begins.
+                restore_run(agent, {name: x.clone() for name, x in tensors.items()}, word["run"])
                 if word["last"]:
                     return
                 continue
