@@ -196,6 +196,18 @@ def shares(store: EpisodeStore) -> dict[str, bool]:
     return equal
 
 
+def keys_left() -> int:
+    """By how many keys the store of messages grew; those that were read are deleted."""
+    group = distributed.group._group
+    assert group is not None
+    before = group.store.num_keys()
+    for _ in range(20):
+        distributed.by_first(lambda: None)
+    with distributed.together():
+        distributed.fewest(0)  # the second has read all, too
+    return group.store.num_keys() - before
+
+
 def gradients_of_some() -> dict[str, Any]:
     """Parameters without a gradient: in one process, in both, in none."""
     some = [nn.Parameter(torch.zeros(2)) for _ in range(3)]
@@ -234,6 +246,7 @@ def check(folder: Path, number: int) -> None:
         out["nested"] = distributed.by_first(
             lambda: [distributed.processes(), distributed.by_first(distributed.processes)]
         )
+        out["keys"] = keys_left()
         out["some"], out["whole"] = gradients_of_some(), whole_windows()
         batch = Double(store, 2).sample(14, np.random.default_rng(0))
         out["gradients"] = {

@@ -103,6 +103,10 @@ def test_what_the_first_does_it_does_alone(found):
     assert found["nested"] == [1, 1]
 
 
+def test_messages_that_were_read_are_deleted(found):
+    assert found["keys"] <= 0
+
+
 def test_a_gradient_that_only_one_process_has_counts(found):
     assert found["some"]["values"] == [[2.0, 2.0], [0.5, 0.5], None]
 

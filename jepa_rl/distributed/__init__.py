@@ -8,6 +8,9 @@ which have gradients. Random numbers of rows are drawn for all rows, of which a 
 other numbers are the same in all processes, since their generators stay in step. So the run does not depend on the
 number of processes.
 
+Where the first process leads and the others help with parts of its work, it is ``alone`` in between and sends them what
+they need (``tell``, ``told``).
+
 With one process every function here is the identity, or what torch does without it.
 """
 
