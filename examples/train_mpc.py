@@ -3,6 +3,7 @@
     python examples/train_mpc.py
     python examples/train_mpc.py --env-id dmc/cartpole-swingup-v0 --action-repeat 8 --gamma 0.97 --decisions 12500
     python examples/train_mpc.py --env-id Pendulum-v1 --observations state --decisions 5000
+    torchrun --nproc-per-node 2 examples/train_mpc.py
 
 Writes runs/train_mpc/: results.json, curve.png, agent.zip, run/ (checkpoint and episodes) and TensorBoard events with
 a video of every evaluation. An interrupted run resumes where it stopped.
@@ -20,6 +21,7 @@ import matplotlib
 import torch
 import tyro
 
+from jepa_rl import distributed
 from jepa_rl.agents import JEPAMPC, ResumableRun
 from jepa_rl.agents.evaluation import EvaluationCallback
 from jepa_rl.agents.sb3.jepa_mpc import jepa_mpc_preset
@@ -73,7 +75,7 @@ def main(args: Args) -> None:
     started = time.perf_counter()
     # The learning rate falls until the last decision, so another number of decisions is a different run.
     free = ("evaluations", "episodes", "resume", "out")
-    open_run(args.out, asdict(args), resume=args.resume, free=free)
+    distributed.by_first(lambda: open_run(args.out, asdict(args), resume=args.resume, free=free))
     decisions = 100 if args.quick else args.decisions
 
     env = make_env(args)
@@ -99,8 +101,10 @@ def main(args: Args) -> None:
     )
     progress = LearningProgress(unit="decision", note=lambda: last_return(evaluate))
     model.learn(decisions, callback=[kept, evaluate, progress])
-    model.save(args.out / "agent.zip")
     env.close()
+    if not distributed.is_first():  # the others have helped with the updates
+        return
+    model.save(args.out / "agent.zip")
 
     steps = [entry["step"] * args.action_repeat for entry in evaluate.results]
     returns = [entry["returns"] for entry in evaluate.results]
@@ -137,4 +141,5 @@ def draw(steps: list[int], returns: list[list[float]], title: str) -> plt.Figure
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args))
+    with distributed.join():  # the processes that torchrun started, if it did
+        main(tyro.cli(Args))

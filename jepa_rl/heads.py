@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Float
@@ -14,6 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from jepa_rl.checks import check_each
+from jepa_rl.distributed import own_draw
+from jepa_rl.noise import normal
 
 
 def symlog(x: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
@@ -176,7 +179,11 @@ class GaussianPolicy(nn.Module):
         return self._mean_std(z)[0].tanh()
 
     def sample(
-        self, z: Float[Tensor, "b d"], generator: torch.Generator | None = None, draws: int | None = None
+        self,
+        z: Float[Tensor, "b d"],
+        generator: torch.Generator | None = None,
+        draws: int | None = None,
+        steps: int = 1,
     ) -> tuple[Float[Tensor, "b a"], Float[Tensor, " b"]]:
         """Actions by the reparametrisation trick, and their log-density, whose mean is minus the entropy.
 
@@ -184,11 +191,11 @@ class GaussianPolicy(nn.Module):
             z: latents.
             generator: of the noise.
             draws: number of noise vectors; row i uses number i modulo ``draws``. None: each row has its own.
+            steps: how many rows of ``z``, one after the other, are those of one window; for several processes, which
+                divide the windows among them.
         """
         mean, std = self._mean_std(z)
-        count = len(z) if draws is None else draws
-        noise = torch.randn((count, mean.shape[1]), generator=generator, device=z.device, dtype=z.dtype)
-        noise = noise.repeat(len(z) // count, 1)
+        noise = _of_rows(normal, mean, generator, draws, steps)
         raw = mean + std * noise
         # log N(raw) - sum log(1 - tanh(raw)^2); the second term in a form that does not overflow.
         density = -0.5 * noise.square() - std.log() - 0.5 * math.log(2 * math.pi)
@@ -231,19 +238,22 @@ class CategoricalPolicy(nn.Module):
         return torch.cat([one_hot(part) for part in self.network(z).split(self.groups, dim=-1)], dim=-1)
 
     def sample(
-        self, z: Float[Tensor, "b d"], generator: torch.Generator | None = None, draws: int | None = None
+        self,
+        z: Float[Tensor, "b d"],
+        generator: torch.Generator | None = None,
+        draws: int | None = None,
+        steps: int = 1,
     ) -> tuple[Float[Tensor, "b a"], Float[Tensor, " b"]]:
         """Actions with a straight-through gradient, and minus the entropy.
 
         The entropy is computed from the distribution, because the log-probability of a sample would have no gradient.
 
         Args:
-            z, generator, draws: see ``GaussianPolicy.sample``.
+            z, generator, draws, steps: see ``GaussianPolicy.sample``.
         """
         actions, neg_entropy = [], []
-        count = len(z) if draws is None else draws
         for part in self.logits(z):
-            noise = gumbel((count, part.shape[1]), part, generator).repeat(len(z) // count, 1)
+            noise = _of_rows(gumbel, part, generator, draws, steps)
             hard, soft = one_hot(part + noise), part.exp()
             actions.append(hard + soft - soft.detach())
             neg_entropy.append((soft * part).sum(-1))
@@ -259,6 +269,20 @@ class CategoricalPolicy(nn.Module):
             noise[0] = 0.0
             actions.append(one_hot(part + noise.repeat(len(z) // draws, 1)))
         return torch.cat(actions, dim=-1)
+
+
+def _of_rows(
+    noise: Callable[..., Tensor],
+    like: Float[Tensor, "b a"],
+    generator: torch.Generator | None,
+    draws: int | None,
+    steps: int,
+) -> Float[Tensor, "b a"]:
+    """Noise, ``normal`` or ``gumbel``, with the shape of ``like``; the rest as for ``GaussianPolicy.sample``."""
+    rows, width = like.shape
+    if draws is not None:
+        return noise((draws, width), like, generator).repeat(rows // draws, 1)
+    return own_draw(lambda n: noise((n, steps, width), like, generator), rows // steps).flatten(0, 1)
 
 
 def gumbel(shape: tuple[int, ...], like: Tensor, generator: torch.Generator | None) -> Tensor:

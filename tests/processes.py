@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import mpc_processes
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -195,6 +196,18 @@ def shares(store: EpisodeStore) -> dict[str, bool]:
     return equal
 
 
+def keys_left() -> int:
+    """By how many keys the store of messages grew; those that were read are deleted."""
+    group = distributed.group._group
+    assert group is not None
+    before = group.store.num_keys()
+    for _ in range(20):
+        distributed.by_first(lambda: None)
+    with distributed.together():
+        distributed.fewest(0)  # the second has read all, too
+    return group.store.num_keys() - before
+
+
 def gradients_of_some() -> dict[str, Any]:
     """Parameters without a gradient: in one process, in both, in none."""
     some = [nn.Parameter(torch.zeros(2)) for _ in range(3)]
@@ -225,6 +238,7 @@ def check(folder: Path, number: int) -> None:
         train(play(folder / "episodes"), folder / "short_alone", SHORT)
         stopped(play(folder / "episodes"), folder / "one_then_two")
         refine(play(folder / "episodes"), folder / "refined_alone")
+        mpc_alone = mpc_processes.alone(folder)
     with distributed.join():
         distributed.by_first(lambda: None)  # the episodes are there
         store = EpisodeStore.open(folder / "episodes")
@@ -232,20 +246,23 @@ def check(folder: Path, number: int) -> None:
         out["nested"] = distributed.by_first(
             lambda: [distributed.processes(), distributed.by_first(distributed.processes)]
         )
+        out["keys"] = keys_left()
         out["some"], out["whole"] = gradients_of_some(), whole_windows()
         batch = Double(store, 2).sample(14, np.random.default_rng(0))
         out["gradients"] = {
             name: gradient_difference(build(store, **options), batch) for name, options in MODELS.items()
-        }
+        } | mpc_processes.control_gradients(store, batch)
         train(store, folder / "curve", CURVE)
         out |= resumed(store, folder)
         refine(store, folder / "refined")
         out["refusals"] = refusals(store, folder)
+        mpc = mpc_processes.together(folder)
     if not number:
         train(store, folder / "two_then_one", SHORT)
         out["two then one"] = apart(folder / "two_then_one", folder / "short_alone")
         out["curves"] = [losses(folder / "curve_alone"), losses(folder / "curve")]
         out["refined"] = [losses(folder / "refined_alone"), losses(folder / "refined")]
+        out["mpc"] = mpc_processes.compare(folder, mpc_alone, mpc)
         (folder / "found.json").write_text(json.dumps(out))
 
 

@@ -103,6 +103,10 @@ def test_what_the_first_does_it_does_alone(found):
     assert found["nested"] == [1, 1]
 
 
+def test_messages_that_were_read_are_deleted(found):
+    assert found["keys"] <= 0
+
+
 def test_a_gradient_that_only_one_process_has_counts(found):
     assert found["some"]["values"] == [[2.0, 2.0], [0.5, 0.5], None]
 
@@ -129,6 +133,53 @@ def test_what_cannot_be_shared_is_refused_in_words(found):
     assert "resume=True" in refusals["exists"]
     assert "another process has other settings" in refusals["other settings"]
     assert refusals["nothing written"] == "True"
+
+
+# -- JEPAMPC ----------------------------------------------------------------------------------------
+
+
+def test_two_processes_learn_what_one_learns(found):
+    """In float64; the rest is that the replay keeps actions as float32."""
+    alone, two = found["mpc"]["alone"], found["mpc"]["losses"]
+    assert len(two) == len(alone) == 36 and two[-1].keys() >= {"reward", "value", "policy", "entropy"}
+    for here, there in zip(two, alone, strict=True):
+        assert here == pytest.approx(there, rel=1e-6, abs=1e-9)
+    assert found["mpc"]["second"]["losses"] == two
+
+
+def test_both_processes_have_the_weights_and_the_counters(found):
+    first, second = found["mpc"], found["mpc"]["second"]
+    assert first["differ"] == [0.0, 0.0]
+    assert first["counted"] == second["counted"] == [36, 36, 3]
+
+
+def test_a_stopped_agent_goes_on_exactly_with_two_processes_and_with_one(found):
+    assert found["mpc"]["resumed"] == 0.0
+    assert 0 < found["mpc"]["then one"] < 1e-6
+
+
+def test_a_callback_that_stops_the_first_stops_both(found):
+    assert found["mpc"]["early"] == found["mpc"]["second"]["early"] == [39, 38]
+
+
+def test_what_ends_the_first_ends_the_second_in_words(found):
+    assert found["mpc"]["ended"] == "ArithmeticError: blew up"
+    assert (
+        found["mpc"]["second"]["ended"] == "ProcessLost: the first process stopped: ArithmeticError: blew up"
+    )
+
+
+def test_the_second_writes_nothing_and_calls_no_callback(found):
+    assert found["mpc"]["wrote"] == [True, True] and found["mpc"]["second"]["wrote"] == [False, False]
+    assert found["mpc"]["calls"] == [31, 3] and found["mpc"]["second"]["calls"] == [0, 0]
+
+
+def test_a_batch_of_an_agent_that_cannot_be_divided_is_refused_before_anything_happens(found):
+    for process in (found["mpc"], found["mpc"]["second"]):
+        assert "batch_size=7 and 2 processes; take 8" in process["odd"] and process["untouched"]
+
+
+# -- ends -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs a system that lists threads")
@@ -169,7 +220,7 @@ def commands() -> list[list[str]]:
 
 
 def test_the_commands_of_the_page_run(tmp_path):
-    """One machine, then two nodes on one machine, each with the example's trial run."""
+    """One machine, then two nodes on one machine, then JEPAMPC, each with the example's trial run."""
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     for number, block in enumerate(commands()):
         port, out = free_port(), tmp_path / str(number)
@@ -177,9 +228,12 @@ def test_the_commands_of_the_page_run(tmp_path):
         for line in block:
             words = shlex.split(line.removesuffix("&").replace("29500", port))[1:]
             words = [sys.executable, "-m", "torch.distributed.run", *words, "--quick", "--out", str(out)]
+            if control := "examples/train_mpc.py" in words:
+                words += ["--observations", "state"]  # faster
             running.append(subprocess.Popen(words, cwd=ROOT, env=os.environ | ONE_THREAD, **pipes))
         texts = [process.communicate(timeout=300) for process in running]
         assert [process.returncode for process in running] == [0] * len(running), str(texts)[-4000:]
         assert sum(f"wrote {out}" in printed for printed, _ in texts) == 1
-        _, header = load_tensors(out / "checkpoint.safetensors", ("training",))
-        assert header["step"] == 20
+        folder, counter, updates = (out / "run", "updates", 100) if control else (out, "step", 20)
+        _, header = load_tensors(folder / "checkpoint.safetensors", ("training", "jepa_mpc run"))
+        assert header[counter] == updates

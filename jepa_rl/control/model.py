@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from jepa_rl.control.config import ControlConfig
+from jepa_rl.distributed import gather
 from jepa_rl.heads import CategoricalPolicy, GaussianPolicy, Perceptron, TwoHot
 from jepa_rl.objectives.base import check_gradient, checked_loss, norms_of, step_weights, weighted_mean
 from jepa_rl.types import ControlBatch, Observations
@@ -183,11 +184,12 @@ class ControlModel(nn.Module):
         """
         z, h = losses.path, losses.weight.shape[1]
         rows = z[:, :-1].flatten(0, 1)
-        action, neg_entropy = self.policy.sample(rows, generator)
+        action, neg_entropy = self.policy.sample(rows, generator, steps=h)
         # The gradient reaches the actions and not the value heads.
         value = self.two_hot.decode(frozen(self.value_heads, torch.cat([rows, action], dim=-1))).mean(0)
         with torch.no_grad():
-            low, high = torch.quantile(value[::h], torch.tensor([0.05, 0.95], device=z.device))
+            first = gather(value[::h]).flatten()  # the range is that of all processes' rows
+            low, high = torch.quantile(first, first.new_tensor([0.05, 0.95]))
             self.scale.lerp_((high - low).clamp_min(1.0), 0.01)
         gain = value / self.scale - self.config.entropy * neg_entropy
         loss = -(gain.view(-1, h) * losses.weight).sum()

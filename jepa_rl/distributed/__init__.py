@@ -8,12 +8,16 @@ which have gradients. Random numbers of rows are drawn for all rows, of which a 
 other numbers are the same in all processes, since their generators stay in step. So the run does not depend on the
 number of processes.
 
+Where the first process leads and the others help with parts of its work, it is ``alone`` in between and sends them what
+they need (``tell``, ``told``).
+
 With one process every function here is the identity, or what torch does without it.
 """
 
 from jepa_rl.distributed.gradients import average_gradients, check_alike, copy_first
 from jepa_rl.distributed.group import (
     ProcessLost,
+    alone,
     by_first,
     is_first,
     is_together,
@@ -22,6 +26,7 @@ from jepa_rl.distributed.group import (
     rank,
     together,
 )
+from jepa_rl.distributed.messages import tell, told
 from jepa_rl.distributed.rows import check_divides, fewest, own_chunks, own_draw, own_rows, whole_batch
 from jepa_rl.distributed.statistics import (
     BatchNorm,
@@ -38,6 +43,7 @@ from jepa_rl.distributed.statistics import (
 __all__ = [
     "BatchNorm",
     "ProcessLost",
+    "alone",
     "average",
     "average_gradients",
     "by_first",
@@ -58,7 +64,9 @@ __all__ = [
     "processes",
     "rank",
     "std",
+    "tell",
     "together",
+    "told",
     "total",
     "var",
     "whole_batch",

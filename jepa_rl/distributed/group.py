@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -128,15 +128,22 @@ def _set_together(value: bool) -> Iterator[None]:
 
 
 @contextmanager
-def _alone() -> Iterator[None]:
-    """Inside, there are no other processes."""
+def alone() -> Iterator[Callable[[], AbstractContextManager[None]]]:
+    """Inside, there are no other processes; what it yields brings them back for a while, as ``together`` does."""
+    group = _group
+    with _set_group(None, False):
+        yield lambda: _set_group(group, group is not None)
+
+
+@contextmanager
+def _set_group(group: _Group | None, together: bool) -> Iterator[None]:
     global _group
-    group, _group = _group, None
+    before, _group = _group, group
     try:
-        with _set_together(False):
+        with _set_together(together):
             yield
     finally:
-        _group = group
+        _group = before
 
 
 def is_together() -> bool:
@@ -163,7 +170,7 @@ def by_first(work: Callable[[], T]) -> T:
     name, group.asked = f"answer {group.asked}", group.asked + 1
     if group.rank == 0:
         try:
-            with _alone():
+            with alone():
                 answer = work()
             said = json.dumps({"answer": answer})
         except BaseException as error:
@@ -178,6 +185,9 @@ def by_first(work: Callable[[], T]) -> T:
                 with suppress(dist.DistStoreError):  # not yet
                     group.store.wait([name], timedelta(seconds=POLL))
             said = group.store.get(name).decode()
+            if group.store.add(f"{name} read", 1) == group.size - 1:  # by all
+                group.store.delete_key(name)
+                group.store.delete_key(f"{name} read")
     found = json.loads(said)
     if "error" in found:
         raise ProcessLost(f"the first process stopped: {found['error']}")

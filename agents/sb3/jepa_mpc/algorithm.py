@@ -11,15 +11,16 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.type_aliases import GymEnv, Schedule, TrainFreq
+from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from stable_baselines3.common.utils import LinearSchedule
 
 from jepa_rl.agents.sb3.jepa_mpc.episodes import EpisodicAlgorithm
-from jepa_rl.agents.sb3.jepa_mpc.monitor import model_metrics
+from jepa_rl.agents.sb3.jepa_mpc.monitor import finite_terms, model_metrics
 from jepa_rl.agents.sb3.jepa_mpc.policy import JEPAMPCPolicy
 from jepa_rl.memory import keep_freed_memory
 from jepa_rl.spaces import env_spaces, observation_boxes, source_of
 from jepa_rl.training import descend
+from jepa_rl.types import ControlBatch, Metrics
 from jepa_rl.world_model import WorldModel
 
 
@@ -38,6 +39,7 @@ class JEPAMPC(EpisodicAlgorithm):
     - The replay is saved in its own format, under a path; everything else that Stable-Baselines3 does with an
       off-policy algorithm works.
     - ``ResumableRun`` as a callback resumes a killed run.
+    - Inside ``jepa_rl.distributed.join`` several processes share the updates (docs/scale.md).
 
     The reference is TD-MPC2 (Hansen, Su and Wang 2024, arXiv:2310.16828). Changes, and their reasons:
 
@@ -214,29 +216,45 @@ class JEPAMPC(EpisodicAlgorithm):
         began = time.perf_counter()
         if not self._n_updates:
             gradient_steps = max(gradient_steps, self._updates_owed())
-        model = self.policy.model
         self._update_learning_rate([self.model_optimizer, self.policy_optimizer])
         self.model_optimizer.param_groups[0]["lr"] *= self.encoder_rate
         self.policy.set_training_mode(True)
-        learning = [p for group in self.model_optimizer.param_groups for p in group["params"]]
+        update, found = self._helpers.update if self._helpers else self._update, {}
         for done in range(1, gradient_steps + 1):
             batch = self.replay_buffer.sample(batch_size, self.steps, self.rng, self.n_step_now, self.gamma)
-            batch = batch.to(self.device)
-            losses = model.loss(batch, self.noise)
-            norm = descend(losses.total, [self.model_optimizer], learning, self.max_grad_norm)
-            acting = model.policy_loss(losses, self.noise)
-            descend(acting["policy"], [self.policy_optimizer], model.policy.parameters(), self.max_grad_norm)
-            model.after_update()
-            self.policy.after_update()
-            if self._n_updates + done == 1:  # later ones follow so closely that they are looked at together
-                _finite(losses.terms | acting | {"gradient_norm": norm}, done)
+            # Those after the first follow so closely that they are looked at together.
+            seen = done == gradient_steps or self._n_updates + done == 1
+            found = update(batch, done if seen else 0)
         self._n_updates += gradient_steps
         self.logger.record_mean("time/train_ms", 1e3 * (time.perf_counter() - began))
         self.logger.record("train/n_step", self.n_step_now)
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
-        found = _finite(losses.terms | acting | {"gradient_norm": norm}, gradient_steps)
         for name, value in found.items():
             self.logger.record(f"train/{name}", value)
+
+    def _update(self, batch: ControlBatch, unseen: int) -> Metrics:
+        """One update of everything; of several processes, each with its rows.
+
+        Args:
+            batch: this process's rows.
+            unseen: the number of updates, with this one, whose terms have not been looked at, if they are to be now. 0:
+                they are not, which saves waiting for the device.
+
+        Returns:
+            Terms of the losses; none if they are not looked at.
+
+        Raises:
+            ValueError: if one is NaN or infinite.
+        """
+        batch, model = batch.to(self.device), self.policy.model
+        learning = [p for group in self.model_optimizer.param_groups for p in group["params"]]
+        losses = model.loss(batch, self.noise)
+        norm = descend(losses.total, [self.model_optimizer], learning, self.max_grad_norm)
+        acting = model.policy_loss(losses, self.noise)
+        descend(acting["policy"], [self.policy_optimizer], model.policy.parameters(), self.max_grad_norm)
+        model.after_update()
+        self.policy.after_update()
+        return finite_terms(losses.terms | acting | {"gradient_norm": norm}, unseen) if unseen else {}
 
     @property
     def world(self) -> WorldModel:
@@ -254,20 +272,6 @@ class JEPAMPC(EpisodicAlgorithm):
         first, last = self.n_step if isinstance(self.n_step, tuple | list) else (self.n_step,) * 2
         fallen = min(1.0, 2 * (1 - remaining))
         return round(first * (last / first) ** fallen)
-
-    def _updates_owed(self) -> int:
-        """The number of updates that there would be if the random steps had been followed by updates, too."""
-        if self.gradient_steps < 0:
-            return self.num_timesteps
-        freq = self.train_freq
-        assert isinstance(freq, TrainFreq), "SB3 converts it when it sets up the model"
-        steps = freq.frequency * self.n_envs
-        rollouts = (
-            self._episode_num // freq.frequency
-            if freq.unit.value == "episode"
-            else self.num_timesteps // steps
-        )
-        return self.gradient_steps * rollouts
 
     def dump_logs(self) -> None:
         """As in Stable-Baselines3, with ``jepa/*`` measured on windows from the replay."""
@@ -328,19 +332,17 @@ class JEPAMPC(EpisodicAlgorithm):
             )
 
     def _excluded_save_params(self) -> list[str]:
-        own = ["model_optimizer", "policy_optimizer", "noise", "rng", "_plans", "_record", "_step_began"]
+        own = [
+            "model_optimizer",
+            "policy_optimizer",
+            "noise",
+            "rng",
+            "_plans",
+            "_record",
+            "_step_began",
+            "_helpers",
+        ]
         return [*super()._excluded_save_params(), *own]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         return ["policy", "model_optimizer", "policy_optimizer"], []
-
-
-def _finite(terms: dict[str, torch.Tensor], updates: int) -> dict[str, float]:
-    """Terms of the losses as numbers; raises ValueError if one is NaN or infinite, before a callback saves weights."""
-    found = {name: value.item() for name, value in terms.items()}
-    if unsound := {name: value for name, value in found.items() if not np.isfinite(value)}:
-        raise ValueError(
-            f"losses or their gradients became NaN or infinite within the last {updates} updates: {unsound}; lower "
-            "learning_rate, and check an objective of your own. A ResumableRun's checkpoint is from before"
-        )
-    return found

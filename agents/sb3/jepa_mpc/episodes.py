@@ -5,19 +5,20 @@ from __future__ import annotations
 import io
 import time
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from stable_baselines3.common.callbacks import BaseCallback, ConvertCallback
-from stable_baselines3.common.type_aliases import MaybeCallback
+from stable_baselines3.common.type_aliases import MaybeCallback, TrainFreq
 from torch import Tensor
 
 from jepa_rl.acting import scalar_rewards
 from jepa_rl.agents.sb3.checks import check_terminal_observations
 from jepa_rl.agents.sb3.jepa_mpc.monitor import EnvClock, PlanRecord, search_metrics
 from jepa_rl.agents.sb3.jepa_mpc.policy import JEPAMPCPolicy
+from jepa_rl.agents.sb3.jepa_mpc.processes import Helpers, shared_updates
 from jepa_rl.agents.sb3.progress import LearningProgress, write_csv
 from jepa_rl.agents.sb3.saved import SafeLoading
 from jepa_rl.agents.sb3.whole_episodes import WholeEpisodes, replay_path
@@ -26,6 +27,9 @@ from jepa_rl.data.replay import EpisodeReplay
 from jepa_rl.modes import evaluating
 from jepa_rl.objectives.base import each
 from jepa_rl.spaces import by_name, observation_boxes
+
+if TYPE_CHECKING:
+    from jepa_rl.agents.sb3.jepa_mpc.algorithm import JEPAMPC
 
 
 class EpisodicAlgorithm(SafeLoading, WholeEpisodes):
@@ -43,6 +47,7 @@ class EpisodicAlgorithm(SafeLoading, WholeEpisodes):
     replay_buffer: Any
     frames: int
     _step_began: float | None  # when the environments' step began, in seconds; None before the first
+    _helpers: Helpers | None = None  # the other processes, while learn runs
     _plans: tuple[np.ndarray, ...] | None  # the search's last plans, one for each environment
 
     @property
@@ -60,13 +65,15 @@ class EpisodicAlgorithm(SafeLoading, WholeEpisodes):
         )
 
     def learn(self, total_timesteps: int, *args: Any, **kwargs: Any) -> Self:
-        """As in Stable-Baselines3.
+        """As in Stable-Baselines3. Inside ``jepa_rl.distributed.join`` all processes call it; the first one acts.
 
         Raises:
             RuntimeError: if the process of an environment died; whatever an environment raises passes through.
+            ValueError, ProcessLost: as ``shared_updates``.
         """
         try:
-            return super().learn(total_timesteps, *args, **kwargs)
+            with shared_updates(cast("JEPAMPC", self)) as acts:
+                return super().learn(total_timesteps, *args, **kwargs) if acts else self
         except (EOFError, BrokenPipeError, ConnectionResetError) as error:
             processes = getattr(self.env.unwrapped, "processes", ()) if self.env is not None else ()
             for process in processes:
@@ -108,6 +115,20 @@ class EpisodicAlgorithm(SafeLoading, WholeEpisodes):
         ):  # beside TensorBoard's events
             write_csv(self.logger, self.logger.dir, None)
         return found
+
+    def _updates_owed(self) -> int:
+        """The number of updates that there would be if the random steps had been followed by updates, too."""
+        if self.gradient_steps < 0:
+            return self.num_timesteps
+        freq = self.train_freq
+        assert isinstance(freq, TrainFreq), "SB3 converts it when it sets up the model"
+        steps = freq.frequency * self.n_envs
+        rollouts = (
+            self._episode_num // freq.frequency
+            if freq.unit.value == "episode"
+            else self.num_timesteps // steps
+        )
+        return self.gradient_steps * rollouts
 
     # -- acting -------------------------------------------------------------------------------------
 

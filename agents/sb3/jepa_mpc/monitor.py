@@ -13,6 +13,7 @@ from torch import Tensor
 from jepa_rl.control import ControlModel
 from jepa_rl.data.replay import discounted
 from jepa_rl.diagnostics import effective_rank
+from jepa_rl.distributed import average
 from jepa_rl.modes import evaluating
 from jepa_rl.types import ControlBatch, Metrics, Plan
 
@@ -165,4 +166,24 @@ def prediction_errors(
         paid = model.reward(path[known, k - 1], actions[known, k - 1])
         found[f"latent_error_{k}"] = float(error / change.clamp_min(1e-12))
         found[f"reward_error_{k}"] = float((paid - rewards[known, k - 1]).abs().mean())
+    return found
+
+
+def finite_terms(terms: dict[str, Tensor], updates: int) -> Metrics:
+    """Terms of the losses as numbers, means over all processes; before a callback saves weights.
+
+    Args:
+        terms: of this process's rows.
+        updates: since when they have not been looked at.
+
+    Raises:
+        ValueError: if one is NaN or infinite.
+    """
+    here = torch.tensor([value.item() for value in terms.values()], dtype=torch.float64)
+    found = dict(zip(terms, average(here).tolist(), strict=True))
+    if unsound := {name: value for name, value in found.items() if not np.isfinite(value)}:
+        raise ValueError(
+            f"losses or their gradients became NaN or infinite within the last {updates} updates: {unsound}; lower "
+            "learning_rate, and check an objective of your own. A ResumableRun's checkpoint is from before"
+        )
     return found
