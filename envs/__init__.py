@@ -22,16 +22,19 @@ from jepa_rl.envs.worlds.roofed_rooms import RoofedRoomsEnv, RoofedRoomsVectorEn
 from jepa_rl.envs.worlds.table_edge import TableEdgeEnv
 from jepa_rl.envs.worlds.two_rooms import TwoRoomsEnv, TwoRoomsVectorEnv
 from jepa_rl.envs.wrappers.action_repeat import ActionRepeat
+from jepa_rl.envs.wrappers.distract import Distract, VectorDistract
 from jepa_rl.envs.wrappers.goal import GoalObservation
 from jepa_rl.envs.wrappers.latent import LatentObservation
 from jepa_rl.envs.wrappers.pixels import PixelObservation
 from jepa_rl.envs.wrappers.sb3_latent import SB3LatentObservation
+from jepa_rl.envs.wrappers.textures import recolour
 from jepa_rl.envs.wrappers.vector_latent import VectorLatentObservation
 from jepa_rl.envs.wrappers.wrap import wrap
 from jepa_rl.spaces import action_spec, world_spec
 
 __all__ = [
     "ActionRepeat",
+    "Distract",
     "DreamEnv",
     "DreamVecEnv",
     "DreamVectorEnv",
@@ -51,12 +54,14 @@ __all__ = [
     "TableEdgeEnv",
     "TwoRoomsEnv",
     "TwoRoomsVectorEnv",
+    "VectorDistract",
     "VectorLatentObservation",
     "action_spec",
     "collect",
     "collect_on_ray",
     "learn_world_model",
     "push_coverage",
+    "recolour",
     "register_dm_control",
     "register_envs",
     "world_spec",

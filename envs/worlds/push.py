@@ -28,9 +28,9 @@ class PushEnv(RulesEnv[PushState]):
     the block and the block has the angle of the start; neither counts.
 
     ``info`` holds ``goal`` (a picture like the observation) and, for probes and scores only, ``state`` and
-    ``goal_state`` (x and y of the agent, x and y of the block, its angle in radians), ``pushed`` (whether the step moved
-    the block) and ``success``. Contact is MuJoCo's; ``push_rules.PushDynamics`` is the simulation as dynamics for a
-    planner, and ``env.unwrapped.state.now`` may be set.
+    ``goal_state`` (x and y of the agent, x and y of the block, its angle in radians), ``pushed`` (whether the step
+    moved the block) and ``success``. Contact is MuJoCo's; ``push_rules.PushDynamics`` is the simulation as dynamics for
+    a planner, and ``env.unwrapped.state.now`` may be set.
 
     Args:
         reward: ``"sparse"`` or ``"dense"``.
