@@ -8,6 +8,7 @@ from gymnasium.utils.env_checker import check_env
 from stable_baselines3.common.env_checker import check_env as check_env_sb3
 
 from jepa_rl.agents import CEM
+from jepa_rl.costs import GoalCost
 from jepa_rl.envs import PushEnv, PushPlay, PushVectorEnv, TwoRoomsVectorEnv, collect, push_coverage
 from jepa_rl.envs.worlds import push_rules as rules
 
@@ -108,13 +109,7 @@ def test_planning_with_the_oracle_solves_what_random_play_does_not():
     state, solved, generator = start, np.zeros(n, bool), torch.Generator().manual_seed(0)
     planner, dynamics = CEM(horizon=6, samples=48, elites=6, iterations=4), rules.PushDynamics(2)
     while state.steps.max() < steps and not solved.all():
-        goal = torch.from_numpy(state.goal[:, None, 2:4]).float()
-
-        def cost(latents, actions, goal=goal):
-            agent, block = latents[:, 0, 1:, :2], latents[:, 0, 1:, 2:4]
-            wanted = goal.repeat_interleave(len(block) // n, 0)
-            return ((block - wanted).norm(dim=-1) + 0.1 * (agent - block).norm(dim=-1)).sum(1, keepdim=True)
-
+        cost = GoalCost(torch.from_numpy(state.goal).float(), distance=rules.push_distance)
         plan = planner.plan(dynamics, cost, torch.from_numpy(state.now).float(), generator=generator)
         for action in plan.actions[:, 0].double().numpy().reshape(n, 2, 2).swapaxes(0, 1):
             solved |= venv.core.advance(state, action)[1]

@@ -133,6 +133,15 @@ class PushDynamics:
         return torch.from_numpy(np.stack(path, axis=1)[:, None]).to(z)
 
 
+def push_distance(state: Float[torch.Tensor, "*b 5"], goal: Float[torch.Tensor, "*g 5"]) -> torch.Tensor:
+    """Distance of true states to a goal for ``GoalCost``: of the block to its goal, and a tenth of that to the agent.
+
+    The second term leads the agent to the block; the agent's place in the goal picture and the angle do not count.
+    """
+    agent, block = state[..., :2], state[..., 2:4]
+    return (block - goal[..., 2:4]).norm(dim=-1) + 0.1 * (agent - block).norm(dim=-1)
+
+
 def draw(state: Float[Array, "n 5"]) -> UInt8[Array, "n 3 64 64"]:
     """Pictures from above with smooth edges: the blue block, and the red agent in front of it.
 
