@@ -254,6 +254,7 @@ def test_it_is_fast():
         (lambda: push(background=None), "nothing to do"),
         (lambda: push(split="validation"), "split"),
         (lambda: push(tolerance=300), "tolerance"),
+        (lambda: push(tolerance=1.5), "whole number"),
         (lambda: push(brightness=0.0), "brightness"),
         (lambda: push(goal="none"), "goal must"),
         (lambda: push(background="black"), "commonest"),

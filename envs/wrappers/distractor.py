@@ -43,9 +43,10 @@ class Looks:
     def __post_init__(self) -> None:
         if self.split not in FAMILIES:
             raise ValueError(f"split must be 'train' or 'test', got {self.split!r}")
-        if not 0 <= self.tolerance <= 255 or not 0.0 < self.brightness <= 1.0:
+        whole = isinstance(self.tolerance, int)
+        if not whole or not 0 <= self.tolerance <= 255 or not 0.0 < self.brightness <= 1.0:
             raise ValueError(
-                "tolerance must lie in [0, 255] and brightness in (0, 1], got "
+                "tolerance must be a whole number from 0 to 255 and brightness lie in (0, 1], got "
                 f"tolerance={self.tolerance} and brightness={self.brightness}"
             )
         if self.goal not in ("distracted", "clean"):
