@@ -16,19 +16,25 @@ from jepa_rl.envs.dream_envs import DreamEnv, DreamVecEnv, DreamVectorEnv
 from jepa_rl.envs.learn import learn_world_model
 from jepa_rl.envs.policies import RandomPolicy, SmoothRandomPolicy
 from jepa_rl.envs.worlds.fork import ForkEnv
+from jepa_rl.envs.worlds.push import PushEnv, PushVectorEnv
+from jepa_rl.envs.worlds.push_play import PushCoverage, PushPlay, push_coverage
+from jepa_rl.envs.worlds.roofed_rooms import RoofedRoomsEnv, RoofedRoomsVectorEnv
 from jepa_rl.envs.worlds.table_edge import TableEdgeEnv
 from jepa_rl.envs.worlds.two_rooms import TwoRoomsEnv, TwoRoomsVectorEnv
 from jepa_rl.envs.wrappers.action_repeat import ActionRepeat
+from jepa_rl.envs.wrappers.distract import Distract, VectorDistract
 from jepa_rl.envs.wrappers.goal import GoalObservation
 from jepa_rl.envs.wrappers.latent import LatentObservation
 from jepa_rl.envs.wrappers.pixels import PixelObservation
 from jepa_rl.envs.wrappers.sb3_latent import SB3LatentObservation
+from jepa_rl.envs.wrappers.textures import recolour
 from jepa_rl.envs.wrappers.vector_latent import VectorLatentObservation
 from jepa_rl.envs.wrappers.wrap import wrap
 from jepa_rl.spaces import action_spec, world_spec
 
 __all__ = [
     "ActionRepeat",
+    "Distract",
     "DreamEnv",
     "DreamVecEnv",
     "DreamVectorEnv",
@@ -36,17 +42,26 @@ __all__ = [
     "GoalObservation",
     "LatentObservation",
     "PixelObservation",
+    "PushCoverage",
+    "PushEnv",
+    "PushPlay",
+    "PushVectorEnv",
     "RandomPolicy",
+    "RoofedRoomsEnv",
+    "RoofedRoomsVectorEnv",
     "SB3LatentObservation",
     "SmoothRandomPolicy",
     "TableEdgeEnv",
     "TwoRoomsEnv",
     "TwoRoomsVectorEnv",
+    "VectorDistract",
     "VectorLatentObservation",
     "action_spec",
     "collect",
     "collect_on_ray",
     "learn_world_model",
+    "push_coverage",
+    "recolour",
     "register_dm_control",
     "register_envs",
     "world_spec",
@@ -62,6 +77,16 @@ def register_envs() -> None:
             "entry_point": "jepa_rl.envs.worlds.two_rooms:TwoRoomsEnv",
             "vector_entry_point": "jepa_rl.envs.worlds.two_rooms:TwoRoomsVectorEnv",
             "max_episode_steps": 200,
+        },
+        "jepa_rl/RoofedRooms-v0": {
+            "entry_point": "jepa_rl.envs.worlds.roofed_rooms:RoofedRoomsEnv",
+            "vector_entry_point": "jepa_rl.envs.worlds.roofed_rooms:RoofedRoomsVectorEnv",
+            "max_episode_steps": 200,
+        },
+        "jepa_rl/Push-v0": {
+            "entry_point": "jepa_rl.envs.worlds.push:PushEnv",
+            "vector_entry_point": "jepa_rl.envs.worlds.push:PushVectorEnv",
+            "max_episode_steps": 60,
         },
         "jepa_rl/TableEdge-v0": {
             "entry_point": "jepa_rl.envs.worlds.table_edge:TableEdgeEnv",

@@ -111,13 +111,21 @@ def test_options_and_rewards():
     assert np.linalg.norm(info["position"] - info["goal_position"]) <= GOAL_RADIUS
 
 
+@pytest.mark.parametrize(
+    ("one", "many"),
+    [
+        (TwoRoomsEnv, TwoRoomsVectorEnv),
+        (jepa_rl.envs.RoofedRoomsEnv, jepa_rl.envs.RoofedRoomsVectorEnv),
+        (jepa_rl.envs.PushEnv, jepa_rl.envs.PushVectorEnv),
+    ],
+)
 @pytest.mark.parametrize("mode", list(AutoresetMode))
-def test_vectorised_worlds_equal_single_ones(mode):
+def test_vectorised_worlds_equal_single_ones(mode, one, many):
     n, steps = 3, 25
-    venv = TwoRoomsVectorEnv(n, max_episode_steps=10, autoreset_mode=mode)
+    venv = many(n, max_episode_steps=10, autoreset_mode=mode)
     rng = np.random.default_rng(0)
     observations, _ = venv.reset(seed=7)
-    singles = [gym.wrappers.TimeLimit(TwoRoomsEnv(), 10) for _ in range(n)]
+    singles = [gym.wrappers.TimeLimit(one(), 10) for _ in range(n)]
     for i, env in enumerate(singles):
         np.testing.assert_array_equal(env.reset(seed=7 + i)[0], observations[i])
     over = np.zeros(n, bool)

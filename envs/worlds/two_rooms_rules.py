@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+import gymnasium as gym
 import numpy as np
 import torch
 
@@ -124,13 +125,16 @@ class TwoRoomsState:
         return replace(self, **{name: value.copy() for name, value in vars(self).items()})
 
 
-def sample_position(rng: np.random.Generator, layout: np.ndarray, room: int | None) -> np.ndarray:
+def sample_position(
+    rng: np.random.Generator, layout: np.ndarray, room: int | None, clear: float = BLOCKED
+) -> np.ndarray:
     """A random position that is not inside a wall, x and y in pixels.
 
     Args:
         rng: draws it.
         layout: wall x and door y.
         room: 0: left, 1: right; None: anywhere, the doorway included.
+        clear: pixels that a position in a room keeps from the middle of the wall.
     """
     wall, door = layout
     y = rng.uniform(LOW, HIGH)
@@ -139,7 +143,7 @@ def sample_position(rng: np.random.Generator, layout: np.ndarray, room: int | No
         if abs(x - wall) < BLOCKED:
             y = rng.uniform(door - PASSAGE, door + PASSAGE)
     else:
-        x = rng.uniform(LOW, wall - BLOCKED) if room == 0 else rng.uniform(wall + BLOCKED, HIGH)
+        x = rng.uniform(LOW, wall - clear) if room == 0 else rng.uniform(wall + clear, HIGH)
     return np.array([x, y])
 
 
@@ -151,7 +155,11 @@ def _check_position(name: str, value: Any) -> np.ndarray:
 
 
 class TwoRoomsCore:
-    """Rules shared by the single and the vectorised environment; no Gymnasium in it."""
+    """The rules of the single and the vectorised environment, see ``jepa_rl.envs.worlds.batched.Rules``."""
+
+    pixels: gym.spaces.Box = gym.spaces.Box(0, 255, (2, SIZE, SIZE), np.uint8)
+    actions: gym.spaces.Box = gym.spaces.Box(-1.0, 1.0, (2,), np.float32)
+    clear = BLOCKED  # pixels that starts and goals in different rooms keep from the middle of the wall
 
     def __init__(
         self,
@@ -188,8 +196,8 @@ class TwoRoomsCore:
             ]
         )
         room = None if self.start == "any" else int(rng.integers(2))
-        position = sample_position(rng, layout, room)
-        goal = sample_position(rng, layout, None if room is None else 1 - room)
+        position = sample_position(rng, layout, room, self.clear)
+        goal = sample_position(rng, layout, None if room is None else 1 - room, self.clear)
         if "start" in options:
             position = _check_position("start", options["start"])
         if "goal" in options:
@@ -222,8 +230,9 @@ class TwoRoomsCore:
         state.layout[rows], state.position[rows], state.goal[rows] = (
             np.stack(column) for column in zip(*episodes, strict=True)
         )
-        state.walls[rows] = draw_walls(state.layout[rows])
-        state.goal_image[rows] = np.stack([draw_dots(state.goal[rows]), state.walls[rows]], axis=1)
+        state.walls[rows] = self.draw_layout(state.layout[rows])
+        dots = self.draw_dots(state.goal[rows], state.layout[rows])
+        state.goal_image[rows] = np.stack([dots, state.walls[rows]], axis=1)
         state.steps[rows] = 0
 
     def advance(self, state: TwoRoomsState, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -239,7 +248,15 @@ class TwoRoomsCore:
 
     def observe(self, state: TwoRoomsState) -> np.ndarray:
         """Pixels uint8 ``(n, 2, 64, 64)``: dot, walls."""
-        return np.stack([draw_dots(state.position), state.walls], axis=1)
+        return np.stack([self.draw_dots(state.position, state.layout), state.walls], axis=1)
+
+    def draw_layout(self, layout: np.ndarray) -> np.ndarray:
+        """The second channel, uint8 ``(n, 64, 64)``."""
+        return draw_walls(layout)
+
+    def draw_dots(self, position: np.ndarray, layout: np.ndarray) -> np.ndarray:
+        """The first channel, uint8 ``(n, 64, 64)``."""
+        return draw_dots(position)
 
     def info(self, state: TwoRoomsState) -> dict[str, np.ndarray]:
         return {

@@ -1,0 +1,219 @@
+"""Wrappers that distract: a moving background, and other colours in every episode."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import asdict
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.envs.registration import EnvSpec, WrapperSpec
+from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
+
+from jepa_rl.acting import scalar_reward
+from jepa_rl.envs.wrappers.distractor import Colours, Distractor, Looks
+from jepa_rl.envs.wrappers.fresh import keep_last_observations
+from jepa_rl.envs.wrappers.latent import row_of
+from jepa_rl.envs.wrappers.textures import Split
+
+
+class Distract(gym.Wrapper, gym.utils.RecordConstructorArgs):
+    """Pictures with a moving background, other colours in every episode, or both.
+
+    What shows the colour of the background is covered by a drifting texture; everything else stays. Backgrounds for
+    training (soft waves, stripes) and for tests (checkerboards, lattices of dots) have nothing in common. Recolouring
+    rotates hues by an angle that is drawn at every reset and kept for the episode: within 60 degrees for training, from
+    120 to 240 degrees for tests. Both have a generator of their own, seeded at ``reset(seed=...)``: with the
+    same seed the environment does what it does without the wrapper.
+
+    ``info["goal"]``, where there is one, is recoloured with the episode's angle and gets its background at some
+    other time; ``info`` also holds ``clean_goal`` and ``distracted_goal``. Put ``GoalObservation`` outside, and
+    ``ActionRepeat`` outside, so that backgrounds move between the frames of a stack::
+
+        env = Distract(PixelObservation(gym.make("jepa_rl/Push-v0"), frames=2), recolour="all", split="test")
+
+    Args:
+        env: an environment with uint8 pixels ``(frames * c, y, x)``, or a Dict of them under ``"pixels"``.
+        background: ``"commonest"`` (the commonest colour of an episode's first picture), a list of colours (of as many
+            values as a frame has channels), or None for no moving background.
+        recolour: ``"all"``, one RGB colour whose hue alone is rotated (see ``recolour``), or None.
+        split: ``"train"`` or ``"test"``.
+        tolerance: how far each channel of a pixel may be from the background's colour.
+        brightness: of the texture, as a share of 255.
+        goal: what ``info["goal"]`` is: ``"distracted"`` or ``"clean"``.
+
+    Raises:
+        ValueError: if the observation has no such pixels, holds the goal already, or an argument does not fit; while
+            running, if ``info["goal"]`` does not look like the pixels.
+    """
+
+    def __init__(
+        self,
+        env: gym.Env,
+        background: str | Colours | None = "commonest",
+        recolour: str | Sequence[int] | None = None,
+        split: Split = "train",
+        tolerance: int = 12,
+        brightness: float = 0.6,
+        goal: str = "distracted",
+    ) -> None:
+        looks = Looks(background, recolour, split, tolerance, brightness, goal)
+        gym.utils.RecordConstructorArgs.__init__(self, **asdict(looks))
+        gym.Wrapper.__init__(self, env)
+        self._distractor = Distractor(env, 1, looks)
+        self._row, self._ended = np.array([0]), False
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        observation, info = self.env.reset(seed=seed, options=options)
+        self._distractor.seed(0, seed)
+        return self._start(observation), self._with_goals(info)
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        if self._ended:  # an environment that resets itself: this is the first picture of a new episode
+            observation = self._start(observation)
+        else:
+            self._distractor.tick()
+            observation = self._draw(observation)
+        self._ended = bool(terminated or truncated)
+        return observation, scalar_reward(reward), terminated, truncated, self._with_goals(info)
+
+    def _start(self, observation: Any) -> Any:
+        self._ended = False
+        self._distractor.begin(self._row, _pixels(observation)[None])
+        return self._draw(observation)
+
+    def _draw(self, observation: Any) -> Any:
+        return _with_pixels(observation, self._distractor.draw(self._row, _pixels(observation)[None])[0])
+
+    def _with_goals(self, info: dict[str, Any]) -> dict[str, Any]:
+        if "goal" not in info:
+            return info
+        goals = self._distractor.goals(self._row, np.asarray(info["goal"])[None])
+        return info | {name: pictures[0] for name, pictures in goals.items()}
+
+
+class VectorDistract(VectorWrapper):
+    """``Distract`` for vector environments: all pictures at once, in every autoreset mode.
+
+    With the same seed it shows what ``Distract`` shows around each environment. Around a vector environment that
+    consists of single ones (``SyncVectorEnv``), stores do not record it: put ``Distract`` around each of these instead.
+
+    Args:
+        env: vector environment with uint8 pixels ``(frames * c, y, x)``, or Dicts with them under ``"pixels"``.
+        background, recolour, split, tolerance, brightness, goal: as for ``Distract``.
+
+    Raises:
+        ValueError: as ``Distract``; if the environment's metadata has no autoreset mode.
+    """
+
+    def __init__(
+        self,
+        env: VectorEnv,
+        background: str | Colours | None = "commonest",
+        recolour: str | Sequence[int] | None = None,
+        split: Split = "train",
+        tolerance: int = 12,
+        brightness: float = 0.6,
+        goal: str = "distracted",
+    ) -> None:
+        super().__init__(env)
+        mode = env.metadata.get("autoreset_mode")
+        if not isinstance(mode, AutoresetMode):
+            raise ValueError(
+                f"env.metadata['autoreset_mode'] must be a gymnasium.vector.AutoresetMode, got {mode!r}; "
+                "set it in the vector environment"
+            )
+        looks = Looks(background, recolour, split, tolerance, brightness, goal)
+        self._mode, self._looks, self._distractor = mode, looks, Distractor(env, self.num_envs, looks)
+        self._rows, self._ended = np.arange(self.num_envs), np.zeros(self.num_envs, bool)
+        if mode is AutoresetMode.SAME_STEP:
+            keep_last_observations(env)
+
+    @property
+    def spec(self) -> EnvSpec | None:  # type: ignore[override]
+        """That of the environment, with this wrapper recorded as ``Distract``."""
+        if self.env.spec is None:
+            return None
+        entry = f"{Distract.__module__}:{Distract.__name__}"
+        spec = deepcopy(self.env.spec)
+        spec.additional_wrappers += (WrapperSpec(Distract.class_name(), entry, asdict(self._looks)),)
+        return spec
+
+    def reset(
+        self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        mask = np.ones(self.num_envs, bool)
+        if options and "reset_mask" in options:
+            mask = np.array(options["reset_mask"], bool)  # the environment takes the mask out of the options
+        observations, infos = self.env.reset(seed=seed, options=options)  # type: ignore[arg-type]
+        seeds = (
+            seed
+            if isinstance(seed, list)
+            else [None if seed is None else seed + row for row in range(self.num_envs)]
+        )
+        for row in np.flatnonzero(mask).tolist():
+            self._distractor.seed(row, seeds[row])
+        self._start(observations, mask)
+        self._ended[mask] = False
+        return self._draw(observations), self._with_goals(infos, self._rows)
+
+    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        observations, rewards, terminated, truncated, infos = self.env.step(actions)
+        ended = np.logical_or(terminated, truncated)
+        self._distractor.tick()
+        if self._mode is AutoresetMode.SAME_STEP:
+            if ended.any():
+                infos = self._with_final(infos, np.flatnonzero(ended))
+            self._start(observations, ended)
+        elif self._mode is AutoresetMode.NEXT_STEP:
+            self._start(observations, self._ended)
+        self._ended = ended
+        infos = self._with_goals(infos, self._rows)
+        return self._draw(observations), rewards, terminated, truncated, infos
+
+    def _start(self, observations: Any, which: np.ndarray) -> None:
+        rows = np.flatnonzero(which)
+        self._distractor.begin(rows, _pixels(observations)[rows])
+
+    def _draw(self, observations: Any) -> Any:
+        return _with_pixels(observations, self._distractor.draw(self._rows, _pixels(observations)))
+
+    def _with_goals(self, infos: dict[str, Any], rows: np.ndarray) -> dict[str, Any]:
+        if "goal" not in infos:
+            return infos
+        goals: dict[str, Any] = {}
+        for name, pictures in self._distractor.goals(rows, infos["goal"][rows]).items():
+            goals[name] = np.zeros((self.num_envs, *pictures.shape[1:]), np.uint8)
+            goals[name][rows] = pictures
+            goals[f"_{name}"] = infos.get("_goal", np.ones(self.num_envs, bool))
+        return infos | goals
+
+    def _with_final(self, infos: dict[str, Any], rows: np.ndarray) -> dict[str, Any]:
+        """The last observations and goals of the episodes that have ended, with their own distractors."""
+        if "final_obs" not in infos:
+            raise ValueError(
+                f"SAME_STEP autoreset needs infos['final_obs'] when an episode ends, got the keys {list(infos)}; "
+                "fix the vector environment or use AutoresetMode.NEXT_STEP"
+            )
+        last = [row_of(infos["final_obs"], row) for row in rows.tolist()]
+        drawn = self._distractor.draw(rows, np.stack([_pixels(observation) for observation in last]))
+        final = np.full(self.num_envs, None, dtype=object)
+        for row, observation, pixels in zip(rows.tolist(), last, drawn, strict=True):
+            final[row] = _with_pixels(observation, pixels)
+        infos = {**infos, "final_obs": final}
+        if "final_info" in infos:
+            infos["final_info"] = self._with_goals(infos["final_info"], rows)
+        return infos
+
+
+def _pixels(observation: Any) -> np.ndarray:
+    return observation["pixels"] if isinstance(observation, dict) else observation
+
+
+def _with_pixels(observation: Any, pixels: np.ndarray) -> Any:
+    return {**observation, "pixels": pixels} if isinstance(observation, dict) else pixels
