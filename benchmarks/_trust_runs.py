@@ -349,4 +349,5 @@ def warm() -> None:
     from torch.utils.tensorboard import SummaryWriter  # noqa: F401
 
     torch.set_num_threads(1)
-    gym.register("trust/Spot-v0", Spot)
+    if "trust/Spot-v0" not in gym.registry:
+        gym.register("trust/Spot-v0", Spot)
