@@ -219,7 +219,8 @@ class JEPAMPC(EpisodicAlgorithm):
         self._update_learning_rate([self.model_optimizer, self.policy_optimizer])
         self.model_optimizer.param_groups[0]["lr"] *= self.encoder_rate
         self.policy.set_training_mode(True)
-        update, found = self._helpers.update if self._helpers else self._update, {}
+        update = self._helpers.update if self._helpers else self._update
+        found: Metrics = {}
         for done in range(1, gradient_steps + 1):
             batch = self.replay_buffer.sample(batch_size, self.steps, self.rng, self.n_step_now, self.gamma)
             # Those after the first follow so closely that they are looked at together.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, cast
+from typing import Any, Self, cast
 
 import numpy as np
 import torch
@@ -18,7 +18,6 @@ from jepa_rl.acting import scalar_rewards
 from jepa_rl.agents.sb3.checks import check_terminal_observations
 from jepa_rl.agents.sb3.jepa_mpc.monitor import EnvClock, PlanRecord, search_metrics
 from jepa_rl.agents.sb3.jepa_mpc.policy import JEPAMPCPolicy
-from jepa_rl.agents.sb3.jepa_mpc.processes import Helpers, shared_updates
 from jepa_rl.agents.sb3.progress import LearningProgress, write_csv
 from jepa_rl.agents.sb3.saved import SafeLoading
 from jepa_rl.agents.sb3.whole_episodes import WholeEpisodes, replay_path
@@ -27,9 +26,6 @@ from jepa_rl.data.replay import EpisodeReplay
 from jepa_rl.modes import evaluating
 from jepa_rl.objectives.base import each
 from jepa_rl.spaces import by_name, observation_boxes
-
-if TYPE_CHECKING:
-    from jepa_rl.agents.sb3.jepa_mpc.algorithm import JEPAMPC
 
 
 class EpisodicAlgorithm(SafeLoading, WholeEpisodes):
@@ -47,7 +43,7 @@ class EpisodicAlgorithm(SafeLoading, WholeEpisodes):
     replay_buffer: Any
     frames: int
     _step_began: float | None  # when the environments' step began, in seconds; None before the first
-    _helpers: Helpers | None = None  # the other processes, while learn runs
+    _helpers: Any = None  # the other processes, if there are any: processes.Helpers, while learn runs
     _plans: tuple[np.ndarray, ...] | None  # the search's last plans, one for each environment
 
     @property
@@ -71,8 +67,10 @@ class EpisodicAlgorithm(SafeLoading, WholeEpisodes):
             RuntimeError: if the process of an environment died; whatever an environment raises passes through.
             ValueError, ProcessLost: as ``shared_updates``.
         """
+        from jepa_rl.agents.sb3.jepa_mpc.processes import shared_updates  # it knows JEPAMPC, a subclass
+
         try:
-            with shared_updates(cast("JEPAMPC", self)) as acts:
+            with shared_updates(cast(Any, self)) as acts:
                 return super().learn(total_timesteps, *args, **kwargs) if acts else self
         except (EOFError, BrokenPipeError, ConnectionResetError) as error:
             processes = getattr(self.env.unwrapped, "processes", ()) if self.env is not None else ()
