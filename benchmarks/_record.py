@@ -70,8 +70,10 @@ def code() -> str:
     scripts = (getattr(module, "__file__", None) for module in list(sys.modules.values()))
     used = {Path(file).resolve() for file in scripts if file}
     used = {
-        path for path in used if path.parent.parent == ROOT and path.parent.name in ("examples", "benchmarks")
-    }
+        path
+        for path in used
+        if path.parent.parent == ROOT and path.parent.name in ("examples", "benchmarks") and path.is_file()
+    }  # torch names files that do not exist
     library = {path for name in LIBRARY for path in (ROOT / name).rglob("*.py")}
     digest = hashlib.sha256()
     for path in sorted(library | {path for path in used if path.stem not in REPORTING}):
