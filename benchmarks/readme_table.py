@@ -363,6 +363,75 @@ def data_speed(r: dict[str, Any]) -> list[Row]:
     ]
 
 
+def scale(r: dict[str, Any]) -> list[Row]:
+    rows: list[Row] = []
+    if "gradient_difference" in r:
+        rows.append(
+            (
+                "two processes against one, all objectives, float64: largest relative difference of a gradient / of a "
+                "curve of 50 updates",
+                f"{r['gradient_difference']:.0e} / {r['loss_curve_difference']:.0e}",
+            )
+        )
+    if "throughput_ratio_2" in r:
+        rows.append(
+            (
+                "windows a second, two processes of one thread / one (two that exchange nothing / one)",
+                f"{r['throughput_ratio_2']:.2f}x ({r['throughput_ratio_2_without_exchange']:.2f}x)",
+            )
+        )
+    if "ray_same_results" in r:
+        rows.append(
+            (
+                f"sweep of {r['ray_trials']} trials on Ray, one worker killed: weights and losses as without Ray",
+                "equal" if r["ray_same_results"] else "not equal",
+            )
+        )
+    if "open_seconds_100gb" in r:
+        rows.append(
+            (
+                "store of 100 GB: opening / windows a second against a store of 1 GB, pages of neither in memory "
+                "(of both)",
+                f"{r['open_seconds_100gb']:.2f} s / {r['sample_ratio_100gb']:.2f}x "
+                f"({r['sample_ratio_cached_100gb']:.2f}x)",
+            )
+        )
+    return rows
+
+
+def trust(r: dict[str, Any]) -> list[Row]:
+    rows: list[Row] = []
+    if "kills" in r:
+        rows.append(
+            (
+                f"{len(r['parts']['kills'])} kinds of runs, at least {r['kills']} kills of each: acknowledged work "
+                "lost / runs that end otherwise than without kills",
+                f"{r['lost']} / {r['differs']}",
+            )
+        )
+    counts = {
+        "files_tried": ("damaged files", "files_escaped", "not refused in words"),
+        "inputs_tried": ("odd environments and inputs", "silent_wrong", "silently wrong"),
+        "worker_faults": (
+            "workers that die, hang or lie",
+            "workers_escaped",
+            "neither refused in words nor recovered",
+        ),
+        "disk_faults": ("full, slow or read-only disks", "disk_escaped", "half-written files read as whole"),
+    }
+    for tried, (what, escaped, how) in counts.items():
+        if tried in r:
+            rows.append((f"{r[tried]:,} {what}: {how}", f"{r[escaped]}"))
+    if "soak_steps" in r:
+        rows.append(
+            (
+                f"{r['soak_steps']:,} environment steps through wrapper, planner and store: growth of memory",
+                f"{r['soak_growth_mib']:.1f} MiB",
+            )
+        )
+    return rows
+
+
 ROWS = {
     "two_rooms": two_rooms,
     "goal_planning": goal_planning,
@@ -377,6 +446,8 @@ ROWS = {
     "flow_proposals": flow_proposals,
     "rendering": rendering,
     "data_speed": data_speed,
+    "scale": scale,
+    "trust": trust,
 }
 
 
