@@ -349,9 +349,8 @@ def warm() -> None:
     from torch.utils.tensorboard import SummaryWriter  # noqa: F401
     from tqdm import tqdm
 
-    tqdm.monitor_interval = (
-        0  # its thread may hold a lock at a fork, which the new process then waits for for ever
-    )
+    # The thread of its monitor may hold a lock at a fork, and the new process then waits for it for ever.
+    tqdm.monitor_interval = 0
     torch.set_num_threads(1)
     if "trust/Spot-v0" not in gym.registry:
         gym.register("trust/Spot-v0", Spot)
