@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from _h2h_spaces import Downsample, Space
+from _h2h_supervised import LabelledSampler, Supervised
 from _h2h_tasks import Task
 from torch import Tensor, nn
 
@@ -47,6 +48,7 @@ class Arm:
         encoder, encoder_options: of one frame.
         objective, objective_options: that it is trained by.
         learning_rate: peak.
+        stacked: whether its objective looks at states of k frames side by side, not at single frames.
         window: latent steps of a training window.
         whiten: see ``Space``.
         tried: changes to these, of which tuning seeds choose one; the first is none.
@@ -61,6 +63,7 @@ class Arm:
     objective: str = "frames_jepa"
     objective_options: dict[str, Any] | None = None
     learning_rate: float = 1e-3
+    stacked: bool = False
     window: int = 3
     whiten: bool = False
     tried: tuple[dict[str, Any], ...] = ({},)
@@ -80,8 +83,8 @@ def load_space(arm: Arm, folder: Path) -> Space:
 
 
 def world_of(arm: Arm, task: Task, train: EpisodeView, budget: Budget) -> WorldModel:
-    """An untrained world model. Arms that see actions predict states of k frames; all encode frames singly."""
-    frames = task.frames if arm.sees == "clips and actions" or arm.objective == "frames_action_free" else 1
+    """An untrained world model; its encoder reads frames singly, also where the objective looks at stacks."""
+    frames = task.frames if arm.stacked else 1
     spec = WindowSampler(train, 1, frames=frames).spec.with_block(task.block)
     encoder, options = arm.encoder, arm.encoder_options or {}
     if frames > 1:
@@ -105,6 +108,16 @@ def train(arm: Arm, task: Task, view: EpisodeView, budget: Budget, seed: int, fo
     fit(model, sampler, config, folder / "training", progress=False)
     if isinstance(model.objective, TokenObjective):
         fit_readout(model.encoder, some_frames(view, seed))
+    model.save(folder / "encoder.safetensors")
+
+
+def train_supervised(
+    arm: Arm, task: Task, view: EpisodeView, budget: Budget, seed: int, folder: Path
+) -> None:
+    torch.manual_seed(seed)
+    model = Supervised(world_of(arm, task, view, budget), len(task.names))
+    config = TrainConfig(budget.updates, budget.pictures, arm.learning_rate, seed=seed, checkpoint_every=500)
+    fit(model, LabelledSampler(view, task.describe), config, folder / "training", progress=False)
     model.save(folder / "encoder.safetensors")
 
 
@@ -164,6 +177,7 @@ class Maker(NamedTuple):
 
 MAKERS = {
     "trained": Maker(train, load_trained),
+    "supervised": Maker(train_supervised, load_trained),
     "random": Maker(draw_random, load_trained),
     "pretrained": Maker(take_pretrained, load_pretrained),
     "pixels": Maker(nothing, lambda arm, folder: Downsample(**(arm.encoder_options or {"size": 16}))),

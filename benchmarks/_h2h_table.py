@@ -17,8 +17,11 @@ BUDGETS = {
 }
 
 CLIPS, ACTIONS = "clips", "clips and actions"
-PREDICTOR = {"width": 32, "depth": 1, "dynamics": 0.0}  # of objectives that mask
-ALONE = {"dynamics": 0.0}  # no dynamics beside the encoder: they come later, for all arms alike
+EMA = (0.996, 1.0, 3000)  # of teachers: decay at first, at last, updates in between
+PREDICTOR: dict[str, Any] = {"width": 32, "depth": 1, "dynamics": 0.0, "ema": EMA}  # of objectives that mask
+ALONE: dict[str, Any] = {
+    "dynamics": 0.0
+}  # no dynamics beside the encoder: they come later, for all arms alike
 SIGREG: dict[str, Any] = {"sigreg": 1.0, "inverse_dynamics": 2.0}
 VICREG: dict[str, Any] = {"sigreg": 0.0, "variance": 1.0, "covariance": 0.04, "inverse_dynamics": 2.0}
 
@@ -35,7 +38,7 @@ def rate(value: float) -> dict[str, Any]:
 ARMS = {
     # -- prediction
     "jepa_sigreg": Arm(
-        "prediction", "A", "trained", ACTIONS, "conv", CONV, "frames_jepa", SIGREG,
+        "prediction", "A", "trained", ACTIONS, "conv", CONV, "frames_jepa", SIGREG, stacked=True,
         tried=(
             {}, rate(3e-3), objective(SIGREG, sigreg=4.0), objective(SIGREG, inverse_dynamics=8.0),
             objective(SIGREG, sigreg=4.0, inverse_dynamics=40.0),
@@ -43,7 +46,7 @@ ARMS = {
         ),
     ),
     "jepa_vicreg": Arm(
-        "prediction", "A", "trained", ACTIONS, "conv", CONV, "frames_jepa", VICREG,
+        "prediction", "A", "trained", ACTIONS, "conv", CONV, "frames_jepa", VICREG, stacked=True,
         tried=(
             {}, rate(3e-3), objective(VICREG, covariance=0.4), objective(VICREG, inverse_dynamics=8.0),
             objective(VICREG, covariance=0.4, inverse_dynamics=40.0),
@@ -59,6 +62,7 @@ ARMS = {
     ),
     "action_free": Arm(
         "prediction", "A", "trained", CLIPS, "conv", CONV, "frames_action_free", {"sigreg": 1.0},
+        stacked=True,
         tried=(
             {}, rate(3e-3), objective({}, sigreg=0.1), objective({}, sigreg=11.5),
             objective({}, sigreg=0.0, variance=1.0, covariance=0.04),
@@ -103,8 +107,31 @@ ARMS = {
         tried=({}, {"whiten": True}, {"encoder_options": {"size": 8}}, {"encoder_options": {"size": 12}},
                {"encoder_options": {"size": 8}, "whiten": True}),
     ),
+    # -- tier B: one setting each, shown as points
+    "lewm": Arm("prediction", "B", "trained", ACTIONS, "conv", CONV, "frames_jepa", {"sigreg": 11.5}, stacked=True),
+    "ema": Arm(
+        "prediction", "B", "trained", ACTIONS, "conv", CONV, "frames_teacher", {"inverse_dynamics": 2.0, "ema": EMA},
+        stacked=True,
+    ),
+    "ijepa": Arm("prediction", "B", "trained", "pictures", "vit", VIT, "ijepa", PREDICTOR, window=1),
+    "nepa": Arm("prediction", "B", "trained", "pictures", "vit", VIT | {"causal": True}, "nepa", ALONE, window=1),
+    "simclr": Arm("recognition", "B", "trained", "pictures", "conv", CONV, "simclr", ALONE, window=1),
+    "moco": Arm("recognition", "B", "trained", "pictures", "conv", CONV, "moco", ALONE, window=1),
+    "efficientnet": Arm(
+        "recognition", "B", "pretrained", "", "efficientnet-lite0", {"resolution": 112, "block": 11}
+    ),
+    "mae": Arm(
+        "reconstruction", "B", "trained", "pictures", "vit", VIT, "mae", {"width": 32, "depth": 1, "dynamics": 0.0},
+        window=1,
+    ),
+    "reconstruction": Arm(
+        "reconstruction", "B", "trained", ACTIONS, "conv", CONV, "reconstruction", {"shift": 0}, stacked=True
+    ),
+    "jepa_sigreg_vit": Arm("prediction", "B", "trained", ACTIONS, "vit", VIT, "frames_jepa", SIGREG, stacked=True),
+    "vae_vit": Arm("reconstruction", "B", "trained", "pictures", "vit", VIT, "vae", ALONE, window=1),
     # -- bounds
     "random": Arm("floor", "-", "random", "", "conv", CONV),
+    "supervised": Arm("ceiling", "-", "supervised", "labels", "conv", CONV),
     "state": Arm("ceiling", "-", "state", "labels", whiten=True),
 }  # fmt: skip
 
