@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 import _h2h_measures as measuring
 import torch
 from _h2h_arms import Arm, Budget, load_space, make_encoder
-from _h2h_cache import Stage, content_of, content_of_tensors, run
+from _h2h_cache import Stage, code_of, content_of, content_of_tensors, run
 from _h2h_dynamics import RECIPES, Recipe, load_dynamics, train_dynamics
 from _h2h_spaces import Space, encode_frames, latent_episodes, read_latents
 from _h2h_table import ARMS, BUDGETS
-from _h2h_tasks import REPORT, TUNE, Task, play, task_of
+from _h2h_tasks import REPORT, TASKS, TUNE, Task, play, task_of
 
 from jepa_rl import EpisodeStore
 from jepa_rl.data.view import EpisodeView
@@ -37,7 +37,18 @@ PLAY_CODE = (
     "envs/wrappers", "envs/dm_control.py", "benchmarks/_h2h_tasks.py",
 )  # fmt: skip
 MEASURE_CODE = (*PLAY_CODE, "jepa_rl/diagnostics", "benchmarks/_h2h_measures.py")
-MEASURED = 3_000_000  # first seed of the worlds that are measured in
+MEASURED = 9_000_000  # first seed of the worlds that are measured in
+
+
+def remember_code() -> None:
+    """Takes the fingerprints of all stages now: what is edited while a grid runs is not what it runs."""
+    for task in TASKS:
+        own = f"benchmarks/{TASKS[task]}.py"
+        code_of(*DATA_CODE, own)
+        for places in (LATENT_CODE, PLAY_CODE, MEASURE_CODE):
+            code_of(*places, own)
+    for places in (ENCODER_CODE, LATENT_CODE, DYNAMICS_CODE):
+        code_of(*places)
 
 
 class Cell(NamedTuple):

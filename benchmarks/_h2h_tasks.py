@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from jepa_rl import EpisodeStore
-from jepa_rl.costs import GoalCost
+from jepa_rl.costs import Distance, GoalCost
 from jepa_rl.dynamics import HeldActions
 from jepa_rl.types import Dynamics, Planner
 
@@ -28,7 +28,7 @@ TASKS = {
 }
 TIER_A = ("two_rooms", "reacher", "table_edge")
 # First seeds of paired episodes; training draws its seeds below.
-REPORT, TUNE = 5_000_000, 4_000_000
+REPORT, TUNE = 8_000_000, 7_000_000
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,8 @@ def play(task: Task, space: Reader, dynamics: Dynamics, seeds: Sequence[int], no
         noise: seed of the searches.
     """
     worlds, held = task.begin(seeds), HeldActions(dynamics, task.block)
-    goal = space.read(worlds.goals())[:, 0]
+    goal = space.read(worlds.goals())  # n 1 w
+    away, goal = newest_frame(goal.shape[-1]), goal.expand(-1, task.frames, -1).flatten(1)
     planner = task.make_planner(task.futures if draws_futures(dynamics) else 1)
     warm = torch.zeros(len(seeds), planner.horizon, held.action_dim)
     for decision in range(task.budget // task.block):
@@ -144,7 +145,7 @@ def play(task: Task, space: Reader, dynamics: Dynamics, seeds: Sequence[int], no
             break
         z = space.read(worlds.seen(rows)).flatten(1)
         generator = torch.Generator().manual_seed(1000 * noise + decision)
-        cost = GoalCost(goal[rows], task.reduce, newest_frame)
+        cost = GoalCost(goal[rows], task.reduce, away)
         plan = planner.plan(held, cost, z, warm[rows], generator).actions
         warm[rows] = torch.cat([plan[:, 1:], plan[:, -1:]], dim=1)
         actions = plan[:, 0].clamp(-1, 1).numpy()
@@ -156,14 +157,14 @@ def play(task: Task, space: Reader, dynamics: Dynamics, seeds: Sequence[int], no
     return found
 
 
-def newest_frame(latents: Tensor, goal: Tensor) -> Tensor:
-    """Root mean squared difference of the newest frame's latent to the goal's: the same scale for every width.
+def newest_frame(width: int) -> Distance:
+    """Root mean squared difference of the newest frames' latents, which are ``width`` wide: it has the same scale for
+    every width."""
 
-    Args:
-        latents: states "... k * w".
-        goal: one frame "... w".
-    """
-    return (latents[..., -goal.shape[-1] :] - goal).square().mean(-1).sqrt()
+    def distance(latents: Tensor, goal: Tensor) -> Tensor:
+        return (latents[..., -width:] - goal[..., -width:]).square().mean(-1).sqrt()
+
+    return distance
 
 
 def draws_futures(dynamics: Any) -> bool:

@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 import tyro
-from _h2h_cells import Cell, Pipeline, Setting, planner_facts
+from _h2h_cells import Cell, Pipeline, Setting, planner_facts, remember_code
 from _h2h_dynamics import RECIPES
 from _h2h_plan import print_plan
 from _h2h_report import write_report
@@ -63,6 +63,7 @@ def main(args: Args) -> None:
     check(args)
     for task in TASKS:  # whatever is run: the fingerprint of the code must not depend on it
         task_of(task)
+    remember_code()
     if args.quick:
         args = replace(
             args, out=args.out / "quick", seeds=args.seeds[:1], arms=args.arms or ("jepa_sigreg", "state")

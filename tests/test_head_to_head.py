@@ -209,8 +209,8 @@ def test_reachers_are_paired_and_do_not_touch_each_other():
 def test_a_goal_is_compared_with_the_newest_frame():
     from _h2h_tasks import newest_frame
 
-    latents, goal = torch.tensor([[9.0, 9.0, 1.0, 3.0]]), torch.tensor([[1.0, 0.0]])
-    assert newest_frame(latents, goal).item() == pytest.approx((9 / 2) ** 0.5)
+    latents, goal = torch.tensor([[9.0, 9.0, 1.0, 3.0]]), torch.tensor([[1.0, 0.0, 1.0, 0.0]])
+    assert newest_frame(2)(latents, goal).item() == pytest.approx((9 / 2) ** 0.5)
 
 
 # -- measures -----------------------------------------------------------------------------------------
