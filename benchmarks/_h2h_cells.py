@@ -12,12 +12,12 @@ import _h2h_measures as measuring
 import torch
 from _h2h_arms import Arm, Budget, load_space, make_encoder
 from _h2h_cache import Stage, code_of, content_of, content_of_tensors, run
-from _h2h_dynamics import RECIPES, Recipe, load_dynamics, train_dynamics
+from _h2h_dynamics import RECIPES, OwnPredictor, Recipe, load_dynamics, train_dynamics
 from _h2h_spaces import Space, encode_frames, latent_episodes, read_latents
 from _h2h_table import ARMS, BUDGETS
 from _h2h_tasks import REPORT, TASKS, TUNE, Task, play, task_of
 
-from jepa_rl import EpisodeStore
+from jepa_rl import EpisodeStore, WorldModel
 from jepa_rl.data.view import EpisodeView
 
 # What decides what a stage gives: files and folders.
@@ -193,9 +193,13 @@ class Pipeline:
         return {}
 
     @cached_property
-    def dynamics(self) -> tuple[torch.nn.Module, dict[str, Any]]:
+    def dynamics(self) -> tuple[Any, dict[str, Any]]:
         """Trained dynamics, and what the stage found."""
         latents, task, seed = self.latents, self.task, self.cell.seed
+        if self.recipe.name == "own":
+            world, space = WorldModel.load(self.encoder[0] / "encoder.safetensors"), self.space
+            own = OwnPredictor(world, space.mean, space.scale, task.frames)
+            return own, {"content": self.encoder[1]["content"], "processor_seconds": 0.0}
         settings = {
             "recipe": asdict(self.recipe),
             "steps": task.steps,

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from jepa_rl import TrainConfig, fit
+from jepa_rl import TrainConfig, WorldModel, fit
 from jepa_rl.data.latent_windows import LatentBatch, LatentEpisodes, LatentWindowSampler
 from jepa_rl.files import load_tensors, save_tensors
 from jepa_rl.registry import DYNAMICS
@@ -42,6 +42,8 @@ RECIPES = {
         1,
         dict(steps=3000, batch_size=512, learning_rate=3e-3, weight_decay=1e-4, optimizer="muon"),
     ),
+    # The predictor that the encoder was trained with, as it is: an extra row of the JEPA arms.
+    "own": Recipe("own", {}, 0, {"steps": 0}),
 }
 
 
@@ -109,3 +111,29 @@ def load_dynamics(recipe: Recipe, width: int, actions: int, path: Path) -> nn.Mo
     model = build(recipe, width, actions)
     model.load_state_dict(load_tensors(path, ("dynamics",))[0])
     return model.eval().requires_grad_(False).dynamics
+
+
+class OwnPredictor:
+    """The dynamics of a world model, on standardised latents.
+
+    Args:
+        world: its encoder reads frames singly; its dynamics predict states of k of them.
+        mean, scale: of the standardisation of one frame's latent.
+        frames: k.
+    """
+
+    def __init__(self, world: WorldModel, mean: Tensor, scale: Tensor, frames: int) -> None:
+        self.dynamics = world.dynamics.eval().requires_grad_(False)
+        if self.dynamics.latent_dim != frames * len(mean):
+            raise ValueError(
+                "this arm's predictor reads other states than planners; choose other dynamics for it"
+            )
+        self.latent_dim, self.action_dim = self.dynamics.latent_dim, self.dynamics.action_dim
+        self.mean, self.scale = mean.repeat(frames), scale.expand(len(mean)).repeat(frames)
+
+    def parameters(self) -> Any:
+        return self.dynamics.parameters()
+
+    def rollout(self, z: Tensor, actions: Tensor, **options: Any) -> Tensor:
+        path = self.dynamics.rollout(z * self.scale + self.mean, actions, **options)
+        return (path - self.mean) / self.scale

@@ -168,4 +168,5 @@ def newest_frame(width: int) -> Distance:
 
 
 def draws_futures(dynamics: Any) -> bool:
-    return type(dynamics).__name__ != "MLPDynamics"
+    """Whether they are no point predictor."""
+    return type(getattr(dynamics, "dynamics", dynamics)).__name__ != "MLPDynamics"
