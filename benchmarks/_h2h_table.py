@@ -96,9 +96,9 @@ ARMS = {
         "reconstruction", "A", "trained", "pictures", "conv", CONV, "vae", ALONE | {"beta": 1.0, "noise": 0.1},
         window=1,
         tried=(
-            {}, rate(3e-3), objective(ALONE, beta=1.0, noise=0.03), objective(ALONE, beta=4.0, noise=0.1),
-            objective(ALONE, beta=0.1, noise=0.1),
-            {"encoder_options": CONV | {"norm": False}},
+            {}, objective(ALONE, noise=0.03), objective(ALONE, noise=0.03) | rate(3e-3), objective(ALONE, noise=0.01),
+            objective(ALONE, noise=0.01) | rate(3e-3),
+            objective(ALONE, noise=0.03) | rate(3e-3) | {"encoder_options": CONV | {"norm": False}},
         ),
     ),
     # -- pixels
