@@ -91,9 +91,19 @@ def world_of(arm: Arm, task: Task, train: EpisodeView, budget: Budget) -> WorldM
         encoder, options = "side_by_side", {"frame": encoder, "options": options}
     config = WorldModelConfig(
         spec, frames * budget.width, encoder, "mlp", options, {"width": 192, "depth": 2},
-        arm.objective, arm.objective_options or {},
+        arm.objective, scheduled(arm, budget.updates),
     )  # fmt: skip
     return WorldModel(config)
+
+
+def scheduled(arm: Arm, updates: int) -> dict[str, Any]:
+    """Options of the objective; a teacher's schedule ends with the training."""
+    options = dict(arm.objective_options or {})
+    if "ema" in options:
+        options["ema"] = (*options["ema"], updates)
+    if arm.objective == "dino":
+        options["schedule"] = updates
+    return options
 
 
 def train(arm: Arm, task: Task, view: EpisodeView, budget: Budget, seed: int, folder: Path) -> None:

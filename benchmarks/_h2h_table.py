@@ -12,12 +12,12 @@ VIT: dict[str, Any] = {"width": 64, "depth": 2, "heads": 4, "patch": 8, "pool": 
 
 BUDGETS = {
     "two_rooms": Budget(updates=3000, pictures=256, width=64),
-    "reacher": Budget(updates=3000, pictures=256, width=32),
+    "reacher": Budget(updates=6000, pictures=256, width=32),
     "table_edge": Budget(updates=1500, pictures=256, width=16),
 }
 
 CLIPS, ACTIONS = "clips", "clips and actions"
-EMA = (0.996, 1.0, 3000)  # of teachers: decay at first, at last, updates in between
+EMA = (0.996, 1.0)  # of teachers: decay at first and at last
 PREDICTOR: dict[str, Any] = {"width": 32, "depth": 1, "dynamics": 0.0, "ema": EMA}  # of objectives that mask
 ALONE: dict[str, Any] = {
     "dynamics": 0.0
@@ -57,7 +57,7 @@ ARMS = {
         "prediction", "A", "trained", CLIPS, "vit", VIT, "vjepa", PREDICTOR, window=1,
         tried=(
             {}, rate(3e-3), objective(PREDICTOR, ratio=0.9), objective(PREDICTOR, ratio=0.5),
-            objective(PREDICTOR, scale=0.05), objective(PREDICTOR, ema=(0.99, 1.0, 3000)),
+            objective(PREDICTOR, scale=0.05), objective(PREDICTOR, ema=(0.99, 1.0)),
         ),
     ),
     "action_free": Arm(
@@ -71,15 +71,15 @@ ARMS = {
     ),
     # -- recognition
     "dino": Arm(
-        "recognition", "A", "trained", "pictures", "conv", CONV, "dino", ALONE | {"local": 2, "schedule": 3000},
+        "recognition", "A", "trained", "pictures", "conv", CONV, "dino", ALONE | {"local": 2},
         window=1,
         tried=(
             {}, rate(3e-3),
-            objective(ALONE, local=2, schedule=3000, views={"scale": (0.6, 1.0)}, local_scale=(0.3, 0.6)),
-            objective(ALONE, local=2, schedule=3000, views={"scale": (0.8, 1.0), "jitter": 0.2},
+            objective(ALONE, local=2, views={"scale": (0.6, 1.0)}, local_scale=(0.3, 0.6)),
+            objective(ALONE, local=2, views={"scale": (0.8, 1.0), "jitter": 0.2},
                       local_scale=(0.5, 0.8)),
-            objective(ALONE, local=2, schedule=3000, temperatures=(0.1, 0.07)),
-            objective(ALONE, local=2, schedule=3000, momentum=(0.99, 1.0)),
+            objective(ALONE, local=2, temperatures=(0.1, 0.07)),
+            objective(ALONE, local=2, momentum=(0.99, 1.0)),
         ),
     ),
     "dinov2": Arm(
