@@ -147,6 +147,48 @@ def test_frames_are_encoded_alone_and_only_the_newest_is_shaped():
     assert torch.equal(one.objective.shaped(windows), windows)
 
 
+def test_schedules_of_teachers_end_with_the_training():
+    from _h2h_arms import scheduled
+    from _h2h_table import ARMS
+
+    assert scheduled(ARMS["vjepa"], 70)["ema"] == (0.996, 1.0, 70)
+    assert scheduled(ARMS["dino"], 70)["schedule"] == 70
+    assert scheduled(ARMS["vae"], 70) == ARMS["vae"].objective_options
+
+
+def test_every_arm_has_at_most_six_settings_and_begins_with_its_own():
+    from _h2h_table import ARMS, DECISIVE
+
+    for arm in ARMS.values():
+        assert 1 <= len(arm.tried) <= 6 and arm.tried[0] == {}
+        assert all(replace(arm, **change) for change in arm.tried)
+    assert len(DECISIVE) <= 8 and {side[0] for _, *sides in DECISIVE for side in sides} <= ARMS.keys()
+
+
+def test_an_own_predictor_answers_in_standardised_latents():
+    from _h2h_dynamics import OwnPredictor
+
+    world = stacked_world("frames_jepa", 2)
+    mean, scale = torch.tensor([1.0, 2.0, 3.0, 4.0]), torch.tensor(2.0)
+    own = OwnPredictor(world, mean, scale, 2)
+    generator = torch.Generator().manual_seed(0)
+    raw, actions = torch.randn(3, 8, generator=generator), torch.rand(3, 2, 2, generator=generator)
+    path = own.rollout((raw - mean.repeat(2)) / 2, actions)
+    torch.testing.assert_close(path * 2 + mean.repeat(2), world.dynamics.rollout(raw, actions))
+    with pytest.raises(ValueError, match="reads other states"):
+        OwnPredictor(world, mean, scale, 3)
+
+
+def test_a_plan_knows_what_finished_stages_took():
+    from _h2h_plan import GUESSES, OF_ARMS, expected
+
+    known = {("encoder", "two_rooms.vae"): 7.0, ("play", "two_rooms"): 3.0}
+    assert expected("encoder", "two_rooms.vae.3", known) == 7.0
+    assert expected("encoder", "reacher.vae.3", known) == OF_ARMS["encoder", "vae"]
+    assert expected("play", "two_rooms.vae.point.3", known) == 3.0
+    assert expected("play", "reacher.vae.point.3", known) == GUESSES["play"]
+
+
 # -- the closed loop ----------------------------------------------------------------------------------
 
 
@@ -192,6 +234,11 @@ def test_reachers_are_paired_and_do_not_touch_each_other():
 
     task = task_of("reacher")
     both, alone = task.begin([5, 6]), task.begin([6])
+    # What it draws is what the data show: pictures of ``make_world``, the target in its place.
+    both.target_place()[:] = both.target[0]
+    both.world.physics.set_state(both.state[0])
+    both.world.physics.after_reset()
+    assert np.array_equal(both._picture(), both.pixels[0, -1])
     for worlds, row in ((both, 1), (alone, 0)):
         rows, push = np.arange(row + 1), np.full((row + 1, 2), 0.5, np.float32)
         for _ in range(3):
@@ -199,9 +246,6 @@ def test_reachers_are_paired_and_do_not_touch_each_other():
     first, second = both.seen(np.array([1])), alone.seen(np.array([0]))
     assert np.array_equal(first.pixels, second.pixels) and np.array_equal(first.state, second.state)
     assert np.array_equal(both.goals().pixels[1:], alone.goals().pixels)
-    # What it draws is what the data show.
-    alone.world.set_state(alone.state[0])
-    assert np.array_equal(alone.env.reset(seed=6)[0].shape, first.pixels.shape[2:])
     both.close()
     alone.close()
 
