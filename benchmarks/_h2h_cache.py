@@ -96,7 +96,7 @@ def run(stage: Stage, root: Path, work: Callable[[Path], dict[str, Any]]) -> tup
         stage: which.
         root: of all stages.
         work: does it in the folder; returns JSON values, among them ``content``. It may be called again in the same
-            folder after a kill, and should go on there.
+            folder after a kill, and should go on there; the seconds are those of the last call.
     """
     folder = stage.folder(root)
     with alone(folder):

@@ -25,7 +25,8 @@ DATA_CODE = ("envs", "jepa_rl/data", "jepa_rl/specs.py", "jepa_rl/spaces.py")
 ENCODER_CODE = (
     "jepa_rl/encoders", "jepa_rl/objectives", "jepa_rl/dynamics", "jepa_rl/training", "jepa_rl/data",
     "jepa_rl/distributed", "jepa_rl/heads.py", "jepa_rl/parts.py", "jepa_rl/world_model.py", "jepa_rl/batches.py",
-    "benchmarks/_h2h_arms.py", "benchmarks/_h2h_spaces.py",
+    "benchmarks/_h2h_arms.py", "benchmarks/_h2h_spaces.py", "benchmarks/_h2h_supervised.py",
+    "benchmarks/_pretrained_weights.py",
 )  # fmt: skip
 LATENT_CODE = ("jepa_rl/encoders", "benchmarks/_h2h_spaces.py")
 DYNAMICS_CODE = (
@@ -151,7 +152,7 @@ class Pipeline:
 
     @cached_property
     def encoder(self) -> tuple[Path, dict[str, Any]]:
-        arm = asdict(self.arm) | {"tried": None}
+        arm = {name: value for name, value in asdict(self.arm).items() if name not in ("tried", "whiten")}
         settings = {"arm": arm, "budget": self.budget._asdict(), "seed": self.cell.seed}
         settings |= {"frames": self.task.frames, "block": self.task.block}
         name = f"{self.cell.task}.{self.cell.arm}.{self.cell.seed}"

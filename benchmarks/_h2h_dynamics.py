@@ -32,7 +32,7 @@ class Recipe:
     train: dict[str, Any] = field(default_factory=dict)
 
 
-ROLLOUT = dict(steps=3000, batch_size=72, learning_rate=2e-3, warmup=0.1, weight_decay=1e-3)
+ROLLOUT = dict(steps=5000, batch_size=72, learning_rate=2e-3, warmup=0.1, weight_decay=1e-3)
 RECIPES = {
     "point": Recipe("mlp", {"width": 192, "depth": 2}, 0, ROLLOUT),
     "ensemble": Recipe("ensemble", {"members": 5, "width": 96, "depth": 2}, 0, ROLLOUT),
