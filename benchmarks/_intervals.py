@@ -58,11 +58,24 @@ def interval(scores: np.ndarray, level: float = 0.95) -> tuple[float, float] | N
     Raises:
         ValueError: for fewer than ``FEWEST_SEEDS`` seeds.
     """
-    seeds, episodes = scores.shape
+    seeds = len(scores)
     if seeds < FEWEST_SEEDS:
         raise ValueError(f"an interval needs at least {FEWEST_SEEDS} seeds, got {seeds}; show the points")
     if not np.ptp(scores):
         return None
+    variance, freedom = variance_of(scores)
+    mean = scores.mean()
+    half = t_quantile((1 + level) / 2, freedom) * math.sqrt(variance)
+    return float(mean - half), float(mean + half)
+
+
+def variance_of(scores: np.ndarray) -> tuple[float, float]:
+    """Variance of the mean over seeds and episodes, and its degrees of freedom; see ``interval``.
+
+    Args:
+        scores: "seeds episodes".
+    """
+    seeds, episodes = scores.shape
     mean, by_seed, by_episode = scores.mean(), scores.mean(1), scores.mean(0)
     cells = seeds * episodes
     parts = [(episodes * by_seed.var(ddof=1) / cells, seeds - 1)]
@@ -75,9 +88,7 @@ def interval(scores: np.ndarray, level: float = 0.95) -> tuple[float, float] | N
     variance, freedom = sum(part for part, _ in parts), float(seeds - 1)
     if variance > parts[0][0]:
         freedom = max(freedom, variance**2 / sum(part**2 / df for part, df in parts))
-    variance = max(variance, parts[0][0])
-    half = t_quantile((1 + level) / 2, freedom) * math.sqrt(variance)
-    return float(mean - half), float(mean + half)
+    return max(variance, parts[0][0]), freedom
 
 
 @cache

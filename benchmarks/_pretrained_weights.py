@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from jepa_rl import register_encoder
 from jepa_rl.encoders import Backbone, FeatureEncoder
 from jepa_rl.files import write_atomic
+from jepa_rl.memory import weights_from_elsewhere
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -238,7 +239,9 @@ class EfficientNetEncoder(FeatureEncoder):
         projection: Any = "pca",
     ) -> None:
         grid = -(-resolution // (16 if block <= 11 else 32))
+        with weights_from_elsewhere():
+            model = efficientnet(block)
         backbone = EfficientNetMap(
-            efficientnet(block), EFFICIENTNET.module, EFFICIENTNET.sha256, MEAN, STD, resolution, grid
+            model, EFFICIENTNET.module, EFFICIENTNET.sha256, MEAN, STD, resolution, grid
         )
         super().__init__(backbone, channels, frames, latent_dim, pooling, projection)

@@ -24,7 +24,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 LIBRARY = ("jepa_rl", "agents", "envs")
 CODE = (*LIBRARY, "examples", "benchmarks/*.py", "setup.cfg", "pyproject.toml", "constraints.txt")
-REPORTING = ("_record", "_intervals", "readme_table")  # these change no figure
+# These change no figure; what the table of the head-to-head says is in the settings of its records.
+REPORTING = ("_record", "_intervals", "readme_table", "_h2h_report", "_h2h_table")
 PACKAGES = (
     "jepa-rl", "torch", "numpy", "gymnasium", "stable-baselines3", "dm-control", "mujoco", "minari",
     "stable-worldmodel",
@@ -50,14 +51,14 @@ def commit() -> str | None:
     call counts, as for ``code``: what is edited or committed while a benchmark runs is not what it runs.
     """
     try:
-        found = _git("rev-parse", "--short=10", "HEAD").strip()
-        changed = _git("status", "--porcelain", "--", *CODE)
+        found = run_git("rev-parse", "--short=10", "HEAD").strip()
+        changed = run_git("status", "--porcelain", "--", *CODE)
     except (OSError, subprocess.CalledProcessError):
         return None
     return f"{found}-dirty" if changed else found
 
 
-def _git(*arguments: str) -> str:
+def run_git(*arguments: str) -> str:
     return subprocess.run(["git", *arguments], cwd=ROOT, check=True, capture_output=True, text=True).stdout
 
 
@@ -77,11 +78,11 @@ def code() -> str:
     library = {path for name in LIBRARY for path in (ROOT / name).rglob("*.py")}
     digest = hashlib.sha256()
     for path in sorted(library | {path for path in used if path.stem not in REPORTING}):
-        digest.update(f"{path.relative_to(ROOT).as_posix()}\n{_bare(path.read_text())}\n".encode())
+        digest.update(f"{path.relative_to(ROOT).as_posix()}\n{bare(path.read_text())}\n".encode())
     return digest.hexdigest()[:12]
 
 
-def _bare(source: str) -> str:
+def bare(source: str) -> str:
     """Python without comments and docstrings."""
     tree = ast.parse(source)
     for node in ast.walk(tree):

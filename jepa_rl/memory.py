@@ -62,6 +62,20 @@ def check_memory(what: str, needed: int, remedy: str) -> None:
         )
 
 
+_ELSEWHERE = threading.local()
+
+
+@contextmanager
+def weights_from_elsewhere() -> Iterator[None]:
+    """What is built inside is not counted by ``weights_within``: its weights come from another file, which is theirs
+    alone, such as those of a frozen pretrained backbone."""
+    before, _ELSEWHERE.entered = getattr(_ELSEWHERE, "entered", False), True
+    try:
+        yield
+    finally:
+        _ELSEWHERE.entered = before
+
+
 @contextmanager
 def weights_within(tensors: Iterable[Tensor]) -> Iterator[None]:
     """Modules that are built inside hold no more weights than a file that describes them; the first one too many is
@@ -85,13 +99,14 @@ def weights_within(tensors: Iterable[Tensor]) -> Iterator[None]:
 
         def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             made = func(*args, **(kwargs or {}))
-            if func is torch.empty and made.numel() > limit:
+            if func is torch.empty and made.numel() > limit and not getattr(_ELSEWHERE, "entered", False):
                 refuse("a tensor", made.numel())
             return made
 
     def count(module: nn.Module, name: str, value: Any) -> None:
         nonlocal built
-        if isinstance(value, Tensor) and threading.get_ident() == thread:
+        here = threading.get_ident() == thread and not getattr(_ELSEWHERE, "entered", False)
+        if isinstance(value, Tensor) and here:
             built += value.numel()
             if built > limit:
                 refuse(f"{type(module).__name__}.{name}", built)

@@ -31,6 +31,7 @@ def test_the_examples_are_there():
     assert names >= {
         "quickstart", "wrap_any_env", "train_world_model", "plan_to_goal", "ppo_on_latents", "train_mpc",
         "compare_with_sb3", "rl_zoo3_train", "branching_futures", "first_plan", "dream", "sb3_joint", "grow",
+        "compare_spaces",
     }  # fmt: skip
 
 

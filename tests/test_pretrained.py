@@ -280,6 +280,18 @@ def test_a_file_names_the_backbone_and_knows_its_checksum(tmp_path):
         WorldModel.load(path)
 
 
+def test_a_frozen_backbone_may_be_much_larger_than_the_file_that_names_it(tmp_path):
+    sizes = VIT | dict(hidden_size=384, num_hidden_layers=1)
+    model = save(hf.Dinov2Model(hf.Dinov2Config(**sizes, **PICTURE)), tmp_path / "dino")
+    small = world(str(tmp_path / "dino"), pooling="class").eval()
+    small.encoder.fit_projection(pictures(20))
+    small.save(tmp_path / "world.safetensors")
+    held = sum(tensor.numel() for tensor in small.state_dict().values())
+    assert sum(weight.numel() for weight in model.parameters()) > 3 * held + 2**20
+    again = WorldModel.load(tmp_path / "world.safetensors")
+    torch.testing.assert_close(again.encode(pictures(2)), small.encode(pictures(2)), rtol=0, atol=0)
+
+
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
     env = PixelObservation(gym.make("jepa_rl/TwoRooms-v0", max_episode_steps=10), size=16, frames=1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from jepa_rl.encoders.backbone import Backbone
 from jepa_rl.encoders.weights import Source, config_of, find_folder, normalisation, weights_checksum
+from jepa_rl.memory import weights_from_elsewhere
 
 
 class Family(NamedTuple):
@@ -85,7 +86,9 @@ class VisionTransformer(Backbone):
         checksum = weights_checksum(folder, source)
         mean, std = normalisation(folder, source)
         wanted = size if resolution is None else resolution
-        loaded = load(folder, block, wanted, exact=resolution is not None)
+        # A world model's file holds no frozen weights, so that they may be many more than are in it.
+        with weights_from_elsewhere() if frozen else nullcontext():
+            loaded = load(folder, block, wanted, exact=resolution is not None)
         grid = -(-wanted // loaded.patch)
         self.family, self.clip, self.class_token = loaded.family, loaded.clip, loaded.family.class_token
         super().__init__(loaded.model, source.name, checksum, mean, std, grid * loaded.patch, grid, frozen)

@@ -104,26 +104,31 @@ class JEPA(Objective):
             z: latents of the windows.
             features: what the encoder's batch norm was given, or ``z``.
         """
-        w = self.weights
+        w, shaped = self.weights, self.shaped(z)
         path = torch.cat([z[:, :1], self._targets(z, batch)], dim=1)
         found = self._prediction(world, path, batch, generator)
         predicted_actions = (
             self.inverse(torch.cat([z[:, :-1], z[:, 1:]], dim=-1)) if w["inverse_dynamics"] else None
         )
         if w["sigreg"]:
-            found["sigreg"] = terms.sigreg(z.transpose(0, 1), generator, self.projections)
+            found["sigreg"] = terms.sigreg(shaped.transpose(0, 1), generator, self.projections)
         if w["variance"]:
             # After a batch norm every standard deviation is 1: the term acts on the norm's input.
             found["variance"] = terms.variance(features)
         if w["covariance"]:
-            found["covariance"] = terms.covariance(z)
+            found["covariance"] = terms.covariance(shaped)
         if w["time_similarity"]:
-            found["time_similarity"] = terms.time_similarity(z)
+            found["time_similarity"] = terms.time_similarity(shaped)
         if w["straightness"]:
-            found["straightness"] = terms.straightness(z)
+            found["straightness"] = terms.straightness(shaped)
         if predicted_actions is not None:
             found["inverse_dynamics"] = self._inverse_dynamics(predicted_actions, batch.actions)
         return found
+
+    def shaped(self, z: Float[Tensor, "b t d"]) -> Float[Tensor, "b t e"]:
+        """The part of the latents that the anti-collapse terms act on: all of it. Override it for latents whose parts
+        repeat each other, such as those of stacked frames side by side."""
+        return z
 
     def _prediction(
         self, world: World, path: Float[Tensor, "b t d"], batch: Batch, generator: torch.Generator | None

@@ -1,0 +1,279 @@
+"""What is measured of a space and of the dynamics on it, beside success."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from _h2h_spaces import Space, latent_episodes, rows_of, stacked
+from _h2h_tasks import Seen, Task, draws_futures
+from jaxtyping import Float
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from jepa_rl.data.latent_windows import LatentEpisodes, LatentWindowSampler
+from jepa_rl.data.view import EpisodeView
+from jepa_rl.diagnostics import (
+    Probe,
+    effective_rank,
+    fit_linear_probe,
+    fit_mlp_probe,
+    r2_score,
+    rollout_error,
+)
+from jepa_rl.heads import PictureDecoder
+from jepa_rl.training.optimisers import descend
+
+FUTURES = 8  # whose mean is a prediction
+HORIZON = 3  # latent steps of the counterfactual
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much is looked at; ``quick`` makes all of it small."""
+
+    frames: int = 12_000
+    windows: int = 600
+    worlds: int = 100
+    probe_updates: int = 1500
+    decoder_updates: int = 400
+
+
+QUICK = Sizes(frames=200, windows=20, worlds=4, probe_updates=10, decoder_updates=2)
+
+
+def sample_rows(view: EpisodeView, count: int, seed: int) -> Tensor:
+    """Rows of some frames of a view."""
+    rows = rows_of(view)
+    chosen = np.random.default_rng(seed).permutation(len(rows))[:count]
+    return rows[torch.from_numpy(chosen)]
+
+
+# -- the space ----------------------------------------------------------------------------------------
+
+
+def probe_of(task: Task, latents: Tensor, train: EpisodeView, seed: int, sizes: Sizes) -> Probe:
+    """A perceptron from the latents of training frames to their true state."""
+    state, rows = torch.from_numpy(task.describe(train.store.column)), sample_rows(train, sizes.frames, seed)
+    generator = torch.Generator().manual_seed(seed)
+    return fit_mlp_probe(latents[rows], state[rows], generator, width=128, steps=sizes.probe_updates)
+
+
+def of_space(
+    task: Task, space: Space, latents: Tensor, views: tuple[EpisodeView, EpisodeView], seed: int, sizes: Sizes
+) -> dict[str, Any]:
+    """Probes of the true state, rank, retrieval, smoothness along actions, and how well pictures can be decoded.
+
+    Args:
+        task: the frames' task.
+        space: that they were encoded in.
+        latents: of all frames of the store.
+        views: training and held-out episodes.
+        seed: of all choices.
+        sizes: how much is looked at.
+    """
+    train, held_out = views
+    state = torch.from_numpy(task.describe(train.store.column))
+    seen, unseen = (
+        sample_rows(v, n, seed) for v, n in ((train, sizes.frames), (held_out, sizes.frames // 3))
+    )
+    probe = probe_of(task, latents, train, seed, sizes)
+    linear = fit_linear_probe(latents[seen], state[seen])
+    spread = state[seen].std(0).clamp_min(1e-6)
+    found: dict[str, Any] = {
+        "probe_r2": named(task, r2_score(probe(latents[unseen]), state[unseen])),
+        "linear_probe_r2": named(task, r2_score(linear(latents[unseen]), state[unseen])),
+        "effective_rank": effective_rank(latents[unseen]),
+        "width": latents.shape[1],
+        "retrieval": retrieval(latents[unseen], state[unseen] / spread),
+        "smoothness": smoothness_along(task, latents, state / spread, held_out),
+        "encoder_multiply_adds": multiply_adds(space, train),
+    }
+    if space.reads == "pixels":
+        found["decoder_psnr"] = decoder_psnr(latents, train.store, seen, unseen, seed, sizes.decoder_updates)
+    return found
+
+
+def named(task: Task, values: Tensor) -> dict[str, float]:
+    return dict(zip(task.names, values.tolist(), strict=True))
+
+
+def retrieval(latents: Float[Tensor, "m w"], state: Float[Tensor, "m s"]) -> float:
+    """Distance in the true state to the nearest frame in the space, over that to any other: 0 is best, 1 chance."""
+    apart = torch.cdist(latents, latents)
+    apart.fill_diagonal_(torch.inf)
+    nearest = state[apart.argmin(1)]
+    chance = torch.pdist(state[:1000]).mean()
+    return float((state - nearest).norm(dim=1).mean() / chance)
+
+
+def smoothness_along(task: Task, latents: Tensor, state: Tensor, view: EpisodeView) -> dict[str, float]:
+    """How evenly the latent moves as the actions move the state, on held-out episodes.
+
+    ``jumpiness``: the 95th percentile of the change of the latent per change of the state, over its median; of single
+    environment steps that move the state. ``curvature``: mean angle in degrees between changes that follow each other,
+    a latent step long; ``state_curvature`` is the same of the true state.
+    """
+    both = latent_episodes(torch.cat([latents, state], 1), view, 1)
+    width = latents.shape[1]
+    short = LatentWindowSampler(both, 1, 1).sample(4000, np.random.default_rng(0)).latents
+    dz, ds = (part.diff(dim=1)[:, 0].norm(dim=-1) for part in short.split([width, state.shape[1]], -1))
+    moved = ds > 0.2 * ds.mean()
+    ratio = dz[moved] / ds[moved]
+    long = LatentWindowSampler(both, 2, task.block).sample(2000, np.random.default_rng(1)).latents
+    angles = [angle(part) for part in long.split([width, state.shape[1]], -1)]
+    return {
+        "jumpiness": float(ratio.quantile(0.95) / ratio.median().clamp_min(1e-9)),
+        "curvature": angles[0],
+        "state_curvature": angles[1],
+    }
+
+
+def angle(paths: Float[Tensor, "b 3 d"]) -> float:
+    """Median angle between the two changes of each path, degrees."""
+    first, second = paths.diff(dim=1).unbind(1)
+    cosine = torch.nn.functional.cosine_similarity(first, second, dim=-1).clamp(-1, 1)
+    return float(cosine.acos().rad2deg().median())
+
+
+def decoder_psnr(latents: Tensor, store: Any, seen: Tensor, unseen: Tensor, seed: int, updates: int) -> float:
+    """Peak signal-to-noise ratio in dB of held-out pictures, decoded from frozen latents by a small network."""
+    frames = store.column("frames")
+    torch.manual_seed(seed)
+    decoder = PictureDecoder(latents.shape[1], *frames.shape[1:3])
+    optimizer = torch.optim.AdamW(decoder.parameters(), lr=2e-3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, updates)
+    rng = np.random.default_rng(seed)
+
+    def pictures(rows: Tensor) -> Tensor:
+        return torch.from_numpy(np.array(frames[rows.numpy()])).float() / 255
+
+    for _ in range(updates):
+        rows = seen[torch.from_numpy(rng.integers(len(seen), size=64))]
+        loss = (decoder(latents[rows]) - pictures(rows)).square().mean()
+        descend(loss, [optimizer], decoder.parameters(), max_norm=float("inf"))
+        schedule.step()
+    rows = unseen[:500]
+    with torch.no_grad():
+        error = (decoder(latents[rows]).clamp(0, 1) - pictures(rows)).square().mean()
+    return float(-10 * error.log10())
+
+
+@torch.no_grad()
+def multiply_adds(space: Space, view: EpisodeView) -> int:
+    """Of encoding one frame."""
+    if space.encoder is None:
+        return 0
+    frame = np.array(view.store.column("frames")[:1])
+    with FlopCounterMode(display=False) as counter:
+        space.raw(frame)
+    return counter.get_total_flops() // 2
+
+
+# -- the dynamics -------------------------------------------------------------------------------------
+
+
+class Scene(NamedTuple):
+    """Dynamics on a space of a task, and a probe that reads the true state off its latents."""
+
+    task: Task
+    space: Space
+    dynamics: Any
+    probe: Probe
+
+
+def of_dynamics(
+    scene: Scene, latents: Tensor, held_out: EpisodeView, seeds: list[int], sizes: Sizes
+) -> dict[str, Any]:
+    """Errors of rollouts in units of the state, of counterfactuals, what surprises, and the cost of a step.
+
+    Args:
+        scene: what is measured.
+        latents: of all frames of the store.
+        held_out: episodes.
+        seeds: of worlds for the counterfactual.
+        sizes: how much is looked at.
+    """
+    task, space, dynamics, probe = scene
+    state = torch.from_numpy(task.describe(held_out.store.column))
+    width, size = latents.shape[1], state.shape[1]
+    plain = latent_episodes(latents, held_out, task.frames)
+    both = LatentEpisodes(
+        torch.cat([plain.latents, stacked(state, held_out, 1)], 1), plain.actions, plain.lengths
+    )
+    windows = LatentWindowSampler(both, task.steps, task.block).sample(
+        sizes.windows, np.random.default_rng(0)
+    )
+    z, truth = windows.latents.split([task.frames * width, size], -1)
+    path = expected(dynamics, z[:, 0], windows.actions)
+    error = (probe(path[..., -width:]) - truth).square().mean(0)
+    spread = truth.flatten(0, 1).var(0).clamp_min(1e-9)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        dynamics.rollout(z[:1, 0], windows.actions[:1, :1])
+    found = {
+        "rollout_error": (error / spread)
+        .mean(1)
+        .sqrt()
+        .tolist(),  # 0 to h steps ahead, in deviations of the state
+        "latent_error_over_copying": rollout_error(dynamics, z, windows.actions).tolist(),
+        "counterfactual_r2": counterfactual(scene, seeds),
+        "dynamics_multiply_adds": counter.get_total_flops() // 2,
+        "parameters": sum(p.numel() for p in dynamics.parameters()),
+    }
+    if task.violations is not None:
+        found["surprise_auc"] = surprise_auc(task, space, dynamics, sizes.worlds)
+    return found
+
+
+@torch.no_grad()
+def expected(
+    dynamics: Any, z: Float[Tensor, "b d"], actions: Float[Tensor, "b h a"]
+) -> Float[Tensor, "b h+1 d"]:
+    """The mean of futures."""
+    futures = FUTURES if draws_futures(dynamics) else 1
+    return dynamics.rollout(z, actions, futures=futures, generator=torch.Generator().manual_seed(0)).mean(1)
+
+
+def counterfactual(scene: Scene, seeds: list[int]) -> float:
+    """R2 of the difference that other actions make from the same start, after ``HORIZON`` latent steps."""
+    task, space, dynamics, probe = scene
+    rng, rows = np.random.default_rng(0), np.arange(len(seeds))
+    differences: list[list[Tensor]] = []
+    for _ in range(2):
+        worlds = task.begin(seeds)
+        z = space.read(worlds.seen(rows)).flatten(1)
+        size = dynamics.action_dim // task.block
+        plan = rng.uniform(-1, 1, (len(seeds), HORIZON, size)).astype(np.float32)
+        for action in plan.swapaxes(0, 1):
+            for left in reversed(range(task.block)):
+                worlds.step(rows, action, watched=left < task.frames)
+        held = torch.from_numpy(plan).repeat(1, 1, task.block)
+        end = expected(dynamics, z, held)[:, -1]
+        after = worlds.seen(rows)
+        width = end.shape[1] // task.frames
+        differences.append([probe(end[:, -width:]), torch.from_numpy(after.state[:, -1])])
+        worlds.close()
+    (first, true_first), (second, true_second) = differences
+    truth = true_first - true_second
+    weight = 1 / truth.var(0).clamp_min(1e-6)
+    moved = truth.var(0) > 1e-6
+    error = ((first - second - truth).square() * weight)[:, moved].mean()
+    return float(1 - error / (truth.square() * weight)[:, moved].mean())
+
+
+def surprise_auc(task: Task, space: Space, dynamics: Any, count: int) -> dict[str, float]:
+    """Share of pairs in which the impossible step is predicted worse than the ordinary one, for each kind."""
+    assert task.violations is not None
+    kinds = task.violations(count)
+    error = {name: surprise(space, dynamics, *step) for name, step in kinds.items()}
+    ordinary = error.pop("ordinary")
+    return {name: float((found[:, None] > ordinary).float().mean()) for name, found in error.items()}
+
+
+def surprise(space: Space, dynamics: Any, now: Seen, actions: np.ndarray, after: Seen) -> Float[Tensor, " n"]:
+    """Distance of the newest frame's latent to what was expected."""
+    z, to = space.read(now).flatten(1), space.read(after)[:, -1]
+    path = expected(dynamics, z, torch.from_numpy(actions).float()[:, None])
+    return (path[:, 1, -to.shape[1] :] - to).norm(dim=1)

@@ -1,0 +1,293 @@
+"""The report of the head-to-head: all finished cells, the decisive differences, and the tables of the write-up."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from _h2h_table import ARMS, DECISIVE
+from _h2h_tasks import TIER_A
+from _intervals import FEWEST_SEEDS, t_quantile, variance_of
+from _record import made_by, run_git, write_results
+
+Record = dict[str, Any]
+PROTOCOL = "docs/head_to_head.md"
+DRAWS = 4000  # of the bootstrap
+# Pass marks of an arm's own strength: how far between the random encoder's and the supervised one's it must lie.
+PASS = 0.5
+
+
+def read_records(folder: Path) -> list[Record]:
+    """All finished cells.
+
+    Raises:
+        ValueError: if they were made by different code.
+    """
+    found = []
+    for path in sorted(folder.glob("*/*/*/seed_*.json")):
+        task, arm, dynamics = path.parts[-4:-1]
+        facts = {"task": task, "arm": arm, "dynamics": dynamics, "seed": int(path.stem[5:])}
+        found.append(json.loads(path.read_text()) | facts)
+    made = {process["code"] for record in found for process in record["processes"]}
+    if len(made) > 1:
+        raise ValueError(
+            f"cells under {folder} were made by different code ({', '.join(sorted(made))}); keep those of one kind, "
+            "and run the others again from one commit"
+        )
+    return found
+
+
+def write_report(folder: Path, quick: bool = False) -> None:
+    """Prints the tables and writes ``head_to_head.json``."""
+    records = read_records(folder)
+    if not records:
+        raise SystemExit(f"there is no finished cell under {folder}")
+    cells = cells_of(records)
+    results = {
+        "arms": [
+            name for name in {r["arm"] for r in records} if ARMS[name].make in ("trained", "pretrained")
+        ],
+        "bounds": sorted({r["arm"] for r in records if ARMS[r["arm"]].tier == "-"}),
+        "tasks": sorted({r["task"] for r in records}),
+        "seeds": sorted({r["seed"] for r in records}),
+        "cells": cells,
+        "differences": with_holm([difference(records, *pair) for pair in DECISIVE]),
+        "strength": strengths(records),
+        "surprise": [found | worst_surprise(found) for found in averages(records, "surprise_auc")],
+        "smoothness": averages(records, "smoothness"),
+        "cost": costs(records),
+        "protocol_commit": protocol_commit(),
+        **made_by(records),
+    }
+    results["arms"].sort()
+    print(success_table(cells))
+    print(measures_table(records))
+    print(differences_table(results["differences"]))
+    print(write_results("head_to_head", results, quick=quick, collected=True))
+
+
+def cells_of(records: Iterable[Record]) -> list[dict[str, Any]]:
+    """Success of every seed, by arm, dynamics and task."""
+    found: dict[tuple[str, str, str], dict[int, float]] = {}
+    for r in records:
+        key = r["task"], r["arm"], r["dynamics"]
+        found.setdefault(key, {})[r["seed"]] = float(np.mean(r["success"]))
+    return [
+        {"task": task, "arm": arm, "dynamics": dynamics, "distractor": None, "seeds": sorted(per_seed),
+         "success": [per_seed[seed] for seed in sorted(per_seed)]}
+        for (task, arm, dynamics), per_seed in sorted(found.items())
+    ]  # fmt: skip
+
+
+# -- differences --------------------------------------------------------------------------------------
+
+
+def difference(
+    records: Sequence[Record], name: str, first: tuple[str, str], second: tuple[str, str]
+) -> dict[str, Any]:
+    """Success of one (arm, dynamics) minus that of another, on the same seeds and episodes, mean over tier A's tasks.
+
+    Args:
+        records: all cells.
+        name: of the difference.
+        first, second: (arm, dynamics).
+    """
+    per_task = {}
+    for task in TIER_A:
+        runs = [
+            {
+                r["seed"]: r["success"]
+                for r in records
+                if (r["task"], r["arm"], r["dynamics"]) == (task, *side)
+            }
+            for side in (first, second)
+        ]
+        if seeds := sorted(runs[0].keys() & runs[1].keys()):
+            per_task[task] = np.array([np.subtract(runs[0][s], runs[1][s]) for s in seeds], float)
+    found: dict[str, Any] = {"name": name, "first": first, "second": second, "tasks": list(per_task)}
+    found["per_seed"] = {task: scores.mean(1).tolist() for task, scores in per_task.items()}
+    if set(per_task) != set(TIER_A):
+        return found | {"mean": None, "halfwidth": None, "p": None}
+    found["mean"] = float(np.mean([scores.mean() for scores in per_task.values()]))
+    if min(len(scores) for scores in per_task.values()) < FEWEST_SEEDS:
+        return found | {"halfwidth": None, "p": None}
+    return found | uncertainty(list(per_task.values()), found["mean"])
+
+
+def uncertainty(per_task: Sequence[np.ndarray], mean: float, seed: int = 0) -> dict[str, float]:
+    """Half the width of a 95% interval, and the p-value of no difference.
+
+    Seeds and episodes are both samples: the interval is the wider of a t-interval for the two-way layout and of a
+    bootstrap that resamples seeds and episodes jointly, task by task.
+
+    Args:
+        per_task: differences "seeds episodes" of each task.
+        mean: over tasks.
+        seed: of the bootstrap.
+    """
+    parts = [variance_of(scores) for scores in per_task]
+    variance = sum(part for part, _ in parts) / len(parts) ** 2
+    if not variance:
+        return {"halfwidth": 0.0, "p": 1.0 if not mean else 0.0}
+    freedom = (sum(part for part, _ in parts)) ** 2 / sum(part**2 / df for part, df in parts)
+    rng, draws = np.random.default_rng(seed), np.zeros(DRAWS)
+    for scores in per_task:
+        for i in range(DRAWS):
+            rows, columns = (rng.integers(n, size=n) for n in scores.shape)
+            draws[i] += scores[np.ix_(rows, columns)].mean() / len(per_task)
+    low, high = np.quantile(draws, [0.025, 0.975])
+    half = max(t_quantile(0.975, freedom) * math.sqrt(variance), float(high - low) / 2)
+    return {"halfwidth": half, "p": p_value(abs(mean) / math.sqrt(variance), freedom)}
+
+
+def p_value(t: float, freedom: float) -> float:
+    """Two-sided, of Student's t: the share at which its quantile reaches ``t``, by bisection."""
+    low, high = 0.5, 1 - 1e-9
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if t_quantile(middle, freedom) < t else (low, middle)
+    return 2 * (1 - low)
+
+
+def with_holm(differences: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Adds p-values adjusted for all differences (Holm 1979): ``p_holm``."""
+    known = sorted((d for d in differences if d["p"] is not None), key=lambda d: d["p"])
+    least = 0.0
+    for i, found in enumerate(known):
+        least = max(least, min(1.0, (len(differences) - i) * found["p"]))
+        found["p_holm"] = least
+    return differences
+
+
+# -- measures -----------------------------------------------------------------------------------------
+
+
+def by_cell(records: Iterable[Record]) -> dict[tuple[str, str, str], list[Record]]:
+    found: dict[tuple[str, str, str], list[Record]] = {}
+    for r in records:
+        found.setdefault((r["task"], r["arm"], r["dynamics"]), []).append(r)
+    return found
+
+
+def averages(records: Iterable[Record], key: str) -> list[dict[str, Any]]:
+    """Mean over seeds of the figures under ``key``, of every cell that has them."""
+    found = []
+    for (task, arm, dynamics), runs in sorted(by_cell(records).items()):
+        values = [run["measures"][key] for run in runs if key in run["measures"]]
+        if values:
+            mean = {name: float(np.mean([value[name] for value in values])) for name in values[0]}
+            found.append({"task": task, "arm": arm, "dynamics": dynamics} | mean)
+    return found
+
+
+def worst_surprise(found: dict[str, Any]) -> dict[str, Any]:
+    """The least AUC over impossible steps; recolouring is not measured yet."""
+    return {"auc": min(found[name] for name in ("teleport", "wall", "vanish")), "recolour_auc": None}
+
+
+def costs(records: Iterable[Record]) -> list[dict[str, Any]]:
+    """Mean over seeds of processor seconds, updates and multiply-adds."""
+    found = []
+    for (task, arm, dynamics), runs in sorted(by_cell(records).items()):
+        seconds = {k: float(np.mean([r["cost"]["processor_seconds"][k] for r in runs])) for k in SECONDS}
+        first = runs[0]
+        work = {k: first["measures"][k] for k in ("encoder_multiply_adds", "dynamics_multiply_adds")}
+        rest = {k: v for k, v in first["cost"].items() if k != "processor_seconds"}
+        found.append(
+            {"task": task, "arm": arm, "dynamics": dynamics, "processor_seconds": seconds} | work | rest
+        )
+    return found
+
+
+SECONDS = ("encoder", "dynamics", "play")
+
+
+def strengths(records: Sequence[Record]) -> list[dict[str, Any]]:
+    """Of every arm and task: its family's own figure between those of the random encoder and of the supervised one."""
+    cells, found = by_cell(records), []
+    for (task, arm, dynamics), runs in sorted(cells.items()):
+        if dynamics != "point" or ARMS[arm].family not in OWN:
+            continue
+        name, read = OWN[ARMS[arm].family]
+        value, low, high = (
+            float(np.mean([read(r["measures"]) for r in side])) if side else None
+            for side in (runs, cells.get((task, "random", "point")), cells.get((task, "supervised", "point")))
+        )
+        share = None if value is None or low is None or high is None else (value - low) / (high - low or 1e-9)
+        passed = None if share is None else share >= PASS
+        found.append({"task": task, "arm": arm, "figure": name, "value": value, "random": low, "supervised": high,
+                      "share": share, "passed": passed})  # fmt: skip
+    return found
+
+
+OWN: dict[str, tuple[str, Callable[[dict[str, Any]], float]]] = {
+    "prediction": ("probe R2", lambda m: float(np.mean(list(m["probe_r2"].values())))),
+    "recognition": ("1 - retrieval distance", lambda m: 1 - m["retrieval"]),
+    "reconstruction": ("decoder PSNR", lambda m: m["decoder_psnr"]),
+}
+
+
+def protocol_commit() -> str | None:
+    """The commit that last changed the protocol; None outside a checkout."""
+    try:
+        return run_git("log", "-1", "--format=%h", "--", PROTOCOL).strip() or None
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+# -- tables -------------------------------------------------------------------------------------------
+
+
+def success_table(cells: Sequence[dict[str, Any]]) -> str:
+    """Success, mean over seeds and the seeds' own, as Markdown: a row an arm, a column a task and dynamics."""
+    columns = sorted({(c["task"], c["dynamics"]) for c in cells})
+    known = {(c["arm"], c["task"], c["dynamics"]): c["success"] for c in cells}
+    rows = [
+        f"| arm | {' | '.join(f'{task}, {dynamics}' for task, dynamics in columns)} |",
+        "|---" * (1 + len(columns)) + "|",
+    ]
+    for arm in [name for name in ARMS if any(c["arm"] == name for c in cells)]:
+        found = [known.get((arm, *column)) for column in columns]
+        shown = [f"{np.mean(f):.2f} ({', '.join(f'{x:.2f}' for x in f)})" if f else "" for f in found]
+        rows.append(f"| {arm} | {' | '.join(shown)} |")
+    return "\n".join(rows)
+
+
+MEASURES: dict[str, Callable[[dict[str, Any]], float]] = {
+    "probe R2, worst": lambda m: min(m["probe_r2"].values()),
+    "linear probe R2, worst": lambda m: min(m["linear_probe_r2"].values()),
+    "effective rank": lambda m: m["effective_rank"],
+    "retrieval": lambda m: m["retrieval"],
+    "jumpiness": lambda m: m["smoothness"]["jumpiness"],
+    "curvature": lambda m: m["smoothness"]["curvature"],
+    "rollout error, first": lambda m: m["rollout_error"][1],
+    "rollout error, last": lambda m: m["rollout_error"][-1],
+    "counterfactual R2": lambda m: m["counterfactual_r2"],
+    "decoder PSNR": lambda m: m.get("decoder_psnr", math.nan),
+}
+
+
+def measures_table(records: Sequence[Record]) -> str:
+    """Mean over seeds of the measures, as Markdown: a row a cell."""
+    rows = [f"| task | arm | dynamics | {' | '.join(MEASURES)} |", "|---" * (3 + len(MEASURES)) + "|"]
+    for key, runs in sorted(by_cell(records).items()):
+        values = [np.mean([read(run["measures"]) for run in runs]) for read in MEASURES.values()]
+        rows.append(f"| {' | '.join(key)} | {' | '.join(f'{value:.2f}' for value in values)} |")
+    return "\n".join(rows)
+
+
+def differences_table(differences: Sequence[dict[str, Any]]) -> str:
+    rows = ["| difference | mean | half width | p, Holm | seeds' own |", "|---|---|---|---|---|"]
+    for found in differences:
+        numbers = [found.get(k) for k in ("mean", "halfwidth", "p_holm")]
+        shown = ["" if x is None else f"{x:.3f}" for x in numbers]
+        own = "; ".join(
+            f"{task} {', '.join(f'{x:+.2f}' for x in points)}" for task, points in found["per_seed"].items()
+        )
+        rows.append(f"| {found['name']} | {' | '.join(shown)} | {own} |")
+    return "\n".join(rows)

@@ -1,0 +1,150 @@
+"""The arms of the head-to-head and their settings: facts, which every record tells; no code."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from _h2h_arms import Arm, Budget
+
+# Encoders of single frames. Arms that mask need tokens; JEPA and VAE stand on either.
+CONV: dict[str, Any] = {"widths": (16, 16, 32)}
+VIT: dict[str, Any] = {"width": 64, "depth": 2, "heads": 4, "patch": 8, "pool": False}
+
+BUDGETS = {
+    "two_rooms": Budget(updates=3000, pictures=256, width=64),
+    "reacher": Budget(updates=6000, pictures=256, width=32),
+    "table_edge": Budget(updates=1500, pictures=256, width=16),
+}
+
+CLIPS, ACTIONS = "clips", "clips and actions"
+EMA = (0.996, 1.0)  # of teachers: decay at first and at last
+PREDICTOR: dict[str, Any] = {"width": 32, "depth": 1, "dynamics": 0.0, "ema": EMA}  # of objectives that mask
+ALONE: dict[str, Any] = {
+    "dynamics": 0.0
+}  # no dynamics beside the encoder: they come later, for all arms alike
+SIGREG: dict[str, Any] = {"sigreg": 1.0, "inverse_dynamics": 2.0}
+VICREG: dict[str, Any] = {"sigreg": 0.0, "variance": 1.0, "covariance": 0.04, "inverse_dynamics": 2.0}
+
+
+def objective(base: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    """A setting that was tried: other options of the objective."""
+    return {"objective_options": base | changes}
+
+
+def rate(value: float) -> dict[str, Any]:
+    return {"learning_rate": value}
+
+
+ARMS = {
+    # -- prediction
+    "jepa_sigreg": Arm(
+        "prediction", "A", "trained", ACTIONS, "conv", CONV, "frames_jepa", SIGREG, stacked=True,
+        tried=(
+            {}, rate(3e-3), objective(SIGREG, sigreg=4.0), objective(SIGREG, inverse_dynamics=8.0),
+            objective(SIGREG, sigreg=4.0, inverse_dynamics=40.0),
+            objective(SIGREG, sigreg=4.0, inverse_dynamics=40.0) | rate(3e-3),
+        ),
+    ),
+    "jepa_vicreg": Arm(
+        "prediction", "A", "trained", ACTIONS, "conv", CONV, "frames_jepa", VICREG, stacked=True,
+        tried=(
+            {}, rate(3e-3), objective(VICREG, covariance=0.4), objective(VICREG, inverse_dynamics=8.0),
+            objective(VICREG, covariance=0.4, inverse_dynamics=40.0),
+            objective(VICREG, covariance=0.4, inverse_dynamics=40.0) | rate(3e-3),
+        ),
+    ),
+    "vjepa": Arm(
+        "prediction", "A", "trained", CLIPS, "vit", VIT, "vjepa", PREDICTOR, window=1,
+        tried=(
+            {}, rate(3e-3), objective(PREDICTOR, ratio=0.9), objective(PREDICTOR, ratio=0.5),
+            objective(PREDICTOR, scale=0.05), objective(PREDICTOR, ema=(0.99, 1.0)),
+        ),
+    ),
+    "action_free": Arm(
+        "prediction", "A", "trained", CLIPS, "conv", CONV, "frames_action_free", {"sigreg": 1.0},
+        stacked=True,
+        tried=(
+            {}, rate(3e-3), objective({}, sigreg=0.1), objective({}, sigreg=11.5),
+            objective({}, sigreg=0.0, variance=1.0, covariance=0.04),
+            objective({}, sigreg=1.0, straightness=0.1),
+        ),
+    ),
+    # -- recognition
+    "dino": Arm(
+        "recognition", "A", "trained", "pictures", "conv", CONV, "dino", ALONE | {"local": 2},
+        window=1,
+        tried=(
+            {}, rate(3e-3),
+            objective(ALONE, local=2, views={"scale": (0.6, 1.0)}, local_scale=(0.3, 0.6)),
+            objective(ALONE, local=2, views={"scale": (0.8, 1.0), "jitter": 0.2},
+                      local_scale=(0.5, 0.8)),
+            objective(ALONE, local=2, temperatures=(0.1, 0.07)),
+            objective(ALONE, local=2, momentum=(0.99, 1.0)),
+        ),
+    ),
+    "dinov2": Arm(
+        "recognition", "A", "pretrained", "", "pretrained", {"block": 8, "resolution": 84},
+        tried=(
+            {}, {"whiten": True}, {"encoder_options": {"block": 6, "resolution": 84}},
+            {"encoder_options": {"block": 4, "resolution": 84}},
+            {"encoder_options": {"block": 10, "resolution": 84}},
+            {"encoder_options": {"block": 6, "resolution": 84}, "whiten": True},
+        ),
+    ),
+    # -- reconstruction
+    "vae": Arm(
+        "reconstruction", "A", "trained", "pictures", "conv", CONV, "vae", ALONE | {"beta": 1.0, "noise": 0.1},
+        window=1,
+        tried=(
+            {}, objective(ALONE, noise=0.03), objective(ALONE, noise=0.03) | rate(3e-3), objective(ALONE, noise=0.01),
+            objective(ALONE, noise=0.01) | rate(3e-3),
+            objective(ALONE, noise=0.03) | rate(3e-3) | {"encoder_options": CONV | {"norm": False}},
+        ),
+    ),
+    # -- pixels
+    "pixels": Arm(
+        "pixels", "A", "pixels", "", "", {"size": 16},
+        tried=({}, {"whiten": True}, {"encoder_options": {"size": 8}}, {"encoder_options": {"size": 12}},
+               {"encoder_options": {"size": 8}, "whiten": True}),
+    ),
+    # -- tier B: one setting each, shown as points
+    "lewm": Arm("prediction", "B", "trained", ACTIONS, "conv", CONV, "frames_jepa", {"sigreg": 11.5}, stacked=True),
+    "ema": Arm(
+        "prediction", "B", "trained", ACTIONS, "conv", CONV, "frames_teacher", {"inverse_dynamics": 2.0, "ema": EMA},
+        stacked=True,
+    ),
+    "ijepa": Arm("prediction", "B", "trained", "pictures", "vit", VIT, "ijepa", PREDICTOR, window=1),
+    "nepa": Arm("prediction", "B", "trained", "pictures", "vit", VIT | {"causal": True}, "nepa", ALONE, window=1),
+    "simclr": Arm("recognition", "B", "trained", "pictures", "conv", CONV, "simclr", ALONE, window=1),
+    "moco": Arm("recognition", "B", "trained", "pictures", "conv", CONV, "moco", ALONE, window=1),
+    "efficientnet": Arm(
+        "recognition", "B", "pretrained", "", "efficientnet-lite0", {"resolution": 112, "block": 11}
+    ),
+    "mae": Arm(
+        "reconstruction", "B", "trained", "pictures", "vit", VIT, "mae", {"width": 32, "depth": 1, "dynamics": 0.0},
+        window=1,
+    ),
+    "reconstruction": Arm(
+        "reconstruction", "B", "trained", ACTIONS, "conv", CONV, "reconstruction", {"shift": 0}, stacked=True
+    ),
+    "jepa_sigreg_vit": Arm("prediction", "B", "trained", ACTIONS, "vit", VIT, "frames_jepa", SIGREG, stacked=True),
+    "vae_vit": Arm("reconstruction", "B", "trained", "pictures", "vit", VIT, "vae", ALONE, window=1),
+    # -- bounds
+    "random": Arm("floor", "-", "random", "", "conv", CONV),
+    "supervised": Arm("ceiling", "-", "supervised", "labels", "conv", CONV),
+    "state": Arm("ceiling", "-", "state", "labels", whiten=True),
+}  # fmt: skip
+
+TUNING_TASKS = ("two_rooms", "reacher")
+
+# The decisive differences, named before the reported runs: name, (arm, dynamics) minus (arm, dynamics).
+DECISIVE: tuple[tuple[str, tuple[str, str], tuple[str, str]], ...] = (
+    ("prediction (SIGReg) - recognition (DINO, in-domain)", ("jepa_sigreg", "point"), ("dino", "point")),
+    ("prediction (SIGReg) - recognition (DINOv2, frozen)", ("jepa_sigreg", "point"), ("dinov2", "point")),
+    ("prediction (SIGReg) - reconstruction (VAE)", ("jepa_sigreg", "point"), ("vae", "point")),
+    ("prediction (SIGReg) - pixels", ("jepa_sigreg", "point"), ("pixels", "point")),
+    ("actions: JEPA with them - without", ("jepa_sigreg", "point"), ("action_free", "point")),
+    ("flow - point, on JEPA (SIGReg)", ("jepa_sigreg", "flow"), ("jepa_sigreg", "point")),
+    ("flow on DINOv2 - point on JEPA (SIGReg)", ("dinov2", "flow"), ("jepa_sigreg", "point")),
+    ("flow on V-JEPA - flow on DINOv2", ("vjepa", "flow"), ("dinov2", "flow")),
+)

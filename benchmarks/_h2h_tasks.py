@@ -1,0 +1,172 @@
+"""What a task of the head-to-head is, and the closed loop that all arms are played in.
+
+A task collects episodes of random or scripted play, and begins paired episodes: equal seeds give equal starts, goals
+and worlds for every arm. An entry in ``TASKS`` names the module of a task; it is imported when it is played.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from jepa_rl import EpisodeStore
+from jepa_rl.costs import Distance, GoalCost
+from jepa_rl.dynamics import HeldActions
+from jepa_rl.types import Dynamics, Planner
+
+TASKS = {
+    "two_rooms": "_h2h_two_rooms",
+    "reacher": "_h2h_reacher",
+    "table_edge": "_h2h_table_edge",
+}
+TIER_A = ("two_rooms", "reacher", "table_edge")
+# First seeds of paired episodes; training draws its seeds below.
+REPORT, TUNE = 8_000_000, 7_000_000
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What worlds show, newest last; encoders of pictures read ``pixels``, the ceiling reads ``state``."""
+
+    pixels: np.ndarray  # uint8 (n, k, c, y, x)
+    state: np.ndarray  # float32 (n, k, s)
+
+
+class Worlds(Protocol):
+    """Paired episodes side by side."""
+
+    def seen(self, rows: np.ndarray) -> Seen:
+        """The last k frames of the worlds ``rows``."""
+        ...
+
+    def goals(self) -> Seen:
+        """What success looks like, one frame of each world."""
+        ...
+
+    def step(self, rows: np.ndarray, actions: np.ndarray, watched: bool) -> None:
+        """One environment step of the worlds ``rows``; ``watched``: their pictures will be asked for."""
+        ...
+
+    @property
+    def success(self) -> np.ndarray:
+        """Which have succeeded so far, bool ``(n,)``."""
+        ...
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task.
+
+    Attributes:
+        name: in ``TASKS``.
+        frames: k, that make a state.
+        block: environment steps of a latent step.
+        budget: environment steps of an episode.
+        make_planner: how many futures the planner averages over -> the planner.
+        reduce: of ``GoalCost``.
+        futures: that plans are priced by, where the dynamics draw several.
+        settings: of the data, for the cache.
+        collect: (folder, seed, settings) -> the episodes.
+        describe: columns of the store -> true state of every frame, float32 ``(rows, s)``; for probes, and for the
+            arm that is given it.
+        names: of its components.
+        begin: seeds -> worlds.
+        steps: latent steps of the windows that dynamics learn on.
+        encoded: training episodes that dynamics learn on; encoders learn from all.
+        violations: count -> by name, steps (what is seen before, the actions, what is seen after), ``"ordinary"`` ones
+            and impossible ones; None where there are none.
+    """
+
+    name: str
+    frames: int
+    block: int
+    budget: int
+    make_planner: Callable[[int], Planner]
+    reduce: Any
+    futures: int
+    settings: dict[str, Any]
+    collect: Callable[[Path, int, dict[str, Any]], EpisodeStore]
+    describe: Callable[[Callable[[str], np.ndarray]], np.ndarray]
+    names: tuple[str, ...]
+    begin: Callable[[Sequence[int]], Worlds]
+    steps: int
+    encoded: int
+    violations: Callable[[int], dict[str, tuple[Seen, np.ndarray, Seen]]] | None = None
+
+    @property
+    def code(self) -> str:
+        """The file that decides what its data are."""
+        return f"benchmarks/{TASKS[self.name]}.py"
+
+
+def task_of(name: str) -> Task:
+    """Raises ValueError for an unknown name."""
+    if name not in TASKS:
+        raise ValueError(f"there is no task {name!r}; choose of {list(TASKS)}")
+    return import_module(TASKS[name]).TASK
+
+
+class Reader(Protocol):
+    """Frames to latents, see ``_h2h_spaces.Space``."""
+
+    def read(self, seen: Seen) -> Tensor: ...
+
+
+@torch.no_grad()
+def play(task: Task, space: Reader, dynamics: Dynamics, seeds: Sequence[int], noise: int) -> list[int]:
+    """Success (0 or 1) of every paired episode.
+
+    All worlds that go on are planned for in one call; every plan is followed for one block.
+
+    Args:
+        task: is played.
+        space: reads frames.
+        dynamics: roll its latents out, ``task.block`` actions a step.
+        seeds: of the episodes.
+        noise: seed of the searches.
+    """
+    worlds, held = task.begin(seeds), HeldActions(dynamics, task.block)
+    goal = space.read(worlds.goals())  # n 1 w
+    away, goal = newest_frame(goal.shape[-1]), goal.expand(-1, task.frames, -1).flatten(1)
+    planner = task.make_planner(task.futures if draws_futures(dynamics) else 1)
+    warm = torch.zeros(len(seeds), planner.horizon, held.action_dim)
+    for decision in range(task.budget // task.block):
+        rows = np.flatnonzero(~worlds.success)
+        if not rows.size:
+            break
+        z = space.read(worlds.seen(rows)).flatten(1)
+        generator = torch.Generator().manual_seed(1000 * noise + decision)
+        cost = GoalCost(goal[rows], task.reduce, away)
+        plan = planner.plan(held, cost, z, warm[rows], generator).actions
+        warm[rows] = torch.cat([plan[:, 1:], plan[:, -1:]], dim=1)
+        actions = plan[:, 0].clamp(-1, 1).numpy()
+        for left in reversed(range(task.block)):
+            going = ~worlds.success[rows]
+            worlds.step(rows[going], actions[going], watched=left < task.frames)
+    found = worlds.success.astype(int).tolist()
+    worlds.close()
+    return found
+
+
+def newest_frame(width: int) -> Distance:
+    """Root mean squared difference of the newest frames' latents, which are ``width`` wide: it has the same scale for
+    every width."""
+
+    def distance(latents: Tensor, goal: Tensor) -> Tensor:
+        return (latents[..., -width:] - goal[..., -width:]).square().mean(-1).sqrt()
+
+    return distance
+
+
+def draws_futures(dynamics: Any) -> bool:
+    """Whether they are no point predictor."""
+    return type(getattr(dynamics, "dynamics", dynamics)).__name__ != "MLPDynamics"

@@ -1,0 +1,186 @@
+"""Which space should a world model plan in? The same tasks, data, dynamics, planner and budget for every encoder.
+
+    python benchmarks/head_to_head.py --plan                       what is missing and what it takes
+    python benchmarks/head_to_head.py                              tier A: days on one core; goes on after a kill
+    python benchmarks/head_to_head.py --arms vae dino --tasks two_rooms --dynamics point --seeds 3
+    python benchmarks/head_to_head.py --tune --arms vae            six settings on tuning seeds and episodes
+    python benchmarks/head_to_head.py --report                     head_to_head.json and the tables of the write-up
+    python benchmarks/head_to_head.py --quick
+
+A cell is a task, an arm (how the encoder came about), dynamics and a training seed. Its stages (data, encoder, latents,
+dynamics, play, measures) are kept under ``--out`` by what they depend on, so that any subset may run, in any order and
+in several processes; a finished cell is a file of ``benchmarks/results/head_to_head``. What is compared, and how, is
+in docs/head_to_head.md.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+from _h2h_cells import Cell, Pipeline, Setting, planner_facts, remember_code
+from _h2h_dynamics import RECIPES
+from _h2h_plan import print_plan
+from _h2h_report import write_report
+from _h2h_table import ARMS, TUNING_TASKS
+from _h2h_tasks import TASKS, TIER_A, task_of
+from _record import ROOT, Records, note_process, refuse_unrecordable, trying, write_whole
+
+STAGES = ("data", "encoder", "latents", "dynamics", "played", "measures")
+TUNING_SEEDS = (0, 1, 2)
+
+
+@dataclass(frozen=True)
+class Args:
+    arms: tuple[str, ...] = ()
+    """Of the table; by default tier A and the bounds."""
+    tasks: tuple[str, ...] = TIER_A
+    dynamics: tuple[str, ...] = ("point", "flow")
+    seeds: tuple[int, ...] = (3, 4, 5)
+    """Of data and training; settings were chosen on 0 to 2."""
+    only: tuple[str, ...] = STAGES
+    """Stages that are run, with those that they need; a cell is recorded if all are."""
+    plan: bool = False
+    """Print what is missing and an estimate of the time."""
+    tune: bool = False
+    """Play all settings of the arms on tuning seeds and episodes of the tuning tasks; nothing is recorded."""
+    report: bool = False
+    """Collect all finished cells and write the report."""
+    quick: bool = False
+    """A little of everything, in a minute; its figures mean nothing."""
+    out: Path = Path("runs/head_to_head")
+
+
+def main(args: Args) -> None:
+    torch.set_num_threads(1)
+    check(args)
+    for task in TASKS:  # whatever is run: the fingerprint of the code must not depend on it
+        task_of(task)
+    remember_code()
+    if args.quick:
+        args = replace(
+            args, out=args.out / "quick", seeds=args.seeds[:1], arms=args.arms or ("jepa_sigreg", "state")
+        )
+        shutil.rmtree(args.out, ignore_errors=True)
+    cells = cells_of(args)
+    if args.plan:
+        print_plan(cells, args.out, is_recorded)
+    elif args.report:
+        write_report(folder_of_records(args))
+    elif args.tune:
+        tune(args)
+    else:
+        if counted(args):
+            refuse_unrecordable()
+        for cell in cells:
+            run_cell(args, cell)
+        if args.quick:
+            write_report(folder_of_records(args), quick=True)
+
+
+def check(args: Args) -> None:
+    """Raises ValueError for names that are not known."""
+    known = {"arms": tuple(ARMS), "tasks": tuple(TASKS), "dynamics": tuple(RECIPES), "only": STAGES}
+    for kind, names in known.items():
+        if wrong := [name for name in getattr(args, kind) if name not in names]:
+            raise ValueError(f"--{kind}: there is no {', '.join(wrong)}; choose of {', '.join(names)}")
+
+
+def cells_of(args: Args) -> list[Cell]:
+    """Task by task and arm by arm, so that encoders are made once and used at once."""
+    arms = args.arms or tuple(name for name, arm in ARMS.items() if arm.tier in ("A", "-"))
+    return [
+        Cell(task, arm, dynamics, seed)
+        for seed, task, arm, dynamics in product(args.seeds, args.tasks, arms, args.dynamics)
+    ]
+
+
+def counted(args: Args) -> bool:
+    return not (args.quick or args.tune or trying()) and set(args.only) == set(STAGES)
+
+
+def folder_of_records(args: Args) -> Path:
+    return ROOT / "benchmarks/results/head_to_head" if counted(args) else args.out / "records"
+
+
+def is_recorded(cell: Cell) -> bool:
+    folder = ROOT / "benchmarks/results/head_to_head" / cell.task / cell.arm / cell.dynamics
+    return (folder / f"seed_{cell.seed}.json").exists()
+
+
+def run_cell(args: Args, cell: Cell) -> None:
+    """Runs the stages of a cell and keeps the record, unless it is there."""
+    setting = Setting(args.out, quick=args.quick)
+    pipeline = Pipeline(cell, setting)
+    folder = folder_of_records(args) / cell.task / cell.arm / cell.dynamics
+    kept = Records(folder, settings_of(pipeline), counted(args))
+    if kept.read(cell.seed) is not None:
+        return
+    processes = note_process(args.out / "processes" / str(cell))
+    for stage in STAGES:
+        if stage in args.only:
+            getattr(pipeline, stage)
+    if set(args.only) == set(STAGES):
+        found = pipeline.found
+        kept.write(cell.seed, found, processes)
+        print(f"{cell}: success {sum(found['success']) / len(found['success']):.3f}", flush=True)
+
+
+def settings_of(pipeline: Pipeline) -> dict[str, Any]:
+    """All that decides what a cell gives, but for its seed."""
+    task = pipeline.task
+    return {
+        "arm": pipeline.cell.arm,
+        "dynamics": pipeline.cell.dynamics,
+        "task": task.name,
+        "encoder": {k: v for k, v in asdict(pipeline.arm).items() if k != "tried"},
+        "budget": pipeline.budget._asdict(),
+        "recipe": asdict(pipeline.recipe),
+        "data": task.settings,
+        "planner": planner_facts(task),
+        "frames": task.frames,
+        "block": task.block,
+        "episodes": len(pipeline.episodes()),
+    }
+
+
+# -- choosing settings --------------------------------------------------------------------------------
+
+
+def tune(args: Args) -> None:
+    """Success of every setting of every arm, on tuning seeds and episodes, with point dynamics."""
+    file = args.out / "tuning.json"
+    found: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
+    tasks = [task for task in TUNING_TASKS if task in args.tasks]
+    seeds = [seed for seed in args.seeds if seed in TUNING_SEEDS] or TUNING_SEEDS
+    for name, task, seed in product(args.arms or tuple(ARMS), tasks, seeds):
+        for number, change in enumerate(ARMS[name].tried):
+            setting = Setting(args.out, episodes=100, tune=True, quick=args.quick, change=change)
+            success = Pipeline(Cell(task, name, "point", seed), setting).played["success"]
+            found[f"{name} {number} {json.dumps(change)} {task} {seed}"] = sum(success) / len(success)
+            write_whole(file, json.dumps(found, indent=1))
+    print(tuning_table(found, args.arms or tuple(ARMS)))
+
+
+def tuning_table(found: dict[str, float], arms: Sequence[str]) -> str:
+    """Mean over seeds of each setting and task, and over tasks."""
+    lines = []
+    for name in arms:
+        for number, change in enumerate(ARMS[name].tried):
+            start = f"{name} {number} {json.dumps(change)} "
+            own = {key[len(start) :]: value for key, value in found.items() if key.startswith(start)}
+            if own:
+                each = ", ".join(f"{key} {value:.2f}" for key, value in own.items())
+                lines.append(f"{name:<14}{number} {sum(own.values()) / len(own):.3f}  {change}  ({each})")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args))

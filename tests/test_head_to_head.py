@@ -1,0 +1,356 @@
+"""The head-to-head's grid: stages, spaces, paired episodes, measures and statistics."""
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from jepa_rl import ActionSpec, Episode, EpisodeStore, WorldModel, WorldModelConfig, WorldSpec
+from jepa_rl.envs.worlds import two_rooms_rules as rules
+
+BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
+ACTION = ActionSpec("continuous", 2, (-1.0, -1.0), (1.0, 1.0))
+
+
+@pytest.fixture(autouse=True)
+def benchmarks(monkeypatch):
+    """The folder, whose files import each other by their bare names."""
+    monkeypatch.setattr(sys, "path", [str(BENCHMARKS), *sys.path])
+
+
+# -- stages -------------------------------------------------------------------------------------------
+
+
+def test_a_stage_runs_once_and_again_when_what_it_depends_on_changes(tmp_path):
+    from _h2h_cache import Stage, done, run
+
+    calls = []
+
+    def work(folder):
+        calls.append(folder)
+        return {"content": "c"}
+
+    stage = Stage("data", "a.b", {"seed": 1}, ("x",), ("benchmarks/_h2h_cache.py",))
+    folder, found = run(stage, tmp_path, work)
+    assert run(stage, tmp_path, work)[1] == found and calls == [folder]
+    for other in (replace(stage, settings={"seed": 2}), replace(stage, inputs=("y",)),
+                  replace(stage, code=("benchmarks/_h2h_plan.py",))):  # fmt: skip
+        assert done(other, tmp_path) is None
+        assert run(other, tmp_path, work)[0] != folder
+    assert len(calls) == 4
+
+
+def test_a_stage_that_failed_is_not_done(tmp_path):
+    from _h2h_cache import Stage, done, run
+
+    def fail(folder):
+        (folder / "half").touch()
+        raise KeyboardInterrupt
+
+    stage = Stage("data", "a", {}, (), ())
+    with pytest.raises(KeyboardInterrupt):
+        run(stage, tmp_path, fail)
+    assert done(stage, tmp_path) is None
+    assert run(stage, tmp_path, lambda folder: {"content": (folder / "half").name})[1]["content"] == "half"
+
+
+def test_comments_do_not_change_the_code_of_a_stage(tmp_path, monkeypatch):
+    import _h2h_cache as cache
+
+    monkeypatch.setattr(cache, "ROOT", tmp_path)
+    cache.code_of.cache_clear()
+    found = []
+    for text in ("x = 1\n", "# one\nx = 1\n", "x = 2\n"):
+        (tmp_path / "part.py").write_text(text)
+        found.append(cache.code_of("part.py"))
+        cache.code_of.cache_clear()
+    assert found[0] == found[1] != found[2]
+
+
+@pytest.mark.filterwarnings("ignore:windows of")
+def test_cells_do_not_depend_on_their_order(tmp_path):
+    from _h2h_cells import Cell, Pipeline, Setting
+
+    cells = [Cell("two_rooms", arm, "point", 0) for arm in ("jepa_sigreg", "vae", "state")]
+
+    def results(root, order):
+        pipelines = {cell: Pipeline(cell, Setting(root, quick=True)) for cell in order}
+        # Another cell's stages, and numbers drawn by others, in between.
+        found = {cell: (p.played["success"], p.dynamics[1]["content"], p.encoder[1]["content"]) for cell, p in
+                 pipelines.items() if torch.rand(()) >= 0}  # fmt: skip
+        return found
+
+    there = results(tmp_path / "there", cells)
+    assert results(tmp_path / "back", cells[::-1]) == there
+    assert results(tmp_path / "there", cells[1:2]) == {cells[1]: there[cells[1]]}  # from the cache
+    assert len({content for _, _, content in there.values()}) == 3
+
+
+# -- spaces -------------------------------------------------------------------------------------------
+
+
+def test_states_are_frames_side_by_side_and_stay_in_their_episode(tmp_path):
+    from _h2h_spaces import latent_episodes, stacked
+
+    store = EpisodeStore.create(tmp_path, (1, 2, 2), ACTION)
+    for length in (2, 3):
+        frames, actions = np.zeros((length + 1, 1, 2, 2), np.uint8), np.zeros((length, 2), np.float32)
+        store.append(Episode(frames, actions, np.zeros(length, np.float32), False, True, {}))
+    view = store.view()
+    latents = torch.arange(7.0)[:, None]
+    assert stacked(latents, view, 2).tolist() == [[0, 0], [0, 1], [1, 2], [3, 3], [3, 4], [4, 5], [5, 6]]
+    second = replace(view, indices=view.indices[1:])
+    found = latent_episodes(latents, second, 1)
+    assert found.latents[:, 0].tolist() == [3, 4, 5, 6] and found.lengths.tolist() == [3]
+    assert found.actions.shape == (3, 2)
+
+
+def test_one_factor_keeps_the_geometry_and_whitening_does_not():
+    from _h2h_spaces import Space
+
+    raw = torch.randn(4000, 2, generator=torch.Generator().manual_seed(0)) * torch.tensor([3.0, 1.0]) + 5
+    plain, white = Space(None, whiten=False), Space(None, whiten=True)
+    for space in (plain, white):
+        space.fit(raw)
+        assert space.standardised(raw).mean(0).abs().max() < 1e-4
+        assert space.standardised(raw).var(0).mean() == pytest.approx(1, abs=1e-3)
+    std = plain.standardised(raw).std(0)
+    assert std[0] / std[1] == pytest.approx(3, abs=0.1)
+    assert white.standardised(raw).std(0).tolist() == pytest.approx([1, 1], abs=1e-3)
+
+
+def stacked_world(objective, frames):
+    import _h2h_spaces  # noqa: F401  (registers its parts)
+
+    torch.manual_seed(0)
+    options = {"frame": "conv", "options": {"widths": (4,)}}
+    spec = WorldSpec((frames, 8, 8), frames, ACTION)
+    dynamics = {"width": 8, "depth": 1}
+    return WorldModel(WorldModelConfig(spec, 4 * frames, "side_by_side", "mlp", options, dynamics, objective))
+
+
+def test_frames_are_encoded_alone_and_only_the_newest_is_shaped():
+    world = stacked_world("frames_jepa", 2).eval()
+    pixels = torch.randint(
+        0, 255, (3, 2, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
+    z = world.encode(pixels)
+    swapped = world.encode(pixels.flip(1))
+    torch.testing.assert_close(z[:, :4], swapped[:, 4:])
+    windows = torch.arange(24.0).view(1, 3, 8)
+    assert torch.equal(world.objective.shaped(windows), windows[..., 4:])
+    one = stacked_world("frames_jepa", 1)
+    assert torch.equal(one.objective.shaped(windows), windows)
+
+
+def test_schedules_of_teachers_end_with_the_training():
+    from _h2h_arms import scheduled
+    from _h2h_table import ARMS
+
+    assert scheduled(ARMS["vjepa"], 70)["ema"] == (0.996, 1.0, 70)
+    assert scheduled(ARMS["dino"], 70)["schedule"] == 70
+    assert scheduled(ARMS["vae"], 70) == ARMS["vae"].objective_options
+
+
+def test_every_arm_has_at_most_six_settings_and_begins_with_its_own():
+    from _h2h_table import ARMS, DECISIVE
+
+    for arm in ARMS.values():
+        assert 1 <= len(arm.tried) <= 6 and arm.tried[0] == {}
+        assert all(replace(arm, **change) for change in arm.tried)
+    assert len(DECISIVE) <= 8 and {side[0] for _, *sides in DECISIVE for side in sides} <= ARMS.keys()
+
+
+def test_an_own_predictor_answers_in_standardised_latents():
+    from _h2h_dynamics import OwnPredictor
+
+    world = stacked_world("frames_jepa", 2)
+    mean, scale = torch.tensor([1.0, 2.0, 3.0, 4.0]), torch.tensor(2.0)
+    own = OwnPredictor(world, mean, scale, 2)
+    generator = torch.Generator().manual_seed(0)
+    raw, actions = torch.randn(3, 8, generator=generator), torch.rand(3, 2, 2, generator=generator)
+    path = own.rollout((raw - mean.repeat(2)) / 2, actions)
+    torch.testing.assert_close(path * 2 + mean.repeat(2), world.dynamics.rollout(raw, actions))
+    with pytest.raises(ValueError, match="reads other states"):
+        OwnPredictor(world, mean, scale, 3)
+
+
+def test_a_plan_knows_what_finished_stages_took():
+    from _h2h_plan import GUESSES, OF_ARMS, expected
+
+    known = {("encoder", "two_rooms.vae"): 7.0, ("play", "two_rooms"): 3.0}
+    assert expected("encoder", "two_rooms.vae.3", known) == 7.0
+    assert expected("encoder", "reacher.vae.3", known) == OF_ARMS["encoder", "vae"]
+    assert expected("play", "two_rooms.vae.point.3", known) == 3.0
+    assert expected("play", "reacher.vae.point.3", known) == GUESSES["play"]
+
+
+# -- the closed loop ----------------------------------------------------------------------------------
+
+
+class TrueSpace:
+    """The true state of Two Rooms in pixels."""
+
+    def read(self, seen):
+        return torch.from_numpy(seen.state)
+
+
+def test_the_true_world_reaches_goals_and_a_world_without_motion_does_not():
+    from _h2h_tasks import play, task_of
+
+    class Still(rules.TwoRoomsDynamics):
+        def rollout(self, z, actions, **options):
+            return super().rollout(z, 0 * actions, **options)
+
+    # Distances are in pixels here, so that a step costs little beside them.
+    task, seeds = replace(task_of("two_rooms"), budget=60), [100, 101, 102]
+    assert play(task, TrueSpace(), rules.TwoRoomsDynamics(task.block), seeds, noise=0) == [1, 1, 1]
+    assert play(replace(task, budget=10), TrueSpace(), Still(task.block), seeds, noise=0) == [0, 0, 0]
+
+
+@pytest.mark.parametrize("name", ["two_rooms", "table_edge"])
+def test_worlds_are_paired(name):
+    from _h2h_tasks import task_of
+
+    task, rows = task_of(name), np.arange(3)
+    first, second = task.begin([5, 6, 7]), task.begin([7, 6, 5])
+    assert np.array_equal(first.goals().pixels, second.goals().pixels[::-1])
+    for _ in range(3):
+        push = np.full((3, 2), 0.7, np.float32)
+        first.step(rows, push, True)
+        second.step(rows, push, True)
+    seen, again = first.seen(rows), second.seen(rows)
+    assert np.array_equal(seen.pixels, again.pixels[::-1]) and np.array_equal(seen.state, again.state[::-1])
+    assert seen.pixels.shape[:2] == (3, task.frames) and seen.state.shape[2] == len(task.names)
+
+
+@pytest.mark.gl
+def test_reachers_are_paired_and_do_not_touch_each_other():
+    from _h2h_tasks import task_of
+
+    task = task_of("reacher")
+    both, alone = task.begin([5, 6]), task.begin([6])
+    # What it draws is what the data show: pictures of ``make_world``, the target in its place.
+    both.target_place()[:] = both.target[0]
+    both.world.physics.set_state(both.state[0])
+    both.world.physics.after_reset()
+    assert np.array_equal(both._picture(), both.pixels[0, -1])
+    for worlds, row in ((both, 1), (alone, 0)):
+        rows, push = np.arange(row + 1), np.full((row + 1, 2), 0.5, np.float32)
+        for _ in range(3):
+            worlds.step(rows, push, watched=True)
+    first, second = both.seen(np.array([1])), alone.seen(np.array([0]))
+    assert np.array_equal(first.pixels, second.pixels) and np.array_equal(first.state, second.state)
+    assert np.array_equal(both.goals().pixels[1:], alone.goals().pixels)
+    both.close()
+    alone.close()
+
+
+def test_a_goal_is_compared_with_the_newest_frame():
+    from _h2h_tasks import newest_frame
+
+    latents, goal = torch.tensor([[9.0, 9.0, 1.0, 3.0]]), torch.tensor([[1.0, 0.0, 1.0, 0.0]])
+    assert newest_frame(2)(latents, goal).item() == pytest.approx((9 / 2) ** 0.5)
+
+
+# -- measures -----------------------------------------------------------------------------------------
+
+
+def test_impossible_steps_are_impossible():
+    from _h2h_tasks import task_of
+
+    task = task_of("two_rooms")
+    kinds = task.violations(200)
+    place = {name: (now.state[:, 0], then.state[:, 0]) for name, (now, _, then) in kinds.items()}
+    now, then = place["ordinary"]
+    reach = task.block * rules.MAX_STEP
+    assert (np.linalg.norm(then - now, axis=1) <= reach + 1e-3).all()
+    away = np.linalg.norm(place["teleport"][1][:, :2] - then[:, :2], axis=1)
+    assert (away >= 0.2 * (rules.HIGH - rules.LOW)).all()
+    before, behind = place["wall"]
+    assert (np.sign(before[:, 0] - before[:, 2]) == -np.sign(behind[:, 0] - behind[:, 2])).mean() > 0.95
+    assert kinds["vanish"][2].pixels[:, 0, 0].max() == 0 and kinds["ordinary"][2].pixels[:, 0, 0].max() > 100
+
+
+def test_surprise_and_counterfactuals_of_the_true_world():
+    from _h2h_measures import Scene, counterfactual, surprise_auc
+    from _h2h_tasks import task_of
+
+    task, dynamics = task_of("two_rooms"), rules.TwoRoomsDynamics(5)
+    found = surprise_auc(task, TrueSpace(), dynamics, 40)
+    assert min(found[name] for name in ("teleport", "wall", "vanish")) == 1 > found["stopped_by_the_wall"]
+    whole = Scene(task, TrueSpace(), dynamics, lambda z: z)
+    assert counterfactual(whole, list(range(20))) == pytest.approx(1, abs=1e-4)
+
+
+def test_retrieval_is_nothing_in_the_state_itself_and_chance_in_noise():
+    from _h2h_measures import retrieval
+
+    generator = torch.Generator().manual_seed(0)
+    state = torch.rand(600, 2, generator=generator)
+    assert retrieval(state, state) < 0.1
+    assert retrieval(torch.randn(600, 8, generator=generator), state) == pytest.approx(1, abs=0.1)
+
+
+# -- statistics and the report ------------------------------------------------------------------------
+
+
+def test_differences_count_seeds_and_episodes():
+    from _h2h_report import uncertainty, with_holm
+
+    rng = np.random.default_rng(0)
+    noise = [rng.normal(0, 1, (5, 50)) for _ in range(3)]
+    none = uncertainty(noise, float(np.mean(noise)))
+    assert none["p"] > 0.05 and 0.05 < none["halfwidth"] < 0.5
+    clear = uncertainty([scores + 1 for scores in noise], 1.0)
+    assert clear["p"] < 1e-4 and clear["halfwidth"] == pytest.approx(none["halfwidth"])
+    seeds = [scores + rng.normal(0, 1, (5, 1)) for scores in noise]
+    assert uncertainty(seeds, 0.0)["halfwidth"] > 2 * none["halfwidth"]
+    held = with_holm([{"p": 0.01}, {"p": 0.04}, {"p": None}, {"p": 0.03}])
+    assert [d.get("p_holm") for d in held] == [0.04, 0.09, None, 0.09]
+
+
+@pytest.mark.filterwarnings("ignore:windows of")
+def test_a_quick_run_ends_in_a_report_and_other_code_is_not_counted_with_it(tmp_path, monkeypatch, capsys):
+    import _record
+    import head_to_head
+
+    monkeypatch.setattr(_record, "ROOT", tmp_path)
+    args = head_to_head.Args(
+        quick=True, tasks=("two_rooms",), dynamics=("point",), arms=("state", "random"), out=tmp_path / "runs"
+    )
+    head_to_head.main(args)
+    written = json.loads((tmp_path / "runs/benchmarks/head_to_head.quick.json").read_text())
+    keys = {
+        "arms",
+        "tasks",
+        "seeds",
+        "cells",
+        "differences",
+        "surprise",
+        "smoothness",
+        "cost",
+        "protocol_commit",
+    }
+    assert keys <= written.keys() and written["arms"] == [] and written["bounds"] == ["random", "state"]
+    assert [len(cell["success"]) for cell in written["cells"]] == [1, 1]
+    assert "| state |" in capsys.readouterr().out
+    file = next((tmp_path / "runs/quick/records").glob("*/state/*/seed_3.json"))
+    record = json.loads(file.read_text())
+    record["processes"][0]["code"] = "other"
+    file.write_text(json.dumps(record))
+    with pytest.raises(ValueError, match="different code"):
+        head_to_head.write_report(tmp_path / "runs/quick/records")
+    head_to_head.main(replace(args, plan=True))
+    assert "core-hours" in capsys.readouterr().out
+
+
+def test_unknown_names_are_told_with_the_known_ones():
+    import head_to_head
+
+    with pytest.raises(ValueError, match=r"--arms: there is no vea; choose of jepa_sigreg"):
+        head_to_head.check(head_to_head.Args(arms=("vea",)))
