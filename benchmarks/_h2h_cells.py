@@ -37,7 +37,9 @@ PLAY_CODE = (
     "jepa_rl/dynamics", "jepa_rl/encoders", "jepa_rl/costs.py", "jepa_rl/risk.py", "agents/planners", "envs/worlds",
     "envs/wrappers", "envs/dm_control.py", "benchmarks/_h2h_tasks.py",
 )  # fmt: skip
-MEASURE_CODE = (*PLAY_CODE, "jepa_rl/diagnostics", "benchmarks/_h2h_measures.py")
+MEASURE_CODE = (
+    *PLAY_CODE, "jepa_rl/diagnostics", "jepa_rl/heads.py", "jepa_rl/objectives/vae.py", "benchmarks/_h2h_measures.py",
+)  # fmt: skip
 MEASURED = 9_000_000  # first seed of the worlds that are measured in
 
 

@@ -228,7 +228,7 @@ def strengths(records: Sequence[Record]) -> list[dict[str, Any]]:
 OWN: dict[str, tuple[str, Callable[[dict[str, Any]], float]]] = {
     "prediction": ("probe R2", lambda m: float(np.mean(list(m["probe_r2"].values())))),
     "recognition": ("1 - retrieval distance", lambda m: 1 - m["retrieval"]),
-    "reconstruction": ("decoder PSNR", lambda m: m["decoder_psnr"]),
+    "reconstruction": ("decoder R2", lambda m: m["decoder_r2"]),
 }
 
 
@@ -269,6 +269,7 @@ MEASURES: dict[str, Callable[[dict[str, Any]], float]] = {
     "rollout error, last": lambda m: m["rollout_error"][-1],
     "counterfactual R2": lambda m: m["counterfactual_r2"],
     "decoder PSNR": lambda m: m.get("decoder_psnr", math.nan),
+    "decoder R2": lambda m: m.get("decoder_r2", math.nan),
 }
 
 

@@ -24,6 +24,7 @@ ALONE: dict[str, Any] = {
 }  # no dynamics beside the encoder: they come later, for all arms alike
 SIGREG: dict[str, Any] = {"sigreg": 1.0, "inverse_dynamics": 2.0}
 VICREG: dict[str, Any] = {"sigreg": 0.0, "variance": 1.0, "covariance": 0.04, "inverse_dynamics": 2.0}
+SCALED: dict[str, Any] = ALONE | {"noise": 0.2, "scales": (1, 4, 16)}  # without scales a VAE misses the dot
 
 
 def objective(base: dict[str, Any], **changes: Any) -> dict[str, Any]:
@@ -93,12 +94,11 @@ ARMS = {
     ),
     # -- reconstruction
     "vae": Arm(
-        "reconstruction", "A", "trained", "pictures", "conv", CONV, "vae", ALONE | {"beta": 1.0, "noise": 0.1},
-        window=1,
+        "reconstruction", "A", "trained", "pictures", "conv", CONV, "vae", SCALED,
+        learning_rate=3e-3, window=1,
         tried=(
-            {}, objective(ALONE, noise=0.03), objective(ALONE, noise=0.03) | rate(3e-3), objective(ALONE, noise=0.01),
-            objective(ALONE, noise=0.01) | rate(3e-3),
-            objective(ALONE, noise=0.03) | rate(3e-3) | {"encoder_options": CONV | {"norm": False}},
+            {}, objective(SCALED, noise=0.1), objective(SCALED, noise=0.5), objective(SCALED, beta=4.0), rate(1e-3),
+            objective(ALONE, noise=0.03),
         ),
     ),
     # -- pixels
@@ -128,7 +128,7 @@ ARMS = {
         "reconstruction", "B", "trained", ACTIONS, "conv", CONV, "reconstruction", {"shift": 0}, stacked=True
     ),
     "jepa_sigreg_vit": Arm("prediction", "B", "trained", ACTIONS, "vit", VIT, "frames_jepa", SIGREG, stacked=True),
-    "vae_vit": Arm("reconstruction", "B", "trained", "pictures", "vit", VIT, "vae", ALONE, window=1),
+    "vae_vit": Arm("reconstruction", "B", "trained", "pictures", "vit", VIT, "vae", SCALED, window=1),
     # -- bounds
     "random": Arm("floor", "-", "random", "", "conv", CONV),
     "supervised": Arm("ceiling", "-", "supervised", "labels", "conv", CONV),

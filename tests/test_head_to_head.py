@@ -4,6 +4,7 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -294,6 +295,23 @@ def test_retrieval_is_nothing_in_the_state_itself_and_chance_in_noise():
     state = torch.rand(600, 2, generator=generator)
     assert retrieval(state, state) < 0.1
     assert retrieval(torch.randn(600, 8, generator=generator), state) == pytest.approx(1, abs=0.1)
+
+
+def test_decoded_pictures_tell_whether_the_latent_knows_the_dot():
+    """A dim dot is a hundredth of the squared error, and half of what can be decoded."""
+    from _h2h_measures import decoded
+
+    rng, rows = np.random.default_rng(0), np.arange(500)
+    wall, dot = rng.integers(16, size=500), rng.integers(16, size=500)
+    frames = np.zeros((500, 2, 32, 32), np.uint8)
+    frames[:, 1] = 255 * (np.arange(32)[:, None] < 2 * wall[:, None, None])
+    for y, x in np.ndindex(3, 3):
+        frames[rows, 0, 8 * (dot // 4) + y, 8 * (dot % 4) + x] = 100
+    walls, dots = (torch.nn.functional.one_hot(torch.from_numpy(of), 16).float() for of in (wall, dot))
+    store, split = SimpleNamespace(column=lambda _: frames), torch.arange(500).split(400)
+    latents = torch.cat([walls, dots], 1), torch.cat([walls, 0 * dots], 1)
+    knows, misses = (decoded(z, store, *split, seed=0, updates=200) for z in latents)
+    assert knows["decoder_r2"] > 0.9 and 0.4 < misses["decoder_r2"] < 0.6, (knows, misses)
 
 
 # -- statistics and the report ------------------------------------------------------------------------

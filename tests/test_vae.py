@@ -9,12 +9,18 @@ from discs import batch_of, discs, make_world, measured, seeded, updates
 from jepa_rl import WorldModel, WorldSpec
 from jepa_rl.diagnostics.probes import fit_linear_probe, r2_score
 from jepa_rl.objectives import kl_to_standard_normal
+from jepa_rl.objectives.vae import unexplained
 from jepa_rl.testing import ObjectiveContract
 
 
 class TestVAE(ObjectiveContract):
     def make_world(self) -> WorldModel:
         return make_world("vae", encoder_options={"widths": (8,)})
+
+
+class TestVAEOfScales(ObjectiveContract):
+    def make_world(self) -> WorldModel:
+        return make_world("vae", encoder_options={"widths": (8,)}, scales=(1, 4))
 
 
 def test_the_divergence_is_that_of_torch_distributions():
@@ -58,6 +64,20 @@ def test_the_loss_is_the_negative_bound_of_a_value():
     torch.testing.assert_close(total, error / (2 * 0.04) + 3 * kl / (3 * 16 * 16), rtol=1e-4, atol=0)
 
 
+def test_scales_measure_the_share_of_the_variance_that_is_not_explained():
+    """One pixel of four moves; a decoding that misses half of it, and one that puts it into the wrong pixel."""
+    shown = torch.zeros(4, 1, 4, 4)
+    shown[:2, 0, 0, 0] = 1.0
+    half, beside = shown / 2 + 0.25 * (shown.mean(0) > 0), shown.roll(1, dims=3)
+    variance = 1 / 3  # of the pixel; nothing else moves
+    expected = 0.25**2 / variance
+    torch.testing.assert_close(unexplained(half, shown, (1,)), torch.tensor([expected]), rtol=1e-3, atol=0)
+    near, far = unexplained(beside, shown, (1, 2))
+    assert near == pytest.approx(2 * 0.5 / variance, rel=1e-3) and far == 0
+    still = torch.zeros(4, 1, 4, 4)
+    assert unexplained(still, still, (1, 2, 4)).tolist() == [0, 0, 0]
+
+
 def test_the_noise_is_the_generators():
     world, batch = make_world("vae").eval(), batch_of(discs(6, 0)[0])
     losses = [world.loss(batch, seeded(seed))[0].item() for seed in (0, 0, 1)]
@@ -89,7 +109,12 @@ def test_it_reconstructs_unseen_discs_and_knows_their_places():
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"beta": -1.0}, "beta must be at least 0"), ({"noise": 0.0}, "noise must be positive")],
+    [
+        ({"beta": -1.0}, "beta must be at least 0"),
+        ({"noise": 0.0}, "noise must be positive"),
+        ({"scales": (1, 3)}, "scales must be"),
+        ({"scales": (2, 3)}, "scales must be"),
+    ],
 )
 def test_options_that_make_no_sense(options, message):
     with pytest.raises(ValueError, match=message):
