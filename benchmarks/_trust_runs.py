@@ -350,8 +350,8 @@ def warm() -> None:
     from torch.utils.tensorboard import SummaryWriter  # noqa: F401
     from tqdm import tqdm
 
-    # Forked processes share tqdm's lock: after a kill of one that holds it all others would wait for ever. The thread of
-    # its monitor may hold it at a fork, too.
+    # Forked processes share tqdm's lock: after a kill of one that holds it all others would wait for ever.
+    # The thread of its monitor may hold it at a fork, too.
     tqdm.set_lock(threading.RLock())
     tqdm.monitor_interval = 0
     torch.set_num_threads(1)
