@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import shutil
+import threading
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -349,7 +350,9 @@ def warm() -> None:
     from torch.utils.tensorboard import SummaryWriter  # noqa: F401
     from tqdm import tqdm
 
-    # The thread of its monitor may hold a lock at a fork, and the new process then waits for it for ever.
+    # Forked processes share tqdm's lock: after a kill of one that holds it all others would wait for ever.
+    # The thread of its monitor may hold it at a fork, too.
+    tqdm.set_lock(threading.RLock())
     tqdm.monitor_interval = 0
     torch.set_num_threads(1)
     if "trust/Spot-v0" not in gym.registry:

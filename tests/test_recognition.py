@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from discs import SPEC, batch_of, discs, make_world, measured, seeded, updates
+from torch import nn
 from torch.nn import functional as F
 
 from jepa_rl import ActionSpec, Batch, TrainConfig, WorldModel, WorldSpec
@@ -217,15 +218,33 @@ def used(world):
     return torch.special.entr(mean).sum().exp().item()
 
 
+def without_norms(head):
+    for place, part in enumerate(head.layers):
+        if isinstance(part, nn.BatchNorm1d):
+            head.layers[place] = nn.Identity()
+
+
 def test_dino_without_centring_collapses():
-    """Without a batch norm, and so without anything against it, to one prototype; with one still to few of them."""
+    """The head has no batch norms here, which delay it. Without one in the encoder, and so without anything against it,
+    to one prototype; with that one still to few of them."""
     small = PLACES | {"local": 0, "prototypes": 16, "momentum": (0.9, 0.9), "dynamics": 0.0}
     found = {}
     for name, centre, norm in (("centred", 0.5, True), ("not centred", 1.0, True), ("bare", 1.0, False)):
         world = make_world("dino", encoder_options={"widths": (8, 16), "norm": norm}, centre=centre, **small)
+        without_norms(world.objective.head)
+        without_norms(world.objective.teacher.head)
         updates(world, 30 if norm else 15, rate=1e-3)
         found[name] = used(world.train())
     assert found["bare"] < 1.1 and found["not centred"] < 4 and found["centred"] > 6, found
+
+
+def test_dinos_head_sees_what_tells_pictures_apart():
+    """Embeddings that share a large part, as those of a fresh perceptron do, would lie close to each other."""
+    head = make_world("dino", prototypes=64).objective.head
+    z = 3 + 0.3 * torch.randn(256, head.layers[0].in_features, generator=seeded())
+    spread = head(z).std(0).mean()
+    without_norms(head)
+    assert spread > 0.08 and head(z).std(0).mean() < 0.03
 
 
 # -- what the losses move, and what they leave alone ---------------------------------------------------

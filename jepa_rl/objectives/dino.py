@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from jepa_rl.checks import check_each, positive
+from jepa_rl.distributed import BatchNorm
 from jepa_rl.objectives.contrastive import Recognition, Teacher, encoded, joined
 from jepa_rl.registry import register_objective
 from jepa_rl.types import Observations, World, WorldSpec
@@ -21,6 +22,9 @@ GLOBAL_CROPS = (0.4, 1.0)
 
 class Prototypes(nn.Module):
     """DINO's head: a perceptron to a sphere, and the cosines to prototypes (arXiv:2104.14294, section 3).
+
+    It has batch norms, an option of the published code: what all pictures share would otherwise fill the sphere, and
+    the cosines hardly differ until after more updates than a small training has.
 
     Args:
         latent_dim: width of the latent.
@@ -33,9 +37,9 @@ class Prototypes(nn.Module):
         super().__init__()
         check_each(lambda count: count >= 2, "be at least 2", prototypes=prototypes)
         self.layers = nn.Sequential(
-            nn.Linear(latent_dim, width), nn.GELU(),
-            nn.Linear(width, width), nn.GELU(),
-            nn.Linear(width, bottleneck),
+            nn.Linear(latent_dim, width), BatchNorm(width), nn.GELU(),
+            nn.Linear(width, width), BatchNorm(width), nn.GELU(),
+            nn.Linear(width, bottleneck), BatchNorm(bottleneck, affine=False),
         )  # fmt: skip
         self.prototypes = nn.Parameter(torch.randn(prototypes, bottleneck))
 
