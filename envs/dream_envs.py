@@ -17,7 +17,7 @@ from torch import Tensor
 
 from jepa_rl.data.latent_windows import LatentEpisodes
 from jepa_rl.envs.dream import Decoder, Dream, RewardingWorld
-from jepa_rl.spaces import action_space
+from jepa_rl.spaces import action_space, one_seed_each
 
 # Of a ``Dream``; shared by all of its rows.
 SETTINGS = ("horizon", "futures", "penalty", "starts", "model")
@@ -117,9 +117,7 @@ class DreamVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         if rows.shape != (self.num_envs,):
             raise ValueError(f"reset_mask must have shape ({self.num_envs},), got {rows.shape}")
         if isinstance(seed, list):
-            if len(seed) != self.num_envs:
-                raise ValueError(f"seed must be an int or {self.num_envs} values, got {len(seed)}")
-            given = [value for value in seed if value is not None]
+            given = [value for value in one_seed_each(seed, self.num_envs) if value is not None]
             seed = int(np.random.SeedSequence(given).generate_state(1)[0]) if given else None
         super().reset(seed=seed)
         if seed is not None:

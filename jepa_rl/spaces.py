@@ -114,6 +114,18 @@ def check_actions(actions: Any, shape: tuple[int, ...]) -> np.ndarray:
     return actions
 
 
+def one_seed_each(seed: int | list[int | None] | None, n: int) -> list[int | None]:
+    """The seeds of ``n`` environments, as Gymnasium's vector environments count them up from one number.
+
+    Raises:
+        ValueError: for a list of another number of seeds.
+    """
+    seeds = seed if isinstance(seed, list) else [None if seed is None else seed + i for i in range(n)]
+    if len(seeds) != n:
+        raise ValueError(f"seed must be an int or {n} values, got {len(seeds)}")
+    return seeds
+
+
 def channels_first(shape: tuple[int, ...]) -> bool:
     """Whether the axes of a 3-D picture are (channels, y, x) rather than (y, x, channels).
 

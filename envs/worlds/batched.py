@@ -9,7 +9,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AutoresetMode
 
-from jepa_rl.spaces import check_actions
+from jepa_rl.spaces import check_actions, one_seed_each
 
 
 class Steps(Protocol):
@@ -147,13 +147,7 @@ class RulesVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray], G
     ) -> tuple[np.ndarray, dict[str, Any]]:
         options = dict(options or {})
         rows = np.flatnonzero(options.pop("reset_mask", np.ones(self.num_envs, bool)))
-        seeds = (
-            [None if seed is None else seed + i for i in range(self.num_envs)]
-            if not isinstance(seed, list)
-            else seed
-        )
-        if len(seeds) != self.num_envs:
-            raise ValueError(f"seed must be an int or {self.num_envs} values, got {len(seeds)}")
+        seeds = one_seed_each(seed, self.num_envs)
         for row in rows:
             if seeds[row] is not None:
                 self._rngs[row] = np.random.default_rng(seeds[row])

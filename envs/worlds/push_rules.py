@@ -23,10 +23,8 @@ RADIUS = 0.045  # of the agent
 HALF = 0.09  # half a side of the block
 MAX_STEP = 0.08  # how far a full action moves the agent
 AGENT_RANGE = (RADIUS, 1 - RADIUS)
-BLOCK_RANGE = (
-    0.22,
-    0.78,
-)  # of the block's middle: the agent always fits between the block and the edge of the table
+# Of the block's middle: the agent always fits between the block and the edge of the table.
+BLOCK_RANGE = (0.22, 0.78)
 PLACES = (0.26, 0.74)  # where the block starts and its goals lie
 APART = (0.2, 0.35)  # how far the goal lies from the block's start
 NEAR = 0.3  # the agent starts at most this far from the block's middle

@@ -13,10 +13,11 @@ from gymnasium.envs.registration import EnvSpec, WrapperSpec
 from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 
 from jepa_rl.acting import scalar_reward
+from jepa_rl.envs.wrappers.autoreset import autoreset_mode, final_observations, reset_rows, with_final
 from jepa_rl.envs.wrappers.distractor import Colours, Distractor, Looks
 from jepa_rl.envs.wrappers.fresh import keep_last_observations
-from jepa_rl.envs.wrappers.latent import row_of
 from jepa_rl.envs.wrappers.textures import Split
+from jepa_rl.spaces import one_seed_each
 
 
 class Distract(gym.Wrapper, gym.utils.RecordConstructorArgs):
@@ -122,16 +123,11 @@ class VectorDistract(VectorWrapper):
         goal: str = "distracted",
     ) -> None:
         super().__init__(env)
-        mode = env.metadata.get("autoreset_mode")
-        if not isinstance(mode, AutoresetMode):
-            raise ValueError(
-                f"env.metadata['autoreset_mode'] must be a gymnasium.vector.AutoresetMode, got {mode!r}; "
-                "set it in the vector environment"
-            )
-        looks = Looks(background, recolour, split, tolerance, brightness, goal)
-        self._mode, self._looks, self._distractor = mode, looks, Distractor(env, self.num_envs, looks)
+        self._mode = autoreset_mode(env)
+        self._looks = Looks(background, recolour, split, tolerance, brightness, goal)
+        self._distractor = Distractor(env, self.num_envs, self._looks)
         self._rows, self._ended = np.arange(self.num_envs), np.zeros(self.num_envs, bool)
-        if mode is AutoresetMode.SAME_STEP:
+        if self._mode is AutoresetMode.SAME_STEP:
             keep_last_observations(env)
 
     @property
@@ -147,15 +143,9 @@ class VectorDistract(VectorWrapper):
     def reset(
         self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
-        mask = np.ones(self.num_envs, bool)
-        if options and "reset_mask" in options:
-            mask = np.array(options["reset_mask"], bool)  # the environment takes the mask out of the options
+        mask = reset_rows(options, self.num_envs)
         observations, infos = self.env.reset(seed=seed, options=options)  # type: ignore[arg-type]
-        seeds = (
-            seed
-            if isinstance(seed, list)
-            else [None if seed is None else seed + row for row in range(self.num_envs)]
-        )
+        seeds = one_seed_each(seed, self.num_envs)
         for row in np.flatnonzero(mask).tolist():
             self._distractor.seed(row, seeds[row])
         self._start(observations, mask)
@@ -168,7 +158,7 @@ class VectorDistract(VectorWrapper):
         self._distractor.tick()
         if self._mode is AutoresetMode.SAME_STEP:
             if ended.any():
-                infos = self._with_final(infos, np.flatnonzero(ended))
+                infos = self._with_final(infos, ended)
             self._start(observations, ended)
         elif self._mode is AutoresetMode.NEXT_STEP:
             self._start(observations, self._ended)
@@ -193,19 +183,11 @@ class VectorDistract(VectorWrapper):
             goals[f"_{name}"] = infos.get("_goal", np.ones(self.num_envs, bool))
         return infos | goals
 
-    def _with_final(self, infos: dict[str, Any], rows: np.ndarray) -> dict[str, Any]:
+    def _with_final(self, infos: dict[str, Any], ended: np.ndarray) -> dict[str, Any]:
         """The last observations and goals of the episodes that have ended, with their own distractors."""
-        if "final_obs" not in infos:
-            raise ValueError(
-                f"SAME_STEP autoreset needs infos['final_obs'] when an episode ends, got the keys {list(infos)}; "
-                "fix the vector environment or use AutoresetMode.NEXT_STEP"
-            )
-        last = [row_of(infos["final_obs"], row) for row in rows.tolist()]
+        rows, last = np.flatnonzero(ended), final_observations(infos, ended)
         drawn = self._distractor.draw(rows, np.stack([_pixels(observation) for observation in last]))
-        final = np.full(self.num_envs, None, dtype=object)
-        for row, observation, pixels in zip(rows.tolist(), last, drawn, strict=True):
-            final[row] = _with_pixels(observation, pixels)
-        infos = {**infos, "final_obs": final}
+        infos = with_final(infos, ended, map(_with_pixels, last, drawn))
         if "final_info" in infos:
             infos["final_info"] = self._with_goals(infos["final_info"], rows)
         return infos

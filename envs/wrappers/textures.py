@@ -164,9 +164,8 @@ def hue_of(colour: Sequence[int]) -> tuple[int, int]:
         raise ValueError(
             f"a colour to rotate must be three whole numbers from 0 to 255 (RGB), got {colour!r}"
         )
-    hue, saturation, _ = cv2.cvtColor(array.astype(np.uint8)[None, None], cv2.COLOR_RGB2HSV_FULL)[
-        0, 0
-    ].tolist()
+    hsv = cv2.cvtColor(array.astype(np.uint8)[None, None], cv2.COLOR_RGB2HSV_FULL)
+    hue, saturation, _ = hsv[0, 0].tolist()
     if not saturation:
         raise ValueError(f"{colour!r} is grey and has no hue; choose a colour")
     return hue, saturation

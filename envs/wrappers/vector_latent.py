@@ -10,6 +10,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from gymnasium.vector.utils import batch_space
 
 from jepa_rl.envs.workers import Workers
+from jepa_rl.envs.wrappers.autoreset import autoreset_mode, final_observations, reset_rows, with_final
 from jepa_rl.envs.wrappers.fresh import LastObservationCheck, keep_last_observations
 from jepa_rl.envs.wrappers.latent import LatentTracker, row_of
 from jepa_rl.envs.wrappers.source import warn_of_differences
@@ -47,27 +48,19 @@ class VectorLatentObservation(VectorWrapper):
         device: str = "cpu",
     ) -> None:
         super().__init__(env)
-        mode = env.metadata.get("autoreset_mode")
-        if not isinstance(mode, AutoresetMode):
-            raise ValueError(
-                f"env.metadata['autoreset_mode'] must be a gymnasium.vector.AutoresetMode, got {mode!r}; "
-                "set it in the vector environment"
-            )
-        self._mode = mode
+        self._mode = autoreset_mode(env)
         self._tracker = LatentTracker(env_spaces(env), self.num_envs, encoder, history, append_state, device)
         self.single_observation_space = self._tracker.space
         self.observation_space = batch_space(self._tracker.space, self.num_envs)
         warn_of_differences(self._tracker.encoder, env)
         self._ended, self._workers = np.zeros(self.num_envs, bool), Workers(env)
-        in_process = mode is AutoresetMode.SAME_STEP and keep_last_observations(env)
+        in_process = self._mode is AutoresetMode.SAME_STEP and keep_last_observations(env)
         self._check = None if in_process else LastObservationCheck()
 
     def reset(
         self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
-        rows = np.ones(self.num_envs, bool)
-        if options and "reset_mask" in options:
-            rows = np.array(options["reset_mask"], bool)  # the environment takes the mask out of the options
+        rows = reset_rows(options, self.num_envs)
         with self._workers.answering():
             observations, infos = self.env.reset(seed=seed, options=options)  # type: ignore[arg-type]
         self._ended[rows] = False
@@ -78,36 +71,14 @@ class VectorLatentObservation(VectorWrapper):
             observations, rewards, terminated, truncated, infos = self.env.step(actions)
         ended = np.logical_or(terminated, truncated)
         if self._mode is AutoresetMode.SAME_STEP:
-            last = _final_observations(infos, ended)
+            last = final_observations(infos, ended)
             if self._check is not None:
                 for row, observation in zip(np.flatnonzero(ended).tolist(), last, strict=True):
                     self._check.check(observation, row_of(observations, row), row)
             latents, final = self._tracker.step(observations, ended, last)
-            infos = _with_final(infos, ended, final)
+            infos = with_final(infos, ended, final)
         else:
             started = self._ended if self._mode is AutoresetMode.NEXT_STEP else np.zeros_like(ended)
             latents, _ = self._tracker.step(observations, started)
         self._ended = ended
         return latents, rewards, terminated, truncated, infos
-
-
-def _final_observations(infos: dict[str, Any], ended: np.ndarray) -> list[Any]:
-    """The final observations of the rows that ended, whether kept per row or as a dict of arrays."""
-    rows = np.flatnonzero(ended)
-    if not rows.size:
-        return []
-    if "final_obs" not in infos:
-        raise ValueError(
-            f"SAME_STEP autoreset needs infos['final_obs'] when an episode ends, got the keys {list(infos)}; "
-            "fix the vector environment or use AutoresetMode.NEXT_STEP"
-        )
-    return [row_of(infos["final_obs"], row) for row in rows.tolist()]
-
-
-def _with_final(infos: dict[str, Any], ended: np.ndarray, latents: np.ndarray) -> dict[str, Any]:
-    if not ended.any():
-        return infos
-    final = np.full(len(ended), None, dtype=object)
-    for row, latent in zip(np.flatnonzero(ended), latents, strict=True):
-        final[row] = latent
-    return {**infos, "final_obs": final}
