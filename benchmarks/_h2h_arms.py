@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from _h2h_spaces import Downsample, Space
+from _h2h_spaces import Downsample, SideBySide, Space
 from _h2h_supervised import LabelledSampler, Supervised
 from _h2h_tasks import Task
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from jepa_rl import TrainConfig, WindowSampler, WorldModel, WorldModelConfig, fit
 from jepa_rl.data.view import EpisodeView
 from jepa_rl.encoders import fit_readout
+from jepa_rl.objectives.base import norms_of
 from jepa_rl.objectives.tokens import TokenObjective
 
 FIT_FRAMES = 8192  # that principal components are fitted to
@@ -133,7 +134,7 @@ def train_supervised(
 
 def load_trained(arm: Arm, folder: Path) -> nn.Module:
     encoder = WorldModel.load(folder / "encoder.safetensors").encoder.requires_grad_(False)
-    return encoder.frame if type(encoder).__name__ == "SideBySide" else encoder
+    return encoder.frame if isinstance(encoder, SideBySide) else encoder
 
 
 def some_frames(view: EpisodeView, seed: int, count: int = FIT_FRAMES) -> Tensor:
@@ -150,7 +151,7 @@ def draw_random(arm: Arm, task: Task, view: EpisodeView, budget: Budget, seed: i
     """First weights; the batch norm takes the statistics of the frames."""
     torch.manual_seed(seed)
     model = world_of(arm, task, view, budget).train()
-    for norm in [part for part in model.encoder.modules() if isinstance(part, nn.BatchNorm1d)]:
+    for norm in norms_of(model.encoder):
         norm.momentum = 1.0
     with torch.no_grad():
         model.encoder(some_frames(view, seed, 2048))

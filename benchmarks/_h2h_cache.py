@@ -17,7 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from _record import ROOT, bare, plain, write_whole
+from _record import ROOT, fingerprint, plain, write_whole
 from safetensors import safe_open
 
 from jepa_rl.files import lock, unlock
@@ -49,12 +49,9 @@ def content_of_tensors(path: Path) -> str:
 @cache
 def code_of(*places: str) -> str:
     """Of Python files and folders under the root, without comments, docstrings and layout."""
-    found = hashlib.sha256()
-    for place in places:
-        path = ROOT / place
-        for file in [path] if path.is_file() else sorted(path.rglob("*.py")):
-            found.update(f"{file.relative_to(ROOT).as_posix()}\n{bare(file.read_text())}\n".encode())
-    return found.hexdigest()[:16]
+    paths = [ROOT / place for place in places]
+    files = {file for path in paths for file in ([path] if path.is_file() else path.rglob("*.py"))}
+    return fingerprint(files, ROOT)[:16]
 
 
 @dataclass(frozen=True)

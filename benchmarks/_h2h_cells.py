@@ -21,7 +21,7 @@ from jepa_rl import EpisodeStore, WorldModel
 from jepa_rl.data.view import EpisodeView
 
 # What decides what a stage gives: files and folders.
-DATA_CODE = ("envs", "jepa_rl/data", "jepa_rl/specs.py", "jepa_rl/spaces.py")
+DATA_CODE = ("envs", "jepa_rl/data", "jepa_rl/specs.py", "jepa_rl/spaces.py", "benchmarks/goal_planning.py")
 ENCODER_CODE = (
     "jepa_rl/encoders", "jepa_rl/objectives", "jepa_rl/dynamics", "jepa_rl/training", "jepa_rl/data",
     "jepa_rl/distributed", "jepa_rl/heads.py", "jepa_rl/parts.py", "jepa_rl/world_model.py", "jepa_rl/batches.py",
@@ -35,7 +35,7 @@ DYNAMICS_CODE = (
 )  # fmt: skip
 PLAY_CODE = (
     "jepa_rl/dynamics", "jepa_rl/encoders", "jepa_rl/costs.py", "jepa_rl/risk.py", "agents/planners", "envs/worlds",
-    "envs/wrappers", "envs/dm_control.py", "benchmarks/_h2h_tasks.py",
+    "envs/wrappers", "envs/dm_control.py", "benchmarks/_h2h_tasks.py", "benchmarks/goal_planning.py",
 )  # fmt: skip
 MEASURE_CODE = (
     *PLAY_CODE, "jepa_rl/diagnostics", "jepa_rl/heads.py", "jepa_rl/objectives/vae.py", "benchmarks/_h2h_measures.py",
@@ -120,8 +120,10 @@ class Pipeline:
             return recipe
         return replace(recipe, train=recipe.train | {"steps": QUICK["dynamics"], "batch_size": 16})
 
-    def stage(self, kind: str, name: str, settings: dict[str, Any], inputs: list[str], *code: str) -> Stage:
-        return Stage(kind, name, settings, tuple(inputs), code)
+    @property
+    def name(self) -> str:
+        """Of the stages that do not depend on the dynamics."""
+        return f"{self.cell.task}.{self.cell.arm}.{self.cell.seed}"
 
     # -- stages ---------------------------------------------------------------------------------------
 
@@ -129,7 +131,7 @@ class Pipeline:
     def data(self) -> tuple[Path, dict[str, Any]]:
         task, seed = self.task, self.cell.seed
         settings = {"task": task.name, "seed": seed} | task.settings
-        stage = self.stage("data", f"{task.name}.{seed}", settings, [], *DATA_CODE, task.code)
+        stage = Stage("data", f"{task.name}.{seed}", settings, (), (*DATA_CODE, task.code))
 
         def work(folder: Path) -> dict[str, Any]:
             store = task.collect(folder / "episodes", seed, task.settings)
@@ -157,8 +159,7 @@ class Pipeline:
         arm = {name: value for name, value in asdict(self.arm).items() if name not in ("tried", "whiten")}
         settings = {"arm": arm, "budget": self.budget._asdict(), "seed": self.cell.seed}
         settings |= {"frames": self.task.frames, "block": self.task.block}
-        name = f"{self.cell.task}.{self.cell.arm}.{self.cell.seed}"
-        stage = self.stage("encoder", name, settings, [self.data[1]["content"]], *ENCODER_CODE)
+        stage = Stage("encoder", self.name, settings, (self.data[1]["content"],), ENCODER_CODE)
 
         def work(folder: Path) -> dict[str, Any]:
             make_encoder(self.arm, self.task, self.views[0], self.budget, self.cell.seed, folder)
@@ -175,25 +176,21 @@ class Pipeline:
     @cached_property
     def latents(self) -> torch.Tensor:
         """Of all frames of the data, standardised."""
-        inputs = [self.data[1]["content"], self.encoder[1]["content"]]
+        return read_latents(self.encoding[0] / "latents.safetensors", self.space)
+
+    @cached_property
+    def encoding(self) -> tuple[Path, dict[str, Any]]:
+        inputs = self.data[1]["content"], self.encoder[1]["content"]
         settings = {"make": self.arm.make, "options": self.arm.encoder_options, "whiten": self.arm.whiten}
         settings |= {"encoded": self.task.encoded}
-        name = f"{self.cell.task}.{self.cell.arm}.{self.cell.seed}"
         code = (*LATENT_CODE, *([self.task.code] if self.arm.make == "state" else []))
-        stage = self.stage("latents", name, settings, inputs, *code)
+        stage = Stage("latents", self.name, settings, inputs, code)
 
         def work(folder: Path) -> dict[str, Any]:
             encode_frames(self.space, self.task, self.encoded, folder / "latents.safetensors")
             return {"content": content_of_tensors(folder / "latents.safetensors")}
 
-        folder, found = run(stage, self.setting.root, work)
-        self.contents["latents"] = found["content"]
-        return read_latents(folder / "latents.safetensors", self.space)
-
-    @cached_property
-    def contents(self) -> dict[str, str]:
-        """Of stages that are asked for by what they give."""
-        return {}
+        return run(stage, self.setting.root, work)
 
     @cached_property
     def dynamics(self) -> tuple[Any, dict[str, Any]]:
@@ -203,15 +200,10 @@ class Pipeline:
             world, space = WorldModel.load(self.encoder[0] / "encoder.safetensors"), self.space
             own = OwnPredictor(world, space.mean, space.scale, task.frames)
             return own, {"content": self.encoder[1]["content"], "processor_seconds": 0.0}
-        settings = {
-            "recipe": asdict(self.recipe),
-            "steps": task.steps,
-            "block": task.block,
-            "frames": task.frames,
-        }
-        stage = self.stage(
-            "dynamics", str(self.cell), settings | {"seed": seed}, [self.contents["latents"]], *DYNAMICS_CODE
-        )
+        settings = {"recipe": asdict(self.recipe), "seed": seed}
+        settings |= {"steps": task.steps, "block": task.block, "frames": task.frames}
+        inputs = (self.encoding[1]["content"],)
+        stage = Stage("dynamics", str(self.cell), settings, inputs, DYNAMICS_CODE)
 
         def work(folder: Path) -> dict[str, Any]:
             episodes = latent_episodes(latents, self.encoded[0], task.frames)
@@ -233,8 +225,8 @@ class Pipeline:
             "seed": self.cell.seed,
             "planner": planner_facts(self.task),
         }
-        inputs = [trained["content"], self.encoder[1]["content"], self.contents["latents"]]
-        stage = self.stage("play", str(self.cell), settings, inputs, *PLAY_CODE, self.task.code)
+        inputs = trained["content"], self.encoder[1]["content"], self.encoding[1]["content"]
+        stage = Stage("play", str(self.cell), settings, inputs, (*PLAY_CODE, self.task.code))
 
         def work(folder: Path) -> dict[str, Any]:
             success = play(self.task, self.space, dynamics, seeds, noise=self.cell.seed)
@@ -250,9 +242,8 @@ class Pipeline:
     def described(self) -> dict[str, Any]:
         """Measures of the space."""
         latents, settings = self.latents, {"seed": self.cell.seed, "sizes": asdict(self.sizes)}
-        inputs = [self.contents["latents"], self.encoder[1]["content"], self.data[1]["content"]]
-        name = f"{self.cell.task}.{self.cell.arm}.{self.cell.seed}"
-        stage = self.stage("space", name, settings, inputs, *MEASURE_CODE, self.task.code)
+        inputs = tuple(stage[1]["content"] for stage in (self.encoding, self.encoder, self.data))
+        stage = Stage("space", self.name, settings, inputs, (*MEASURE_CODE, self.task.code))
 
         def work(folder: Path) -> dict[str, Any]:
             found = measuring.of_space(
@@ -260,20 +251,16 @@ class Pipeline:
             )
             return {"content": "", "measures": found}
 
-        return run(stage, self.setting.root, work)[1]
+        return run(stage, self.setting.root, work)[1]["measures"]
 
     @cached_property
     def measures(self) -> dict[str, Any]:
         """Measures of the dynamics on the space, and of the space."""
         dynamics, trained = self.dynamics
-        inputs = [
-            trained["content"],
-            self.encoder[1]["content"],
-            self.contents["latents"],
-            self.data[1]["content"],
-        ]
+        stages = (self.encoder, self.encoding, self.data)
+        inputs = (trained["content"], *(stage[1]["content"] for stage in stages))
         settings = {"seed": self.cell.seed, "sizes": asdict(self.sizes)}
-        stage = self.stage("measures", str(self.cell), settings, inputs, *MEASURE_CODE, self.task.code)
+        stage = Stage("measures", str(self.cell), settings, inputs, (*MEASURE_CODE, self.task.code))
 
         def work(folder: Path) -> dict[str, Any]:
             task, sizes, (train, held_out) = self.task, self.sizes, self.encoded
@@ -285,8 +272,7 @@ class Pipeline:
                 "measures": measuring.of_dynamics(scene, self.latents, held_out, seeds, sizes),
             }
 
-        own = run(stage, self.setting.root, work)[1]
-        return {"measures": self.described["measures"] | own["measures"]}
+        return self.described | run(stage, self.setting.root, work)[1]["measures"]
 
     @cached_property
     def found(self) -> dict[str, Any]:
@@ -296,7 +282,7 @@ class Pipeline:
         updates = self.budget.updates if self.arm.make == "trained" else 0
         return {
             "success": self.played["success"],
-            "measures": self.measures["measures"],
+            "measures": self.measures,
             "cost": {
                 "processor_seconds": seconds,
                 "encoder_updates": updates,

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from jepa_rl import TrainConfig, WorldModel, fit
-from jepa_rl.data.latent_windows import LatentBatch, LatentEpisodes, LatentWindowSampler
+from jepa_rl.data.latent_windows import LatentEpisodes, LatentWindowSampler
 from jepa_rl.files import load_tensors, save_tensors
 from jepa_rl.registry import DYNAMICS
+from jepa_rl.training.refine import DynamicsAlone
 
 
 @dataclass(frozen=True)
@@ -57,22 +58,13 @@ class Built:
     action_dim: int
 
 
-class LatentModel(nn.Module):
+class LatentModel(DynamicsAlone):
     """Dynamics on latents that are given, as ``fit`` trains them."""
 
     def __init__(self, config: Built) -> None:
-        super().__init__()
-        self.config = config
         known = {"latent_dim": config.latent_dim, "action_dim": config.action_dim}
-        self.dynamics: Any = DYNAMICS.build(config.name, config.options, known)
-
-    def loss(
-        self, batch: LatentBatch, generator: torch.Generator | None = None
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        return self.dynamics.loss(batch.latents, batch.actions, generator)
-
-    def after_update(self) -> None:
-        self.dynamics.after_update()
+        super().__init__(DYNAMICS.build(config.name, config.options, known))
+        self.config = config
 
     def save(self, path: str | Path) -> None:
         save_tensors(path, "dynamics", self.state_dict(), {})

@@ -220,13 +220,11 @@ def of_dynamics(
     path = expected(dynamics, z[:, 0], windows.actions)
     error = (probe(path[..., -width:]) - truth).square().mean(0)
     spread = truth.flatten(0, 1).var(0).clamp_min(1e-9)
+    off = (error / spread).mean(1).sqrt()  # 0 to h steps ahead, in deviations of the state
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         dynamics.rollout(z[:1, 0], windows.actions[:1, :1])
     found = {
-        "rollout_error": (error / spread)
-        .mean(1)
-        .sqrt()
-        .tolist(),  # 0 to h steps ahead, in deviations of the state
+        "rollout_error": off.tolist(),
         "latent_error_over_copying": rollout_error(dynamics, z, windows.actions).tolist(),
         "counterfactual_r2": counterfactual(scene, seeds),
         "dynamics_multiply_adds": counter.get_total_flops() // 2,

@@ -3,50 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import cv2
+import goal_planning
 import gymnasium as gym
 import numpy as np
-from _h2h_tasks import Seen, Task
-from goal_planning import PoseReachingPolicy
+from _h2h_tasks import Seen, Task, collect_rest
+from goal_planning import PoseReachingPolicy, make_env, reached
 
 from jepa_rl import EpisodeStore
 from jepa_rl.agents import CEM
-from jepa_rl.envs import PixelObservation, collect, world_spec
+from jepa_rl.envs import world_spec
+from jepa_rl.envs.policies import Policy
 from jepa_rl.envs.wrappers.pictures import resize
 
-ENV = "dmc/reacher-easy-v0"
-DATA = {"episodes": 1200, "steps": 100}
-AHEAD, BUDGET = 25, 50  # environment steps from start to goal, and that an episode may take
-TOLERANCE = 0.05  # radians, of every joint
-FAR = 0.5  # radians, that at least one joint has to turn by: random torques reach three of ten nearer goals
+PROTOCOL = goal_planning.Args(frames=1)
+DATA = {"episodes": PROTOCOL.train_episodes, "steps": PROTOCOL.train_steps}
+AHEAD = PROTOCOL.goal_steps  # environment steps from start to goal
+# At least one joint has to turn by half a radian: random torques reach three of ten nearer goals.
+NEAR = replace(PROTOCOL, tolerance=0.5)
 FRAMES = 2  # the speed is their difference
-
-
-def make_world(steps: int = 1000) -> gym.Env:
-    """Drawn at 128 pixels and reduced by area, so that the thin arm stays visible between pixels; grey."""
-    env = gym.make(ENV, observation="pixels", size=128, render="fast", max_episode_steps=steps)
-    return PixelObservation(env, size=64, frames=1, grayscale=True)
 
 
 def collect_play(folder: Path, seed: int, settings: dict[str, Any]) -> EpisodeStore:
     """Scripted play from pose to random pose; the world model never reads the joints."""
-    missing, first = settings["episodes"], 10_000 * seed
-    if (folder / "store.json").exists():  # of a run that was stopped
-        there = len(EpisodeStore.open(folder))
-        missing, first = missing - there, first + there
-        if missing <= 0:
-            return EpisodeStore.open(folder)
-    venv = gym.vector.SyncVectorEnv([partial(make_world, settings["steps"])] * 4)
-    policy = PoseReachingPolicy(world_spec(venv).action, [env.unwrapped for env in venv.envs])
-    store = collect(
-        venv, folder, policy=policy, episodes=missing, seed=first, extras=("qpos",), progress=False
-    )
-    venv.close()
-    return store
+
+    def begin() -> tuple[gym.vector.VectorEnv, Policy]:
+        venv = gym.vector.SyncVectorEnv([partial(make_env, PROTOCOL, settings["steps"])] * 4)
+        return venv, PoseReachingPolicy(world_spec(venv).action, [env.unwrapped for env in venv.envs])
+
+    return collect_rest(folder, settings["episodes"], 10_000 * seed, begin, ("qpos",))
 
 
 def describe(column: Callable[[str], np.ndarray]) -> np.ndarray:
@@ -65,7 +55,7 @@ class Arms:
     """
 
     def __init__(self, seeds: Sequence[int]) -> None:
-        self.env: Any = make_world()
+        self.env: Any = make_env(PROTOCOL)
         self.world: Any = self.env.unwrapped
         self.action = world_spec(self.env).action
         begun = [self._begin(seed) for seed in seeds]
@@ -87,7 +77,7 @@ class Arms:
             angles.append(info["qpos"])
             states.append(self.world.get_state())
             start = len(frames) - 1 - AHEAD
-            if start >= first and not within(angles[start], angles[-1], FAR):
+            if start >= first and not reached(NEAR, angles[start], angles[-1]):
                 shown = slice(start + 1 - FRAMES, start + 1)
                 place = self.target_place().copy()
                 return (
@@ -118,13 +108,13 @@ class Arms:
             physics.after_reset()
             self.world._env.step(action.astype(np.float64))
             self.state[row], angles = physics.get_state(), physics.position().copy()
-            self.success[row] |= within(angles, self.goal_angles[row])
+            self.success[row] |= reached(PROTOCOL, angles, self.goal_angles[row])
             if watched:
                 self.angles[row] = np.concatenate([self.angles[row, 1:], angles[None]])
                 self.pixels[row] = np.concatenate([self.pixels[row, 1:], self._picture()[None]])
 
     def _picture(self) -> np.ndarray:
-        """As ``make_world`` shows it, uint8 (1, 64, 64)."""
+        """As ``make_env`` shows it, uint8 (1, 64, 64)."""
         grey = cv2.cvtColor(self.world._picture(128), cv2.COLOR_RGB2GRAY)[..., None]
         return resize(grey, 64).transpose(2, 0, 1)
 
@@ -132,16 +122,11 @@ class Arms:
         self.env.close()
 
 
-def within(angles: np.ndarray, goal: np.ndarray, tolerance: float = TOLERANCE) -> bool:
-    difference = np.abs((angles - goal + np.pi) % (2 * np.pi) - np.pi)
-    return bool((difference < tolerance).all())
-
-
 TASK = Task(
     name="reacher",
     frames=FRAMES,
     block=5,
-    budget=BUDGET,
+    budget=PROTOCOL.budget,
     make_planner=lambda futures: CEM(5, samples=128, elites=16, iterations=5, init_std=1.0, futures=futures),
     reduce="sum",
     futures=2,

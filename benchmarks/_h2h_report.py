@@ -49,9 +49,7 @@ def write_report(folder: Path, quick: bool = False) -> None:
         raise SystemExit(f"there is no finished cell under {folder}")
     cells = cells_of(records)
     results = {
-        "arms": [
-            name for name in {r["arm"] for r in records} if ARMS[name].make in ("trained", "pretrained")
-        ],
+        "arms": sorted({r["arm"] for r in records if ARMS[r["arm"]].make in ("trained", "pretrained")}),
         "bounds": sorted({r["arm"] for r in records if ARMS[r["arm"]].tier == "-"}),
         "tasks": sorted({r["task"] for r in records}),
         "seeds": sorted({r["seed"] for r in records}),
@@ -64,7 +62,6 @@ def write_report(folder: Path, quick: bool = False) -> None:
         "protocol_commit": protocol_commit(),
         **made_by(records),
     }
-    results["arms"].sort()
     print(success_table(cells))
     print(measures_table(records))
     print(differences_table(results["differences"]))
@@ -73,15 +70,12 @@ def write_report(folder: Path, quick: bool = False) -> None:
 
 def cells_of(records: Iterable[Record]) -> list[dict[str, Any]]:
     """Success of every seed, by arm, dynamics and task."""
-    found: dict[tuple[str, str, str], dict[int, float]] = {}
-    for r in records:
-        key = r["task"], r["arm"], r["dynamics"]
-        found.setdefault(key, {})[r["seed"]] = float(np.mean(r["success"]))
-    return [
-        {"task": task, "arm": arm, "dynamics": dynamics, "distractor": None, "seeds": sorted(per_seed),
-         "success": [per_seed[seed] for seed in sorted(per_seed)]}
-        for (task, arm, dynamics), per_seed in sorted(found.items())
-    ]  # fmt: skip
+    found = []
+    for (task, arm, dynamics), runs in sorted(by_cell(records).items()):
+        per_seed = {r["seed"]: float(np.mean(r["success"])) for r in sorted(runs, key=lambda r: r["seed"])}
+        cell = {"task": task, "arm": arm, "dynamics": dynamics, "distractor": None}
+        found.append(cell | {"seeds": list(per_seed), "success": list(per_seed.values())})
+    return found
 
 
 # -- differences --------------------------------------------------------------------------------------

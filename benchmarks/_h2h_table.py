@@ -19,9 +19,8 @@ BUDGETS = {
 CLIPS, ACTIONS = "clips", "clips and actions"
 EMA = (0.996, 1.0)  # of teachers: decay at first and at last
 PREDICTOR: dict[str, Any] = {"width": 32, "depth": 1, "dynamics": 0.0, "ema": EMA}  # of objectives that mask
-ALONE: dict[str, Any] = {
-    "dynamics": 0.0
-}  # no dynamics beside the encoder: they come later, for all arms alike
+# No dynamics beside the encoder: they come later, for all arms alike.
+ALONE: dict[str, Any] = {"dynamics": 0.0}
 SIGREG: dict[str, Any] = {"sigreg": 1.0, "inverse_dynamics": 2.0}
 VICREG: dict[str, Any] = {"sigreg": 0.0, "variance": 1.0, "covariance": 0.04, "inverse_dynamics": 2.0}
 SCALED: dict[str, Any] = ALONE | {"noise": 0.2, "scales": (1, 4, 16)}  # without scales a VAE misses the dot

@@ -9,11 +9,12 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from _h2h_tasks import Seen, Task
+from _h2h_tasks import Seen, Task, collect_rest
 
 from jepa_rl import EpisodeStore
 from jepa_rl.agents import CEM
-from jepa_rl.envs import RandomPolicy, collect, world_spec
+from jepa_rl.envs import RandomPolicy, world_spec
+from jepa_rl.envs.policies import Policy
 from jepa_rl.envs.worlds import table_edge_rules as rules
 from jepa_rl.envs.worlds.table_edge import TableEdgeEnv
 
@@ -27,25 +28,12 @@ def make_world(steps: int) -> gym.Env:
 
 def collect_play(folder: Path, seed: int, settings: dict[str, Any]) -> EpisodeStore:
     """Random pushes from anywhere, as examples/branching_futures.py collects them."""
-    missing, first = settings["episodes"], 200_000 * seed
-    if (folder / "store.json").exists():  # of a run that was stopped
-        there = len(EpisodeStore.open(folder))
-        missing, first = missing - there, first + there
-        if missing <= 0:
-            return EpisodeStore.open(folder)
-    venv = gym.vector.SyncVectorEnv([partial(make_world, settings["steps"])] * 16)
-    policy = RandomPolicy(world_spec(venv).action, venv.num_envs)
-    store = collect(
-        venv,
-        folder,
-        policy=policy,
-        episodes=missing,
-        seed=first,
-        extras=("position", "fallen"),
-        progress=False,
-    )
-    venv.close()
-    return store
+
+    def begin() -> tuple[gym.vector.VectorEnv, Policy]:
+        venv = gym.vector.SyncVectorEnv([partial(make_world, settings["steps"])] * 16)
+        return venv, RandomPolicy(world_spec(venv).action, venv.num_envs)
+
+    return collect_rest(folder, settings["episodes"], 200_000 * seed, begin, ("position", "fallen"))
 
 
 def describe(column: Callable[[str], np.ndarray]) -> np.ndarray:

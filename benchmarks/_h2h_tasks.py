@@ -14,11 +14,14 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from gymnasium.vector import VectorEnv
 from torch import Tensor
 
 from jepa_rl import EpisodeStore
 from jepa_rl.costs import Distance, GoalCost
-from jepa_rl.dynamics import HeldActions
+from jepa_rl.dynamics import HeldActions, MLPDynamics
+from jepa_rl.envs import collect
+from jepa_rl.envs.policies import Policy
 from jepa_rl.types import Dynamics, Planner
 
 TASKS = {
@@ -108,6 +111,39 @@ class Task:
         return f"benchmarks/{TASKS[self.name]}.py"
 
 
+def collect_rest(
+    folder: Path,
+    episodes: int,
+    first: int,
+    begin: Callable[[], tuple[VectorEnv, Policy]],
+    extras: tuple[str, ...],
+) -> EpisodeStore:
+    """Collects episodes; those that a stopped run has stored are kept.
+
+    Args:
+        folder: of the store.
+        episodes: how many there are in the end.
+        first: seed of the first.
+        begin: makes the worlds and what plays in them, if any episode is missing.
+        extras: that are stored, too.
+    """
+    there = len(EpisodeStore.open(folder)) if (folder / "store.json").exists() else 0
+    if there >= episodes:
+        return EpisodeStore.open(folder)
+    venv, policy = begin()
+    store = collect(
+        venv,
+        folder,
+        policy=policy,
+        episodes=episodes - there,
+        seed=first + there,
+        extras=extras,
+        progress=False,
+    )
+    venv.close()
+    return store
+
+
 def task_of(name: str) -> Task:
     """Raises ValueError for an unknown name."""
     if name not in TASKS:
@@ -169,4 +205,4 @@ def newest_frame(width: int) -> Distance:
 
 def draws_futures(dynamics: Any) -> bool:
     """Whether they are no point predictor."""
-    return type(getattr(dynamics, "dynamics", dynamics)).__name__ != "MLPDynamics"
+    return not isinstance(getattr(dynamics, "dynamics", dynamics), MLPDynamics)

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _h2h_tasks import Seen, Task
+from _h2h_tasks import Seen, Task, collect_rest
+from gymnasium.vector import VectorEnv
 
 from jepa_rl import EpisodeStore
 from jepa_rl.agents import TreeSearch
-from jepa_rl.envs import SmoothRandomPolicy, collect, world_spec
+from jepa_rl.envs import SmoothRandomPolicy, world_spec
+from jepa_rl.envs.policies import Policy
 from jepa_rl.envs.worlds import two_rooms_rules as rules
 from jepa_rl.envs.worlds.two_rooms import TwoRoomsVectorEnv
 from jepa_rl.envs.worlds.two_rooms_rules import TwoRoomsCore
@@ -21,17 +23,14 @@ DATA = {"episodes": 4000, "steps": 40}
 
 def collect_play(folder: Path, seed: int, settings: dict[str, Any]) -> EpisodeStore:
     """Smooth random play, as examples/quickstart.py collects it; starts anywhere."""
-    missing, first = settings["episodes"], 100_000 * seed
-    if (folder / "store.json").exists():  # of a run that was stopped
-        there = len(EpisodeStore.open(folder))
-        missing, first = missing - there, first + there
-        if missing <= 0:
-            return EpisodeStore.open(folder)
-    venv = TwoRoomsVectorEnv(min(64, settings["episodes"]), max_episode_steps=settings["steps"], start="any")
-    policy = SmoothRandomPolicy(world_spec(venv).action, venv.num_envs, time_constant=8.0)
-    return collect(
-        venv, folder, policy=policy, episodes=missing, seed=first, extras=("position", "door"), progress=False
-    )
+
+    def begin() -> tuple[VectorEnv, Policy]:
+        venv = TwoRoomsVectorEnv(
+            min(64, settings["episodes"]), max_episode_steps=settings["steps"], start="any"
+        )
+        return venv, SmoothRandomPolicy(world_spec(venv).action, venv.num_envs, time_constant=8.0)
+
+    return collect_rest(folder, settings["episodes"], 100_000 * seed, begin, ("position", "door"))
 
 
 def describe(column: Callable[[str], np.ndarray]) -> np.ndarray:

@@ -76,13 +76,18 @@ def code() -> str:
         if path.parent.parent == ROOT and path.parent.name in ("examples", "benchmarks") and path.is_file()
     }  # torch names files that do not exist
     library = {path for name in LIBRARY for path in (ROOT / name).rglob("*.py")}
+    return fingerprint(library | {path for path in used if path.stem not in REPORTING}, ROOT)[:12]
+
+
+def fingerprint(files: Iterable[Path], root: Path) -> str:
+    """Of Python files below a folder, without comments, docstrings and layout."""
     digest = hashlib.sha256()
-    for path in sorted(library | {path for path in used if path.stem not in REPORTING}):
-        digest.update(f"{path.relative_to(ROOT).as_posix()}\n{bare(path.read_text())}\n".encode())
-    return digest.hexdigest()[:12]
+    for path in sorted(files):
+        digest.update(f"{path.relative_to(root).as_posix()}\n{_bare(path.read_text())}\n".encode())
+    return digest.hexdigest()
 
 
-def bare(source: str) -> str:
+def _bare(source: str) -> str:
     """Python without comments and docstrings."""
     tree = ast.parse(source)
     for node in ast.walk(tree):

@@ -35,6 +35,7 @@ from _record import ROOT, Records, note_process, refuse_unrecordable, trying, wr
 
 STAGES = ("data", "encoder", "latents", "dynamics", "played", "measures")
 TUNING_SEEDS = (0, 1, 2)
+RESULTS = ROOT / "benchmarks/results/head_to_head"
 
 
 @dataclass(frozen=True)
@@ -107,20 +108,23 @@ def counted(args: Args) -> bool:
 
 
 def folder_of_records(args: Args) -> Path:
-    return ROOT / "benchmarks/results/head_to_head" if counted(args) else args.out / "records"
+    return RESULTS if counted(args) else args.out / "records"
+
+
+def folder_of(cell: Cell, records: Path) -> Path:
+    """Of the records of a cell with all its seeds."""
+    return records / cell.task / cell.arm / cell.dynamics
 
 
 def is_recorded(cell: Cell) -> bool:
-    folder = ROOT / "benchmarks/results/head_to_head" / cell.task / cell.arm / cell.dynamics
-    return (folder / f"seed_{cell.seed}.json").exists()
+    return (folder_of(cell, RESULTS) / f"seed_{cell.seed}.json").exists()
 
 
 def run_cell(args: Args, cell: Cell) -> None:
     """Runs the stages of a cell and keeps the record, unless it is there."""
     setting = Setting(args.out, quick=args.quick)
     pipeline = Pipeline(cell, setting)
-    folder = folder_of_records(args) / cell.task / cell.arm / cell.dynamics
-    kept = Records(folder, settings_of(pipeline), counted(args))
+    kept = Records(folder_of(cell, folder_of_records(args)), settings_of(pipeline), counted(args))
     if kept.read(cell.seed) is not None:
         return
     processes = note_process(args.out / "processes" / str(cell))

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from jepa_rl.data.latent_windows import LatentBatch, LatentEpisodes, LatentWindowSampler
 from jepa_rl.data.view import Episodes
 from jepa_rl.distributed import is_first
+from jepa_rl.dynamics.base import TrainableDynamics
 from jepa_rl.training.config import TrainConfig
 from jepa_rl.training.loop import TrainResult, fit
 from jepa_rl.types import JSON
@@ -41,17 +42,16 @@ class FrozenConfig:
         return cls(WorldModelConfig.from_json(data["model"]), data["encoder"])
 
 
-class FrozenEncoder(nn.Module):
-    """What ``fit`` trains in this phase: the dynamics of a world model alone.
+class DynamicsAlone(nn.Module):
+    """What ``fit`` trains where latents are given; a subclass has ``config`` and ``save``, see ``Trainable``.
 
     Args:
-        model: its encoder stays as it is; its dynamics learn, in place.
+        dynamics: learn, in place.
     """
 
-    def __init__(self, model: WorldModel) -> None:
+    def __init__(self, dynamics: TrainableDynamics) -> None:
         super().__init__()
-        self.config = FrozenConfig(model.config, model.encoder_fingerprint())
-        self.dynamics, self.save = model.dynamics, model.save
+        self.dynamics = dynamics
 
     def loss(
         self, batch: LatentBatch, generator: torch.Generator | None = None
@@ -61,6 +61,18 @@ class FrozenEncoder(nn.Module):
 
     def after_update(self) -> None:
         self.dynamics.after_update()
+
+
+class FrozenEncoder(DynamicsAlone):
+    """What ``fit`` trains in this phase: the dynamics of a world model alone.
+
+    Args:
+        model: its encoder stays as it is; its dynamics learn, in place.
+    """
+
+    def __init__(self, model: WorldModel) -> None:
+        super().__init__(model.dynamics)
+        self.config, self.save = FrozenConfig(model.config, model.encoder_fingerprint()), model.save
 
 
 REFINE = TrainConfig(
