@@ -7,6 +7,7 @@ import platform
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -62,18 +63,18 @@ def check_memory(what: str, needed: int, remedy: str) -> None:
         )
 
 
-_ELSEWHERE = threading.local()
+_ELSEWHERE = ContextVar("weights come from elsewhere", default=False)
 
 
 @contextmanager
 def weights_from_elsewhere() -> Iterator[None]:
     """What is built inside is not counted by ``weights_within``: its weights come from another file, which is theirs
     alone, such as those of a frozen pretrained backbone."""
-    before, _ELSEWHERE.entered = getattr(_ELSEWHERE, "entered", False), True
+    token = _ELSEWHERE.set(True)
     try:
         yield
     finally:
-        _ELSEWHERE.entered = before
+        _ELSEWHERE.reset(token)
 
 
 @contextmanager
@@ -99,13 +100,13 @@ def weights_within(tensors: Iterable[Tensor]) -> Iterator[None]:
 
         def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             made = func(*args, **(kwargs or {}))
-            if func is torch.empty and made.numel() > limit and not getattr(_ELSEWHERE, "entered", False):
+            if func is torch.empty and made.numel() > limit and not _ELSEWHERE.get():
                 refuse("a tensor", made.numel())
             return made
 
     def count(module: nn.Module, name: str, value: Any) -> None:
         nonlocal built
-        here = threading.get_ident() == thread and not getattr(_ELSEWHERE, "entered", False)
+        here = threading.get_ident() == thread and not _ELSEWHERE.get()
         if isinstance(value, Tensor) and here:
             built += value.numel()
             if built > limit:

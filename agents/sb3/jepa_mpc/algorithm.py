@@ -334,15 +334,8 @@ class JEPAMPC(EpisodicAlgorithm):
 
     def _excluded_save_params(self) -> list[str]:
         own = [
-            "model_optimizer",
-            "policy_optimizer",
-            "noise",
-            "rng",
-            "_plans",
-            "_record",
-            "_step_began",
-            "_helpers",
-        ]
+            "model_optimizer", "policy_optimizer", "noise", "rng", "_plans", "_record", "_step_began", "_helpers"
+        ]  # fmt: skip
         return [*super()._excluded_save_params(), *own]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
