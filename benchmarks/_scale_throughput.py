@@ -14,6 +14,7 @@ import torch
 from _processes import COUNT, play, run
 
 from jepa_rl import EpisodeStore, WindowSampler, WorldModel, distributed, preset
+from jepa_rl.memory import keep_freed_memory
 from jepa_rl.training import descend
 from jepa_rl.training.contracts import sample_own
 from jepa_rl.training.optimisers import optimizers_of
@@ -63,6 +64,7 @@ class Training:
 
 def work(folder: str, rounds: int, updates: int, batch_size: int) -> None:
     """What each of the two processes does; the three ways take turns, so that a busy moment meets all of them."""
+    keep_freed_memory()  # as ``fit`` does
     alone, shared = Training(folder, batch_size), Training(folder, batch_size)
     windows, found = updates * alone.batch_size, {"one": [], "two_apart": [], "two": []}
     for number in range(rounds + 1):  # the first round warms up

@@ -230,6 +230,17 @@ def whole_windows() -> list[int]:
         return [int(row) for row in distributed.gather(kept).flatten()]
 
 
+def policies() -> dict[str, str]:
+    """Scheduling policies of gloo's threads and of this one."""
+    found = {}
+    for task in Path("/proc/self/task").iterdir():
+        name = (task / "comm").read_text().strip()
+        if "gloo" in name or task.name == str(os.getpid()):
+            policy = os.sched_getscheduler(int(task.name))
+            found[name] = {os.SCHED_OTHER: "other", os.SCHED_BATCH: "batch"}[policy]
+    return found
+
+
 def check(folder: Path, number: int) -> None:
     """Everything that needs two processes; before and behind ``join`` the first is alone."""
     out: dict[str, Any] = {}
@@ -247,6 +258,7 @@ def check(folder: Path, number: int) -> None:
             lambda: [distributed.processes(), distributed.by_first(distributed.processes)]
         )
         out["keys"] = keys_left()
+        out["policies"] = policies() if sys.platform == "linux" else {}
         out["some"], out["whole"] = gradients_of_some(), whole_windows()
         batch = Double(store, 2).sample(14, np.random.default_rng(0))
         out["gradients"] = {

@@ -107,6 +107,14 @@ def test_messages_that_were_read_are_deleted(found):
     assert found["keys"] <= 0
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="scheduling policies are Linux's")
+def test_threads_of_gloo_do_not_interrupt_each_other(found):
+    of_gloo = {name: policy for name, policy in found["policies"].items() if "gloo" in name}
+    others = found["policies"].keys() - of_gloo.keys()
+    assert len(of_gloo) > 1 and set(of_gloo.values()) == {"batch"}
+    assert {found["policies"][name] for name in others} == {"other"}
+
+
 def test_a_gradient_that_only_one_process_has_counts(found):
     assert found["some"]["values"] == [[2.0, 2.0], [0.5, 0.5], None]
 

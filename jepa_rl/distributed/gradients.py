@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from jepa_rl.distributed.group import by_first, is_together, lost_in_words, processes, rank
+from jepa_rl.distributed.group import by_first, exchange, is_together, lost_in_words, processes, rank
 from jepa_rl.distributed.rows import fewest
 
 
@@ -32,15 +32,16 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
         there = some[0].new_tensor([p.grad is not None for p in some])
         parts = [torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in some]
         flat = torch.cat([*parts, there])
-        with lost_in_words():
-            dist.all_reduce(flat)
-        *sums, counts = flat.split([*(p.numel() for p in some), len(some)])
-        for parameter, total, anywhere in zip(some, sums, counts.tolist(), strict=True):
+        exchange(flat)
+        flat.div_(processes())
+        *means, counts = flat.split([*(p.numel() for p in some), len(some)])
+        for parameter, mean, anywhere in zip(some, means, counts.tolist(), strict=True):
             if not anywhere:
                 continue
-            if parameter.grad is None:
-                parameter.grad = torch.empty_like(parameter)
-            parameter.grad.copy_(total.view_as(parameter)).div_(processes())
+            if parameter.is_contiguous():
+                parameter.grad = mean.view_as(parameter)  # gradients share the memory of one exchange
+            else:
+                parameter.grad = torch.empty_like(parameter).copy_(mean.view_as(parameter))
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from jepa_rl.distributed.group import is_together, lost_in_words, processes, rank
+from jepa_rl.distributed.group import exchange, is_together, processes, rank
 
 
 def own_rows() -> slice:
@@ -68,6 +68,5 @@ def fewest(count: int) -> int:
     if not is_together():
         return count
     least = torch.tensor(count)
-    with lost_in_words():
-        dist.all_reduce(least, dist.ReduceOp.MIN)
+    exchange(least, dist.ReduceOp.MIN)
     return int(least)

@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from jaxtyping import Shaped
 from torch import Tensor, nn
 
-from jepa_rl.distributed.group import is_together, lost_in_words, processes, rank
+from jepa_rl.distributed.group import exchange, is_together, processes, rank
 from jepa_rl.distributed.rows import whole_batch
 
 
@@ -17,50 +16,58 @@ class _Sum(torch.autograd.Function):
     """The sum over processes of a tensor. Each process's loss depends on it, so gradients are summed, too."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, alike: bool) -> Tensor:
+        ctx.alike = alike
         return _summed(x)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return _summed(gradient)
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return _summed(gradient, ctx.alike), None
 
 
 class _Gather(torch.autograd.Function):
     """The tensors of all processes, stacked."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.rank = rank()
+    def forward(ctx: Any, x: Tensor, alike: bool) -> Tensor:
+        ctx.rank, ctx.alike = rank(), alike
         found = x.new_zeros(processes(), *x.shape)
         found[ctx.rank] = x
         return _summed(found)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return _summed(gradient)[ctx.rank]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return _summed(gradient, ctx.alike)[ctx.rank], None
 
 
-def _summed(x: Tensor) -> Tensor:
-    """The sum over processes, in new memory; complex numbers, too."""
+def _summed(x: Tensor, alike: bool = False) -> Tensor:
+    """The sum over processes, in new memory; complex numbers, too. Without an exchange, if they have the same."""
+    if alike:
+        return x * processes()
     found = x.detach().clone(memory_format=torch.contiguous_format)
-    with lost_in_words():
-        dist.all_reduce(torch.view_as_real(found) if found.is_complex() else found)
+    exchange(torch.view_as_real(found) if found.is_complex() else found)
     return found
 
 
-def total(x: Shaped[Tensor, "*s"]) -> Shaped[Tensor, "*s"]:
-    """The sum over processes of a tensor, real or complex."""
-    return _Sum.apply(x) if is_together() else x
+def total(x: Shaped[Tensor, "*s"], alike: bool = False) -> Shaped[Tensor, "*s"]:
+    """The sum over processes of a tensor, real or complex.
+
+    Args:
+        x: this process's.
+        alike: whether all processes compute the same from it, down to their losses: then they have the same gradient,
+            which needs no exchange.
+    """
+    return _Sum.apply(x, alike) if is_together() else x
 
 
-def average(x: Shaped[Tensor, "*s"]) -> Shaped[Tensor, "*s"]:
-    """The mean over processes of a tensor, real or complex."""
-    return total(x) / processes() if is_together() else x
+def average(x: Shaped[Tensor, "*s"], alike: bool = False) -> Shaped[Tensor, "*s"]:
+    """The mean over processes of a tensor, real or complex; ``alike`` as in ``total``."""
+    return total(x, alike) / processes() if is_together() else x
 
 
-def gather(x: Shaped[Tensor, "*s"]) -> Shaped[Tensor, "p *s"]:
-    """The tensors of all p processes."""
-    return _Gather.apply(x) if is_together() else x.unsqueeze(0)
+def gather(x: Shaped[Tensor, "*s"], alike: bool = False) -> Shaped[Tensor, "p *s"]:
+    """The tensors of all p processes; ``alike`` as in ``total``."""
+    return _Gather.apply(x, alike) if is_together() else x.unsqueeze(0)
 
 
 def mean(x: Tensor, dims: int | tuple[int, ...] = 0) -> Tensor:
@@ -68,22 +75,23 @@ def mean(x: Tensor, dims: int | tuple[int, ...] = 0) -> Tensor:
     return average(x.mean(dims))
 
 
-def moments(x: Tensor, dims: int | tuple[int, ...] = 0) -> tuple[Tensor, Tensor, int]:
+def moments(x: Tensor, dims: int | tuple[int, ...] = 0, alike: bool = False) -> tuple[Tensor, Tensor, int]:
     """Mean and biased variance over the rows of all processes, and over how many numbers they were taken.
 
     The variance is that inside the processes plus that of their means, which loses no digits where the mean is large.
+    ``alike`` as in ``total``.
     """
     here, count = x.mean(dims), whole_batch(x.numel())
-    means, variances = gather(torch.stack([here, x.var(dims, correction=0)])).unbind(1)
+    means, variances = gather(torch.stack([here, x.var(dims, correction=0)]), alike).unbind(1)
     centre = means.mean(0)
     return centre, (variances + (means - centre).square()).mean(0), count // here.numel()
 
 
-def var(x: Tensor, dims: int | tuple[int, ...] = 0) -> Tensor:
-    """``x.var(dims)``, unbiased, over the rows of all processes."""
+def var(x: Tensor, dims: int | tuple[int, ...] = 0, alike: bool = False) -> Tensor:
+    """``x.var(dims)``, unbiased, over the rows of all processes; ``alike`` as in ``total``."""
     if not is_together():
         return x.var(dims)
-    _, biased, count = moments(x, dims)
+    _, biased, count = moments(x, dims, alike)
     return biased * (count / (count - 1))
 
 

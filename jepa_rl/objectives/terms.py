@@ -51,7 +51,8 @@ def sigreg(
     weights = torch.full_like(omega, 2 * limit / (knots - 1))  # both halves of the real line
     weights[[0, -1]] *= 0.5
     found = CharacteristicFunction.apply(z @ directions, limit / (knots - 1), knots)  # w t p
-    found = distributed.average(found)  # of all rows: the error is that of their mean, not the mean of errors
+    # Of all rows: the error is that of their mean, not the mean of errors.
+    found = distributed.average(found, alike=True)
     error = (found.real - window[:, None, None]).square() + found.imag.square()
     return torch.einsum("wtp,w->tp", error, window * weights).mean()
 
@@ -96,7 +97,7 @@ def variance(z: Float[Tensor, "... d"], target_std: float = 1.0, epsilon: float 
         target_std: standard deviations below it are penalised.
         epsilon: added to the variance under the root.
     """
-    std = (distributed.var(z.flatten(0, -2)) + epsilon).sqrt()
+    std = (distributed.var(z.flatten(0, -2), alike=True) + epsilon).sqrt()
     return F.relu(target_std - std).mean()
 
 
@@ -104,7 +105,7 @@ def covariance(z: Float[Tensor, "... d"]) -> Float[Tensor, ""]:
     """Squared off-diagonal covariances, summed and divided by d (VICReg, arXiv:2105.04906, eq. 3-4)."""
     z = z.flatten(0, -2)
     centred = z - distributed.mean(z)
-    c = distributed.total(centred.T @ centred) / (distributed.whole_batch(len(z)) - 1)
+    c = distributed.total(centred.T @ centred, alike=True) / (distributed.whole_batch(len(z)) - 1)
     return (c.square().sum() - c.diagonal().square().sum()) / z.shape[-1]
 
 
