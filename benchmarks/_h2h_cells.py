@@ -73,7 +73,7 @@ class Setting:
     Attributes:
         root: of all stages.
         episodes: paired ones.
-        tune: play the tuning episodes.
+        tune: play the tuning episodes, after half of the encoder's updates.
         quick: a little of everything; the figures mean nothing.
         change: to the arm, while its settings are chosen.
     """
@@ -109,6 +109,8 @@ class Pipeline:
     @cached_property
     def budget(self) -> Budget:
         own = BUDGETS[self.cell.task]
+        if self.setting.tune:
+            own = own._replace(updates=own.updates // 2)
         if not self.setting.quick:
             return own
         return own._replace(updates=QUICK["updates"], pictures=QUICK["pictures"])

@@ -161,16 +161,22 @@ def settings_of(pipeline: Pipeline) -> dict[str, Any]:
 def tune(args: Args) -> None:
     """Success of every setting of every arm, on tuning seeds and episodes, with point dynamics."""
     file = args.out / "tuning.json"
-    found: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
     tasks = [task for task in TUNING_TASKS if task in args.tasks]
     seeds = [seed for seed in args.seeds if seed in TUNING_SEEDS] or TUNING_SEEDS
     for name, task, seed in product(args.arms or tuple(ARMS), tasks, seeds):
         for number, change in enumerate(ARMS[name].tried):
             setting = Setting(args.out, episodes=100, tune=True, quick=args.quick, change=change)
             success = Pipeline(Cell(task, name, "point", seed), setting).played["success"]
-            found[f"{name} {number} {json.dumps(change)} {task} {seed}"] = sum(success) / len(success)
+            key = f"{name} {number} {json.dumps(change)} {task} {seed}"
+            found = tuned(file) | {key: sum(success) / len(success)}  # other processes write here, too
             write_whole(file, json.dumps(found, indent=1))
-    print(tuning_table(found, args.arms or tuple(ARMS)))
+            print(f"{key}: {found[key]:.2f}", flush=True)
+    print(tuning_table(tuned(file), args.arms or tuple(ARMS)))
+
+
+def tuned(file: Path) -> dict[str, float]:
+    """What was found so far."""
+    return json.loads(file.read_text()) if file.exists() else {}
 
 
 def tuning_table(found: dict[str, float], arms: Sequence[str]) -> str:
