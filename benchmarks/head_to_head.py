@@ -6,6 +6,7 @@
     python benchmarks/head_to_head.py --tune --arms vae            six settings on tuning seeds and episodes
     python benchmarks/head_to_head.py --report                     head_to_head.json and the tables of the write-up
     python benchmarks/head_to_head.py --quick
+    python benchmarks/head_to_head.py --ray                        as many encoders at once as there are cores
 
 A cell is a task, an arm (how the encoder came about), dynamics and a training seed. Its stages (data, encoder, latents,
 dynamics, play, measures) are kept under ``--out`` by what they depend on, so that any subset may run, in any order and
@@ -32,6 +33,7 @@ from _h2h_report import write_report
 from _h2h_table import ARMS, TUNING_TASKS
 from _h2h_tasks import TASKS, TIER_A, task_of
 from _record import ROOT, Records, note_process, refuse_unrecordable, trying, write_whole
+from _sweep import run_cases
 
 STAGES = ("data", "encoder", "latents", "dynamics", "played", "measures")
 TUNING_SEEDS = (0, 1, 2)
@@ -56,15 +58,16 @@ class Args:
     """Collect all finished cells and write the report."""
     quick: bool = False
     """A little of everything, in a minute; its figures mean nothing."""
+    ray: bool = False
+    """Run every encoder with its dynamics in a process of its own, on Ray."""
+    address: str | None = None
+    """With --ray: of a cluster, whose machines all see this checkout and the folder; this machine alone if None."""
     out: Path = Path("runs/head_to_head")
 
 
 def main(args: Args) -> None:
-    torch.set_num_threads(1)
     check(args)
-    for task in TASKS:  # whatever is run: the fingerprint of the code must not depend on it
-        task_of(task)
-    remember_code()
+    prepare()
     if args.quick:
         args = replace(
             args, out=args.out / "quick", seeds=args.seeds[:1], arms=args.arms or ("jepa_sigreg", "state")
@@ -80,10 +83,22 @@ def main(args: Args) -> None:
     else:
         if counted(args):
             refuse_unrecordable()
-        for cell in cells:
-            run_cell(args, cell)
+        # One encoder after the other, each with all its dynamics.
+        cases = list(dict.fromkeys((cell.task, cell.arm, cell.seed) for cell in cells))
+        if args.ray:
+            run_cases("head_to_head", args, cases, address=args.address)
+        for case in () if args.ray else cases:
+            run(args, *case)
         if args.quick:
             write_report(folder_of_records(args), quick=True)
+
+
+def prepare() -> None:
+    """What a process does before its first cell."""
+    torch.set_num_threads(1)
+    for task in TASKS:  # whatever is run: the fingerprint of the code must not depend on it
+        task_of(task)
+    remember_code()
 
 
 def check(args: Args) -> None:
@@ -118,6 +133,13 @@ def folder_of(cell: Cell, records: Path) -> Path:
 
 def is_recorded(cell: Cell) -> bool:
     return (folder_of(cell, RESULTS) / f"seed_{cell.seed}.json").exists()
+
+
+def run(args: Args, task: str, arm: str, seed: int) -> None:
+    """The cells of one encoder; in a process of Ray, too."""
+    prepare()
+    for dynamics in args.dynamics:
+        run_cell(args, Cell(task, arm, dynamics, seed))
 
 
 def run_cell(args: Args, cell: Cell) -> None:
