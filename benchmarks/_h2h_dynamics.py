@@ -43,6 +43,9 @@ RECIPES = {
         1,
         dict(steps=3000, batch_size=512, learning_rate=3e-3, weight_decay=1e-4, optimizer="muon"),
     ),
+    # All states of a plan at once, and every fourth by one long step: on the point predictor's windows and updates.
+    "parallel": Recipe("parallel", {"horizon": 6, "width": 192, "depth": 2}, 0, ROLLOUT),
+    "two_scale": Recipe("two_scale", {"stride": 4, "width": 192, "depth": 2}, 0, ROLLOUT),
     # The predictor that the encoder was trained with, as it is: an extra row of the JEPA arms.
     "own": Recipe("own", {}, 0, {"steps": 0}),
 }

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from jepa_rl import EpisodeStore
 from jepa_rl.costs import Distance, GoalCost
-from jepa_rl.dynamics import HeldActions, MLPDynamics
+from jepa_rl.dynamics import HeldActions, MLPDynamics, ParallelDynamics, TwoScaleDynamics
 from jepa_rl.envs import collect
 from jepa_rl.envs.policies import Policy
 from jepa_rl.types import Dynamics, Planner
@@ -205,4 +205,5 @@ def newest_frame(width: int) -> Distance:
 
 def draws_futures(dynamics: Any) -> bool:
     """Whether they are no point predictor."""
-    return not isinstance(getattr(dynamics, "dynamics", dynamics), MLPDynamics)
+    points = MLPDynamics, ParallelDynamics, TwoScaleDynamics
+    return not isinstance(getattr(dynamics, "dynamics", dynamics), points)
