@@ -72,7 +72,7 @@ def goal_of(cost: Cost) -> Float[Tensor, "b d"] | None:
     return cost.goal if isinstance(cost, HasGoal) else None
 
 
-def least_of(cost: Cost) -> float:
+def least_of(cost: Cost | Distance) -> float:
     """What every plan costs at least, as the cost says by its attribute ``least``; minus infinity if it does not."""
     return float(getattr(cost, "least", -math.inf))
 
@@ -130,8 +130,8 @@ class GoalCost(Composable):
 
     @property
     def least(self) -> float:
-        """0; unknown for a distance of one's own."""
-        return -math.inf if callable(self.distance) else 0.0
+        """0; of a distance of one's own what it says by its attribute ``least``."""
+        return least_of(self.distance) if callable(self.distance) else 0.0
 
     def __call__(self, latents: Float[Tensor, "b n t d"], actions: Tensor) -> Float[Tensor, "b n"]:
         if latents.shape[-1] != self.goal.shape[-1]:

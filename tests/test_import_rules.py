@@ -35,7 +35,7 @@ ROWS = (
         "distributed",
     ),
     ("specs", "batches", "types", "spaces", "sources", "registry"),
-    ("encoders", "dynamics", "objectives", "heads", "costs", "risk", "inverse", "data"),
+    ("encoders", "dynamics", "objectives", "heads", "costs", "risk", "inverse", "temporal", "data"),
     ("parts", "world_model"),
     ("control",),
     ("training",),

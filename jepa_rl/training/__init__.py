@@ -8,6 +8,7 @@ from jepa_rl.training.loop import Evaluate, Evaluation, TrainResult, fit
 from jepa_rl.training.optimisers import descend
 from jepa_rl.training.proposals import fit_flow_proposals
 from jepa_rl.training.refine import REFINE, refine_dynamics
+from jepa_rl.training.temporal import train_temporal_distance
 
 __all__ = [
     "REFINE",
@@ -25,4 +26,5 @@ __all__ = [
     "fit_flow_proposals",
     "refine_dynamics",
     "train_inverse_model",
+    "train_temporal_distance",
 ]
