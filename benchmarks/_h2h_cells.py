@@ -12,7 +12,15 @@ import _h2h_measures as measuring
 import torch
 from _h2h_arms import Arm, Budget, load_space, make_encoder
 from _h2h_cache import Stage, code_of, content_of, content_of_tensors, run
-from _h2h_dynamics import RECIPES, OwnPredictor, Recipe, load_dynamics, train_dynamics
+from _h2h_dynamics import (
+    RECIPES,
+    OwnPredictor,
+    PricedRecipe,
+    Recipe,
+    content_of_dynamics,
+    load_dynamics,
+    train_dynamics,
+)
 from _h2h_spaces import Space, encode_frames, latent_episodes, read_latents
 from _h2h_table import ARMS, BUDGETS
 from _h2h_tasks import REPORT, TASKS, TUNE, Task, play, task_of
@@ -30,12 +38,13 @@ ENCODER_CODE = (
 )  # fmt: skip
 LATENT_CODE = ("jepa_rl/encoders", "benchmarks/_h2h_spaces.py")
 DYNAMICS_CODE = (
-    "jepa_rl/dynamics", "jepa_rl/training", "jepa_rl/data/latent_windows.py", "benchmarks/_h2h_dynamics.py",
-    "benchmarks/_h2h_spaces.py",
+    "jepa_rl/dynamics", "jepa_rl/temporal.py", "jepa_rl/training", "jepa_rl/data/latent_windows.py",
+    "benchmarks/_h2h_dynamics.py", "benchmarks/_h2h_spaces.py",
 )  # fmt: skip
 PLAY_CODE = (
-    "jepa_rl/dynamics", "jepa_rl/encoders", "jepa_rl/costs.py", "jepa_rl/risk.py", "agents/planners", "envs/worlds",
-    "envs/wrappers", "envs/dm_control.py", "benchmarks/_h2h_tasks.py", "benchmarks/goal_planning.py",
+    "jepa_rl/dynamics", "jepa_rl/encoders", "jepa_rl/costs.py", "jepa_rl/temporal.py", "jepa_rl/risk.py",
+    "agents/planners", "envs/worlds", "envs/wrappers", "envs/dm_control.py", "benchmarks/_h2h_tasks.py",
+    "benchmarks/goal_planning.py",
 )  # fmt: skip
 MEASURE_CODE = (
     *PLAY_CODE, "jepa_rl/diagnostics", "jepa_rl/heads.py", "jepa_rl/objectives/vae.py", "benchmarks/_h2h_measures.py",
@@ -120,7 +129,10 @@ class Pipeline:
         recipe = RECIPES[self.cell.dynamics]
         if not self.setting.quick:
             return recipe
-        return replace(recipe, train=recipe.train | {"steps": QUICK["dynamics"], "batch_size": 16})
+        recipe = replace(recipe, train=recipe.train | {"steps": QUICK["dynamics"], "batch_size": 16})
+        if isinstance(recipe, PricedRecipe):
+            recipe = replace(recipe, distance=recipe.distance | {"updates": QUICK["dynamics"]})
+        return recipe
 
     @property
     def name(self) -> str:
@@ -209,8 +221,8 @@ class Pipeline:
 
         def work(folder: Path) -> dict[str, Any]:
             episodes = latent_episodes(latents, self.encoded[0], task.frames)
-            train_dynamics(self.recipe, episodes, task.steps, task.block, seed, folder)
-            return {"content": content_of_tensors(folder / "model.safetensors")}
+            train_dynamics(self.recipe, episodes, task.steps, task.block, seed, folder, task.frames)
+            return {"content": content_of_dynamics(folder)}
 
         folder, found = run(stage, self.setting.root, work)
         actions = task.block * self.views[0].spec.action.size

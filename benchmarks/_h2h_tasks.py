@@ -161,7 +161,8 @@ class Reader(Protocol):
 def play(task: Task, space: Reader, dynamics: Dynamics, seeds: Sequence[int], noise: int) -> list[int]:
     """Success (0 or 1) of every paired episode.
 
-    All worlds that go on are planned for in one call; every plan is followed for one block.
+    All worlds that go on are planned for in one call; every plan is followed for one block. Dynamics with a distance
+    ``away`` are planned in by that price.
 
     Args:
         task: is played.
@@ -172,7 +173,8 @@ def play(task: Task, space: Reader, dynamics: Dynamics, seeds: Sequence[int], no
     """
     worlds, held = task.begin(seeds), HeldActions(dynamics, task.block)
     goal = space.read(worlds.goals())  # n 1 w
-    away, goal = newest_frame(goal.shape[-1]), goal.expand(-1, task.frames, -1).flatten(1)
+    away: Distance = getattr(dynamics, "away", newest_frame(goal.shape[-1]))
+    goal = goal.expand(-1, task.frames, -1).flatten(1)
     planner = task.make_planner(task.futures if draws_futures(dynamics) else 1)
     warm = torch.zeros(len(seeds), planner.horizon, held.action_dim)
     for decision in range(task.budget // task.block):

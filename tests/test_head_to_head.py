@@ -372,3 +372,45 @@ def test_unknown_names_are_told_with_the_known_ones():
 
     with pytest.raises(ValueError, match=r"--arms: there is no vea; choose of jepa_sigreg"):
         head_to_head.check(head_to_head.Args(arms=("vea",)))
+
+
+@pytest.mark.filterwarnings("ignore:windows of")
+def test_a_learned_price_leaves_the_dynamics_as_they_are(tmp_path):
+    from _h2h_cells import Cell, Pipeline, Setting
+
+    plain, priced = (
+        Pipeline(Cell("two_rooms", "state", name, 0), Setting(tmp_path, quick=True))
+        for name in ("point", "point+distance")
+    )
+    (dynamics, found), (other, priced_found) = plain.dynamics, priced.dynamics
+    for name, tensor in dynamics.state_dict().items():
+        assert torch.equal(tensor, other.dynamics.state_dict()[name])
+    assert found["content"] != priced_found["content"]
+    states = torch.randn(3, 5, 4, generator=torch.Generator().manual_seed(0))
+    assert other.away(states, states[:, :1])[:, 0].max() < 1e-5
+    assert other.away(states, states[:, :1]).shape == (3, 5)
+    assert len(priced.played["success"]) == 4 and "rollout_error" in priced.measures
+
+
+def test_a_price_is_asked_for_the_newest_frames():
+    from _h2h_dynamics import PricedDynamics
+
+    from jepa_rl.dynamics import MLPDynamics
+    from jepa_rl.temporal import TemporalDistance
+
+    torch.manual_seed(0)
+    priced = PricedDynamics(MLPDynamics(4, 2, width=4), TemporalDistance(2, limit=5.0))
+    z, goal = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0))
+    expected = priced.temporal(z[:, 2:], goal[:, 2:]) / 5
+    torch.testing.assert_close(priced.away(z, goal), expected)
+
+
+@pytest.mark.filterwarnings("ignore:windows of")
+@pytest.mark.parametrize("name", ["parallel", "two_scale"])
+def test_dynamics_for_long_plans_are_played(tmp_path, name):
+    from _h2h_cells import Cell, Pipeline, Setting
+    from _h2h_tasks import draws_futures
+
+    cell = Pipeline(Cell("two_rooms", "state", name, 0), Setting(tmp_path, quick=True))
+    assert len(cell.played["success"]) == 4
+    assert not draws_futures(cell.dynamics[0])

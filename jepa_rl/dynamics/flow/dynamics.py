@@ -15,10 +15,18 @@ from torch import Tensor
 
 from jepa_rl.distributed import own_draw
 from jepa_rl.dynamics.base import Standardised, in_chunks, shared_noise
-from jepa_rl.dynamics.flow.losses import flow_matching, sampler_energy
+from jepa_rl.dynamics.flow.losses import Projector, flow_matching, matching_terms, sampler_energy
 from jepa_rl.dynamics.flow.network import Denoiser, Modulation, Past
-from jepa_rl.dynamics.flow.schedule import FEW_EVALUATIONS, jump, levels_of, schedule
-from jepa_rl.dynamics.flow.settings import FlowNetwork, FlowSampling, FlowSettings, FlowTraining
+from jepa_rl.dynamics.flow.schedule import (
+    FEW_EVALUATIONS,
+    check_levels,
+    euler,
+    jump,
+    levels_of,
+    schedule,
+    steps_of,
+)
+from jepa_rl.dynamics.flow.settings import FlowNetwork, FlowSampling, FlowSettings, FlowTraining, Solver
 from jepa_rl.noise import normal
 from jepa_rl.registry import register_dynamics
 
@@ -71,6 +79,8 @@ class FlowDynamics(Standardised):
         condition_dim = action_dim + (self.settings.training.drop > 0)
         self.network = Denoiser(latent_dim, condition_dim, self.settings.network)
         self.average = copy.deepcopy(self.network).requires_grad_(False)
+        if self.settings.training.repa:
+            self.projector = Projector(self.settings.network.width, latent_dim)
 
     @property
     def context(self) -> int:
@@ -127,7 +137,7 @@ class FlowDynamics(Standardised):
                 levels = schedule(h, count, sampling.lag, self.settings.training.shift, z.device).to(z)
                 path = self._denoise(first, steering, noise.expand(len(rows), -1, -1, -1), levels)
             else:
-                path = self.draw_states(first, steering, noise, count)
+                path = self.draw_states(first, steering, noise, count, sampling.solver)
             return self.destandardise(path, rows)
 
         # One after the other, the modulations of all evaluations are known before the first; else one evaluation
@@ -147,9 +157,8 @@ class FlowDynamics(Standardised):
         actions = action.unsqueeze(1)
         self.check(z, actions, futures)
         noise = normal((len(z), futures, 1, self.latent_dim), z, generator)
-        drawn = self.draw_states(
-            self.standardise(z), self.steering(actions), noise, self.settings.sampling.evaluations
-        )
+        first, steering, how = self.standardise(z), self.steering(actions), self.settings.sampling
+        drawn = self.draw_states(first, steering, noise, how.evaluations, how.solver)
         return self.destandardise(drawn, z)[:, :, 1]
 
     def steering(
@@ -220,6 +229,7 @@ class FlowDynamics(Standardised):
         steering: Float[Tensor, "b 1 h s"],
         noise: Float[Tensor, "#b n h d"],
         count: int,
+        solver: Solver = "euler",
     ) -> Float[Tensor, "b n h d"]:
         """States 1 to h, standardised, one after the other, in ``count`` evaluations each.
 
@@ -228,10 +238,11 @@ class FlowDynamics(Standardised):
             steering: see the method of this name.
             noise: that the states are drawn from.
             count: evaluations.
+            solver: see ``FlowSampling``.
         """
         net = self.network if self.training else self.average
-        levels = levels_of(count, self.settings.training.shift)
-        jumps = self.settings.training.energy > 0 and count in FEW_EVALUATIONS
+        integrate, levels = steps_of(solver, count, self.settings.training.shift)
+        jumps = self.settings.training.energy > 0 and count in FEW_EVALUATIONS and integrate is euler
         steering = self._with_and_without(steering)
         modulations = [
             net.modulations(steering, level, 0.0, level - to if jumps else 0.0)
@@ -240,11 +251,12 @@ class FlowDynamics(Standardised):
         remembered = net.modulations(steering, 0.0, 0.0, 0.0) if self.context > 1 else None
         # What rows or futures share is not repeated: it broadcasts where it is combined with the rest.
         before, past, path = z[:, None, None], None, []
+
+        def denoise(x: Tensor, number: int) -> Tensor:  # of state i, seen from the level of this number
+            return self.predict_clean(net, x, before, 0.0, modulations[number].at(i), past)[0]
+
         for i in range(noise.shape[2]):
-            x = noise[:, :, i : i + 1]
-            for (level, to), modulation in zip(pairwise(levels), modulations, strict=True):
-                clean, _ = self.predict_clean(net, x, before, 0.0, modulation.at(i), past)
-                x = jump(x, clean, level, to)
+            x = integrate(denoise, noise[:, :, i : i + 1], levels)
             if remembered is not None and i + 1 < noise.shape[2]:
                 past = self.predict_clean(net, x, before, 0.0, remembered.at(i), past)[1]
             before = x
@@ -272,13 +284,7 @@ class FlowDynamics(Standardised):
             ValueError: for levels that rise, lie outside [0, 1] or are not of the path's length.
         """
         self.check(z, actions, path.shape[1])
-        if levels.ndim != 2 or levels.shape[1] != path.shape[2] or path.shape[2] != actions.shape[1]:
-            raise ValueError(
-                f"levels must be (evaluations + 1, {actions.shape[1]}) for a path of as many states, got "
-                f"{tuple(levels.shape)} and a path of {path.shape[2]}"
-            )
-        if levels.min() < 0 or levels.max() > 1 or (levels.diff(dim=0) > 0).any():
-            raise ValueError("levels must lie in [0, 1] and never rise")
+        check_levels(levels, actions.shape[1], path.shape[2])
         given = levels[0] == 0
         x = torch.where(given[:, None], self.standardise(path), path)
         x = self._denoise(self.standardise(z), self.steering(actions), x, levels.to(x))
@@ -317,8 +323,8 @@ class FlowDynamics(Standardised):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Flow matching at a level of its own for each state, and the energy score of the few-step sampler."""
         path, weights = self.standardise(latents), self.settings.training
-        terms = {"flow": flow_matching(self, path, actions, generator)}
-        total = terms["flow"]
+        terms = matching_terms(self, path, actions, generator)
+        total = terms["flow"] + weights.repa * terms["repa"] if weights.repa else terms["flow"]
         if weights.low_noise:
             terms["low_noise"] = flow_matching(self, path, actions, generator, low=True)
             total = total + weights.low_noise * terms["low_noise"]

@@ -6,8 +6,9 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from jepa_rl.distributed import average, own_chunks, own_draw
 from jepa_rl.dynamics.base import energy_score
@@ -20,6 +21,7 @@ class Sampler(Protocol):
     """What the losses need of ``FlowDynamics``."""
 
     network: Denoiser
+    projector: nn.Module  # where ``FlowTraining.repa`` is above 0
     settings: FlowSettings
 
     @property
@@ -74,6 +76,46 @@ def flow_matching(
     error = ((clean - z) / level.clamp_min(0.05)).square()
     count = average((level > 0).sum().to(error)) * path.shape[-1]
     return (error * (level > 0)).sum() / count.clamp_min(1)
+
+
+class Projector(nn.Sequential):
+    """Hidden states to the width of what they are aligned with; for training alone.
+
+    Args:
+        width: of hidden states.
+        features: what they are compared with.
+    """
+
+    def __init__(self, width: int, features: int) -> None:
+        super().__init__(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, features))
+
+
+def matching_terms(
+    flow: Sampler,
+    path: Float[Tensor, "b t d"],
+    actions: Float[Tensor, "b h a"],
+    generator: torch.Generator | None,
+) -> dict[str, Tensor]:
+    """Flow matching, and how far its hidden states are from the clean states (REPA, Yu et al. 2024, eq. 8).
+
+    Args:
+        flow, path, actions, generator: see ``flow_matching``.
+
+    Returns:
+        ``"flow"``, and where the weight ``repa`` is above 0 ``"repa"``: one minus the cosine between the clean states
+        and the projected outputs of the middle block, mean over states.
+    """
+    if not flow.settings.training.repa:
+        return {"flow": flow_matching(flow, path, actions, generator)}
+    found: list[Tensor] = []
+    middle = flow.network.blocks[(flow.network.depth - 1) // 2]
+    handle = middle.register_forward_hook(lambda module, inputs, output: found.append(output[0]))
+    try:
+        terms = {"flow": flow_matching(flow, path, actions, generator)}
+    finally:
+        handle.remove()
+    cosine = F.cosine_similarity(flow.projector(found[0]), path[:, None, 1:], dim=-1)
+    return terms | {"repa": 1 - cosine.mean()}
 
 
 def sampler_energy(

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 from jepa_rl.checks import check_each, check_not_negative, check_whole, is_share
 
 MOST_EVALUATIONS = 10_000
+
+Solver = Literal["euler", "heun"]
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,9 @@ class FlowTraining:
         shift: of the noise levels towards noise, for wide latents (RAE, Zheng et al. 2025, arXiv:2510.11690:
             ``sqrt(width / 4096)`` there); below 1 towards clean latents; 1 changes nothing. The sampler uses it, too.
         drop: share of windows that are learned without their actions, for ``FlowSampling.guidance``.
+        repa: weight of one minus the cosine between the clean states and a projection of the middle block's hidden
+            states in flow matching (REPA, Yu et al. 2024, arXiv:2410.06940). Features are those of a pretrained encoder
+            there; here latents are such features already. The projector is for training alone: rollouts do not read it.
 
     Raises:
         ValueError: for numbers that make no sense.
@@ -65,13 +70,14 @@ class FlowTraining:
     average_rate: float = 0.005
     shift: float = 1.0
     drop: float = 0.0
+    repa: float = 0.0
 
     def __post_init__(self) -> None:
         check_each(lambda shift: shift > 0, "be positive", shift=self.shift)
         check_whole(2, samples=self.samples)
         check_whole(unroll=self.unroll)
         check_each(lambda rate: 0 < rate <= 1, "lie in (0, 1]", average_rate=self.average_rate)
-        check_not_negative(energy=self.energy, low_noise=self.low_noise)
+        check_not_negative(energy=self.energy, low_noise=self.low_noise, repa=self.repa)
         check_each(is_share, "lie in [0, 1)", drop=self.drop)
 
 
@@ -88,6 +94,9 @@ class FlowSampling:
             (classifier-free guidance, Ho and Salimans 2022): ``without + guidance * (with - without)``, at twice the
             cost. For conditions such as goals (``FlowProposals``); an honest model of the world has 1. Others need
             ``FlowTraining.drop``.
+        solver: ``"euler"`` takes the trained jumps, or Euler's steps along the flow where there are none; ``"heun"``
+            integrates the flow to second order, without jumps, in an odd number of evaluations (EDM, Karras et al.
+            2022, arXiv:2206.00364; see ``schedule.heun``), for states drawn one after the other (``lag=1``).
 
     Raises:
         ValueError: for numbers that make no sense.
@@ -96,6 +105,7 @@ class FlowSampling:
     evaluations: int = 4
     lag: float = 1.0
     guidance: float = 1.0
+    solver: Solver = "euler"
 
     def __post_init__(self) -> None:
         check_whole(evaluations=self.evaluations)
@@ -104,6 +114,13 @@ class FlowSampling:
         )
         check_each(lambda lag: 0 <= lag <= 1, "lie in [0, 1]", lag=self.lag)
         check_each(math.isfinite, "be finite", guidance=self.guidance)
+        if self.solver not in get_args(Solver):
+            raise ValueError(f"solver must be one of {get_args(Solver)}, got {self.solver!r}")
+        if self.solver == "heun" and (self.lag != 1 or self.evaluations % 2 == 0):
+            raise ValueError(
+                "the solver heun needs lag=1 and an odd number of evaluations, two for each step and one for the last; "
+                f"got lag={self.lag} and evaluations={self.evaluations}"
+            )
 
 
 Group = TypeVar("Group", FlowNetwork, FlowTraining, FlowSampling)
