@@ -21,7 +21,7 @@ class Sampler(Protocol):
     """What the losses need of ``FlowDynamics``."""
 
     network: Denoiser
-    projector: nn.Module  # where ``FlowTraining.repa`` is above 0
+    projector: Projector  # where ``FlowTraining.repa`` is above 0
     settings: FlowSettings
 
     @property
