@@ -406,11 +406,13 @@ def test_a_price_is_asked_for_the_newest_frames():
 
 
 @pytest.mark.filterwarnings("ignore:windows of")
-@pytest.mark.parametrize("name", ["parallel", "two_scale"])
-def test_dynamics_for_long_plans_are_played(tmp_path, name):
+@pytest.mark.parametrize(
+    ("name", "several"), [("parallel", False), ("two_scale", False), ("flow_heun", True), ("flow_repa", True)]
+)
+def test_dynamics_outside_the_grid_are_played(tmp_path, name, several):
     from _h2h_cells import Cell, Pipeline, Setting
     from _h2h_tasks import draws_futures
 
     cell = Pipeline(Cell("two_rooms", "state", name, 0), Setting(tmp_path, quick=True))
     assert len(cell.played["success"]) == 4
-    assert not draws_futures(cell.dynamics[0])
+    assert draws_futures(cell.dynamics[0]) == several
