@@ -14,6 +14,8 @@ BUDGETS = {
     "two_rooms": Budget(updates=3000, pictures=256, width=64),
     "reacher": Budget(updates=6000, pictures=256, width=32),
     "table_edge": Budget(updates=1500, pictures=256, width=16),
+    "push": Budget(updates=6000, pictures=256, width=32),
+    "roofed_rooms": Budget(updates=3000, pictures=256, width=64),
 }
 
 CLIPS, ACTIONS = "clips", "clips and actions"

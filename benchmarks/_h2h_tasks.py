@@ -28,6 +28,8 @@ TASKS = {
     "two_rooms": "_h2h_two_rooms",
     "reacher": "_h2h_reacher",
     "table_edge": "_h2h_table_edge",
+    "push": "_h2h_push",
+    "roofed_rooms": "_h2h_roofed_rooms",
 }
 TIER_A = ("two_rooms", "reacher", "table_edge")
 # First seeds of paired episodes; training draws its seeds below.
