@@ -15,7 +15,7 @@ from _h2h_cache import Stage, code_of, content_of, content_of_tensors, run
 from _h2h_dynamics import RECIPES, OwnPredictor, Recipe, load_dynamics, train_dynamics
 from _h2h_spaces import Space, encode_frames, latent_episodes, read_latents
 from _h2h_table import ARMS, BUDGETS
-from _h2h_tasks import REPORT, TASKS, TUNE, Task, play, task_of
+from _h2h_tasks import REPORT, TASKS, TUNE, VARIANTS, Task, plain_of, play, task_of
 
 from jepa_rl import EpisodeStore, WorldModel
 from jepa_rl.data.view import EpisodeView
@@ -45,11 +45,10 @@ MEASURED = 9_000_000  # first seed of the worlds that are measured in
 
 def remember_code() -> None:
     """Takes the fingerprints of all stages now: what is edited while a grid runs is not what it runs."""
-    for task in TASKS:
-        own = f"benchmarks/{TASKS[task]}.py"
-        code_of(*DATA_CODE, own)
-        for places in (LATENT_CODE, PLAY_CODE, MEASURE_CODE):
-            code_of(*places, own)
+    for name in (*TASKS, *VARIANTS):
+        own = task_of(name).code
+        for places in (DATA_CODE, LATENT_CODE, PLAY_CODE, MEASURE_CODE):
+            code_of(*places, *own)
     for places in (ENCODER_CODE, LATENT_CODE, DYNAMICS_CODE):
         code_of(*places)
 
@@ -108,7 +107,7 @@ class Pipeline:
 
     @cached_property
     def budget(self) -> Budget:
-        own = BUDGETS[self.cell.task]
+        own = BUDGETS[plain_of(self.cell.task)[0]]
         if self.setting.tune:
             own = own._replace(updates=own.updates // 2)
         if not self.setting.quick:
@@ -133,7 +132,7 @@ class Pipeline:
     def data(self) -> tuple[Path, dict[str, Any]]:
         task, seed = self.task, self.cell.seed
         settings = {"task": task.name, "seed": seed} | task.settings
-        stage = Stage("data", f"{task.name}.{seed}", settings, (), (*DATA_CODE, task.code))
+        stage = Stage("data", f"{task.name}.{seed}", settings, (), (*DATA_CODE, *task.code))
 
         def work(folder: Path) -> dict[str, Any]:
             store = task.collect(folder / "episodes", seed, task.settings)
@@ -185,7 +184,7 @@ class Pipeline:
         inputs = self.data[1]["content"], self.encoder[1]["content"]
         settings = {"make": self.arm.make, "options": self.arm.encoder_options, "whiten": self.arm.whiten}
         settings |= {"encoded": self.task.encoded}
-        code = (*LATENT_CODE, *([self.task.code] if self.arm.make == "state" else []))
+        code = (*LATENT_CODE, *(self.task.code if self.arm.make == "state" else ()))
         stage = Stage("latents", self.name, settings, inputs, code)
 
         def work(folder: Path) -> dict[str, Any]:
@@ -228,7 +227,7 @@ class Pipeline:
             "planner": planner_facts(self.task),
         }
         inputs = trained["content"], self.encoder[1]["content"], self.encoding[1]["content"]
-        stage = Stage("play", str(self.cell), settings, inputs, (*PLAY_CODE, self.task.code))
+        stage = Stage("play", str(self.cell), settings, inputs, (*PLAY_CODE, *self.task.code))
 
         def work(folder: Path) -> dict[str, Any]:
             success = play(self.task, self.space, dynamics, seeds, noise=self.cell.seed)
@@ -245,7 +244,7 @@ class Pipeline:
         """Measures of the space."""
         latents, settings = self.latents, {"seed": self.cell.seed, "sizes": asdict(self.sizes)}
         inputs = tuple(stage[1]["content"] for stage in (self.encoding, self.encoder, self.data))
-        stage = Stage("space", self.name, settings, inputs, (*MEASURE_CODE, self.task.code))
+        stage = Stage("space", self.name, settings, inputs, (*MEASURE_CODE, *self.task.code))
 
         def work(folder: Path) -> dict[str, Any]:
             found = measuring.of_space(
@@ -262,7 +261,7 @@ class Pipeline:
         stages = (self.encoder, self.encoding, self.data)
         inputs = (trained["content"], *(stage[1]["content"] for stage in stages))
         settings = {"seed": self.cell.seed, "sizes": asdict(self.sizes)}
-        stage = Stage("measures", str(self.cell), settings, inputs, (*MEASURE_CODE, self.task.code))
+        stage = Stage("measures", str(self.cell), settings, inputs, (*MEASURE_CODE, *self.task.code))
 
         def work(folder: Path) -> dict[str, Any]:
             task, sizes, (train, held_out) = self.task, self.sizes, self.encoded

@@ -31,7 +31,7 @@ from _h2h_dynamics import RECIPES
 from _h2h_plan import print_plan
 from _h2h_report import write_report
 from _h2h_table import ARMS, TUNING_TASKS
-from _h2h_tasks import TASKS, TIER_A, task_of
+from _h2h_tasks import TASKS, TIER_A, VARIANTS, task_of
 from _record import ROOT, Records, note_process, refuse_unrecordable, trying, write_whole
 from _sweep import run_cases
 
@@ -96,14 +96,14 @@ def main(args: Args) -> None:
 def prepare() -> None:
     """What a process does before its first cell."""
     torch.set_num_threads(1)
-    for task in TASKS:  # whatever is run: the fingerprint of the code must not depend on it
+    for task in (*TASKS, *VARIANTS):  # whatever is run: the fingerprint of the code must not depend on it
         task_of(task)
     remember_code()
 
 
 def check(args: Args) -> None:
     """Raises ValueError for names that are not known."""
-    known = {"arms": tuple(ARMS), "tasks": tuple(TASKS), "dynamics": tuple(RECIPES), "only": STAGES}
+    known = {"arms": tuple(ARMS), "tasks": (*TASKS, *VARIANTS), "dynamics": tuple(RECIPES), "only": STAGES}
     for kind, names in known.items():
         if wrong := [name for name in getattr(args, kind) if name not in names]:
             raise ValueError(f"--{kind}: there is no {', '.join(wrong)}; choose of {', '.join(names)}")
