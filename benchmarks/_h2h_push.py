@@ -75,7 +75,10 @@ def shown(state: np.ndarray) -> Seen:
 def violations(count: int) -> dict[str, tuple[Seen, np.ndarray, Seen]]:
     """Latent steps of play that can happen, and that cannot: the block is elsewhere (a fifth of its range or more from
     any place that it could have been pushed to), or gone."""
-    rng, venv = np.random.default_rng(7), PushVectorEnv(count, max_episode_steps=None, autoreset_mode="Disabled")
+    rng, venv = (
+        np.random.default_rng(7),
+        PushVectorEnv(count, max_episode_steps=None, autoreset_mode="Disabled"),
+    )
     observations, _ = venv.reset(seed=list(range(7, 7 + count)))
     policy = PushPlay(venv)
     state, physics = venv.state.now, rules.Physics()

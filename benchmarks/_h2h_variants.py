@@ -77,7 +77,9 @@ class Pictures:
 
     def draw(self, rows: np.ndarray, pixels: np.ndarray) -> np.ndarray:
         """Pictures "m k c y x" of the episodes ``rows``, the newest of the k frames now."""
-        return self.distractor.draw(rows, pixels.reshape(len(rows), -1, *pixels.shape[3:])).reshape(pixels.shape)
+        return self.distractor.draw(rows, pixels.reshape(len(rows), -1, *pixels.shape[3:])).reshape(
+            pixels.shape
+        )
 
     def goals(self, pixels: np.ndarray) -> np.ndarray:
         """Goal pictures "n 1 c y x" of all episodes."""
@@ -108,7 +110,9 @@ def redrawn(plain: EpisodeStore, indices: Sequence[int], kind: str, first: int) 
         episode = plain.episode(i)
         # All frames as one stack.
         frames = np.asarray(episode.frames)[None]
-        yield replace(episode, frames=Pictures(kind, "train", [first + i], frames).draw(np.zeros(1, int), frames)[0])
+        yield replace(
+            episode, frames=Pictures(kind, "train", [first + i], frames).draw(np.zeros(1, int), frames)[0]
+        )
 
 
 # -- paired episodes ----------------------------------------------------------------------------------
@@ -163,7 +167,9 @@ def violations(plain: Callable[[int], Kinds], task: Task, kind: str, count: int)
         spare = 360 / TURN  # angles are rounded
         angles = np.random.default_rng(11).uniform(low + spare, high - spare, count)
         kinds["recolour"], before["recolour"] = kinds["ordinary"], before["ordinary"]
-        after["recolour"] = recolour(kinds["ordinary"][2].pixels, np.broadcast_to(angles[:, None], (count, 1)))
+        after["recolour"] = recolour(
+            kinds["ordinary"][2].pixels, np.broadcast_to(angles[:, None], (count, 1))
+        )
     return {
         name: (replace(now, pixels=before[name]), actions, replace(then, pixels=after[name]))
         for name, (now, actions, then) in kinds.items()
