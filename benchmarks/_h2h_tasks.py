@@ -1,7 +1,7 @@
 """What a task of the head-to-head is, and the closed loop that all arms are played in.
 
 A task collects episodes of random or scripted play, and begins paired episodes: equal seeds give equal starts, goals
-and worlds for every arm. An entry in ``TASKS`` names the module of a task; it is imported when it is played. An entry in
+and worlds for every arm. An entry in ``TASKS`` names the module of a task; it is imported when it is played. One in
 ``VARIANTS`` is a task with other pictures.
 """
 

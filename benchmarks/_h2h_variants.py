@@ -1,8 +1,8 @@
 """Tasks with other pictures: a moving background, or other colours in every episode. For the head-to-head.
 
-Of a variant the pictures alone differ: play, starts, goals and true states are those of the plain task, for equal seeds.
+Of a variant the pictures alone differ: for equal seeds play, starts, goals and true states are those of the plain task.
 Data have the backgrounds or hues of training (``jepa_rl.envs.Distract``), paired episodes those of tests, which have
-nothing in common with them. Goal pictures have the episode's, its background at some other time.
+nothing in common with them. A goal picture has its episode's hue or background, the latter at some other time.
 """
 
 from __future__ import annotations
