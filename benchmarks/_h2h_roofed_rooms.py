@@ -1,9 +1,11 @@
 """Roofed Rooms: Two Rooms, but the dot is out of sight under a roof over the wall and its door. For the head-to-head.
 
 One picture does not tell the state: at full speed the dot is out of sight for up to five steps (the roof is 16 pixels
-wide, of which the edge of the dot shows 2.6 on either side; a step is 2.45 pixels), and all pictures of these steps are
-the same. Six frames side by side are the fewest of which one then shows the dot: where it went under the roof, and how
-long ago. A dot that waits there is lost for every arm but ``state``.
+wide, of which the edge of the dot shows 2.6 on either side; a step is 2.45 pixels), and all pictures of these steps
+are the same. Frames side by side tell where it went under the roof, and how long ago. With the true state, of which the
+dot's place is struck out wherever pictures hide it, 1, 2, 4 and 6 frames lead to 0.32, 0.68, 0.93 and 0.98 of the goals
+(point dynamics, 60 tuning episodes, seed 0; the whole state: 1.00). Four are taken: objectives that look at stacks of
+frames learn from fewer windows, the more frames these have. A dot that waits there is lost for every arm but ``state``.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from jepa_rl.envs.policies import Policy
 from jepa_rl.envs.worlds.roofed_rooms import RoofedRoomsCore
 
 DATA = {"episodes": 2000, "steps": 80}
-FRAMES = 6
+FRAMES = 4
 
 
 def collect_play(folder: Path, seed: int, settings: dict[str, Any]) -> EpisodeStore:
