@@ -19,7 +19,7 @@ from jepa_rl.envs.worlds import push_rules as rules
 
 DATA = {"episodes": 2000, "steps": 60}
 CLEAR = rules.HALF * np.sqrt(2) + rules.RADIUS  # an agent this far from the block's middle does not touch it
-SETTLED = 12  # steps of play after which violations begin: many agents are pushing
+SETTLED = 20  # steps of play before violations, so that many agents touch the block
 
 
 def collect_play(folder: Path, seed: int, settings: dict[str, Any]) -> EpisodeStore:
@@ -75,16 +75,16 @@ def shown(state: np.ndarray) -> Seen:
 def violations(count: int) -> dict[str, tuple[Seen, np.ndarray, Seen]]:
     """Latent steps of play that can happen, and that cannot: the block is elsewhere (a fifth of its range or more from
     any place that it could have been pushed to), or gone."""
-    rng, venv = (
+    rng, venv, physics = (
         np.random.default_rng(7),
-        PushVectorEnv(count, max_episode_steps=None, autoreset_mode="Disabled"),
+        PushVectorEnv(count, max_episode_steps=None),
+        rules.Physics(),
     )
-    observations, _ = venv.reset(seed=list(range(7, 7 + count)))
     policy = PushPlay(venv)
-    state, physics = venv.state.now, rules.Physics()
+    observations, _ = venv.reset(seed=7)
     for _ in range(SETTLED):
-        state = physics.step(venv.state.now, policy(observations, rng))
-        venv.state.now = state
+        observations, *_ = venv.step(policy(observations, rng))
+    state = venv.state.now
     actions = rng.uniform(-1, 1, (count, 2)).astype(np.float32)
     after = state
     for _ in range(TASK.block):
