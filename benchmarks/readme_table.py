@@ -404,8 +404,8 @@ def trust(r: dict[str, Any]) -> list[Row]:
     if "kills" in r:
         rows.append(
             (
-                f"{len(r['parts']['kills'])} kinds of runs, at least {r['kills']} kills of each: acknowledged work "
-                "lost / runs that end otherwise than without kills",
+                f"{len(r['parts']['kills'])} kinds of runs, at least {r['kills_of_each']} kills of each: "
+                "acknowledged work lost / runs that end otherwise than without kills",
                 f"{r['lost']} / {r['differs']}",
             )
         )

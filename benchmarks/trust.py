@@ -87,8 +87,8 @@ def summary(found: dict[str, dict[str, Any]]) -> dict[str, Any]:
     parts = {part: kept["figures"] for part, kept in found.items()}
     payload: dict[str, Any] = {}
     if kills := parts.get("kills"):
-        payload |= {"kills": min(kind["kills"] for kind in kills.values())}
-        payload |= {key: sum(kind[key] for kind in kills.values()) for key in ("lost", "differs")}
+        payload |= {"kills_of_each": min(kind["kills"] for kind in kills.values())}
+        payload |= {key: sum(kind[key] for kind in kills.values()) for key in ("kills", "lost", "differs")}
     wanted = {
         "files": ("files_tried", "files_escaped"),
         "inputs": ("inputs_tried", "silent_wrong", "raw_errors"),
