@@ -261,6 +261,7 @@ def test_worlds_that_are_left_out_of_a_step_stay():
         before = worlds.seen(np.arange(2))
         for _ in range(3):
             worlds.step(np.array([1]), push, True)
+        worlds.step(np.arange(0), push[:0], True)  # all have succeeded
         now = worlds.seen(np.arange(2))
         assert np.array_equal(now.state[0], before.state[0]) and np.array_equal(
             now.pixels[0], before.pixels[0]
