@@ -70,12 +70,17 @@ def write_report(folder: Path, quick: bool = False) -> None:
 
 
 def cells_of(records: Iterable[Record]) -> list[dict[str, Any]]:
-    """Success of every seed, by arm, dynamics, task and distractor."""
+    """Success of every seed, by arm, dynamics, task and distractor; with the arm's own search, too, if it has one."""
     found = []
     for (task, arm, dynamics), runs in sorted(by_cell(records).items()):
         per_seed = {r["seed"]: float(np.mean(r["success"])) for r in sorted(runs, key=lambda r: r["seed"])}
         cell = {**named(task), "arm": arm, "dynamics": dynamics}
-        found.append(cell | {"seeds": list(per_seed), "success": list(per_seed.values())})
+        cell |= {"seeds": list(per_seed), "success": list(per_seed.values())}
+        own = {r["seed"]: r["own_search"] for r in runs if r.get("own_search")}
+        if own:
+            cell["own_search"] = next(iter(own.values()))["search"]
+            cell["success_own_search"] = [float(np.mean(own[seed]["success"])) for seed in per_seed]
+        found.append(cell)
     return found
 
 
@@ -254,16 +259,24 @@ def success_table(cells: Sequence[dict[str, Any]]) -> str:
         return " ".join(filter(None, (cell["task"], cell["distractor"]))), cell["dynamics"]
 
     columns = sorted({column_of(c) for c in cells})
-    known = {(c["arm"], *column_of(c)): c["success"] for c in cells}
+    known = {(c["arm"], *column_of(c)): c for c in cells}
     rows = [
         f"| arm | {' | '.join(f'{task}, {dynamics}' for task, dynamics in columns)} |",
         "|---" * (1 + len(columns)) + "|",
     ]
     for arm in [name for name in ARMS if any(c["arm"] == name for c in cells)]:
-        found = [known.get((arm, *column)) for column in columns]
-        shown = [f"{np.mean(f):.2f} ({', '.join(f'{x:.2f}' for x in f)})" if f else "" for f in found]
+        shown = [in_words(known.get((arm, *column))) for column in columns]
         rows.append(f"| {arm} | {' | '.join(shown)} |")
     return "\n".join(rows)
+
+
+def in_words(cell: dict[str, Any] | None) -> str:
+    """Mean and seeds of a cell, and the mean with the arm's own search."""
+    if cell is None:
+        return ""
+    text = f"{np.mean(cell['success']):.2f} ({', '.join(f'{x:.2f}' for x in cell['success'])})"
+    own = cell.get("success_own_search")
+    return f"{text}; own search {np.mean(own):.2f}" if own else text
 
 
 MEASURES: dict[str, Callable[[dict[str, Any]], float]] = {

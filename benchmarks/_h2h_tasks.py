@@ -8,7 +8,7 @@ and worlds for every arm. An entry in ``TASKS`` names the module of a task; it i
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
@@ -178,7 +178,14 @@ class Reader(Protocol):
 
 
 @torch.no_grad()
-def play(task: Task, space: Reader, dynamics: Dynamics, seeds: Sequence[int], noise: int) -> list[int]:
+def play(
+    task: Task,
+    space: Reader,
+    dynamics: Dynamics,
+    seeds: Sequence[int],
+    noise: int,
+    search: dict[str, Any] | None = None,
+) -> list[int]:
     """Success (0 or 1) of every paired episode.
 
     All worlds that go on are planned for in one call; every plan is followed for one block.
@@ -189,11 +196,12 @@ def play(task: Task, space: Reader, dynamics: Dynamics, seeds: Sequence[int], no
         dynamics: roll its latents out, ``task.block`` actions a step.
         seeds: of the episodes.
         noise: seed of the searches.
+        search: changes to the task's.
     """
     worlds, held = task.begin(seeds), HeldActions(dynamics, task.block)
     goal = space.read(worlds.goals())  # n 1 w
     away, goal = newest_frame(goal.shape[-1]), goal.expand(-1, task.frames, -1).flatten(1)
-    planner = task.make_planner(task.futures if draws_futures(dynamics) else 1)
+    planner = searching(task, task.futures if draws_futures(dynamics) else 1, search)
     warm = torch.zeros(len(seeds), planner.horizon, held.action_dim)
     for decision in range(task.budget // task.block):
         rows = np.flatnonzero(~worlds.success)
@@ -211,6 +219,12 @@ def play(task: Task, space: Reader, dynamics: Dynamics, seeds: Sequence[int], no
     found = worlds.success.astype(int).tolist()
     worlds.close()
     return found
+
+
+def searching(task: Task, futures: int, search: dict[str, Any] | None = None) -> Planner:
+    """The task's planner with changes."""
+    planner: Any = task.make_planner(futures)
+    return replace(planner, **(search or {}))
 
 
 def newest_frame(width: int) -> Distance:

@@ -161,7 +161,7 @@ def test_every_arm_has_at_most_six_settings_and_begins_with_its_own():
     from _h2h_table import ARMS, DECISIVE
 
     for arm in ARMS.values():
-        assert 1 <= len(arm.tried) <= 6 and arm.tried[0] == {}
+        assert 1 <= len(arm.tried) <= 6 and arm.tried[0] == {} and arm.tried[arm.chosen] is not None
         assert all(replace(arm, **change) for change in arm.tried)
     assert len(DECISIVE) <= 8 and {side[0] for _, *sides in DECISIVE for side in sides} <= ARMS.keys()
 
@@ -537,3 +537,27 @@ def test_unknown_names_are_told_with_the_known_ones():
 
     with pytest.raises(ValueError, match=r"--arms: there is no vea; choose of jepa_sigreg"):
         head_to_head.check(head_to_head.Args(arms=("vea",)))
+
+
+def test_searches_are_chosen_on_tuning_episodes_and_recorded_beside_the_common_one(
+    tmp_path, monkeypatch, capsys
+):
+    import _h2h_table as h2h_table
+    import _h2h_tune as h2h_tune
+    from _h2h_cells import Cell, Pipeline, Setting
+
+    changes = ({}, {"step_cost": 0.02})
+    monkeypatch.setitem(h2h_table.SEARCHES, "two_rooms", changes)
+    monkeypatch.setitem(h2h_table.OWN_SEARCH, ("two_rooms", "state", "point"), 1)
+    cell = Cell("two_rooms", "state", "point", 0)
+    with pytest.raises(ValueError, match="chosen on seeds"):
+        h2h_tune.tune("searches", [cell._replace(seed=3)], tmp_path, quick=True)
+    h2h_tune.tune("searches", [cell], tmp_path, quick=True)
+    kept = h2h_tune.read(tmp_path / "tuning.json")
+    assert list(kept) == [
+        f"state.point {i} {json.dumps(change)} two_rooms 0" for i, change in enumerate(changes)
+    ]
+    assert 'state.point 1 {"step_cost": 0.02}' in capsys.readouterr().out
+    found = Pipeline(cell, Setting(tmp_path, quick=True)).found
+    assert found["own_search"]["search"] == {"step_cost": 0.02}
+    assert len(found["own_search"]["success"]) == len(found["success"]) == 4
