@@ -113,8 +113,7 @@ TASK = Task(
     frames=1,  # nothing moves by itself
     block=2,
     budget=60,
-    # The way to the goal picture leads round the block first, away from it; sampling around one mean runs straight for
-    # the agent's place in the picture.
+    # The way to the goal picture leads round the block first: CEM reached 0.23 of the goals with the true state.
     make_planner=lambda futures: TreeSearch(10, width=96, step_cost=0.006),
     reduce="last",
     futures=1,

@@ -38,7 +38,6 @@ VARIANTS = {
     "two_rooms_moving": ("two_rooms", "moving"),
     "reacher_moving": ("reacher", "moving"),
     "push_recolour": ("push", "recolour"),
-    "push_flicker": ("push", "flicker"),
 }
 TIER_A = ("two_rooms", "reacher", "table_edge")
 # First seeds of paired episodes; training draws its seeds below.

@@ -27,9 +27,7 @@ from jepa_rl.envs.wrappers.textures import ANGLES, TURN, Split
 KINDS: dict[str, dict[str, Any]] = {
     "moving": {"background": "commonest", "recolour": None},
     "recolour": {"background": None, "recolour": "all"},
-    "flicker": {"background": None, "recolour": "all"},
 }
-EVERY_STEP = ("flicker",)  # kinds whose hues are drawn anew at every step; for tasks of one frame
 MANY = 64  # episodes written at a time
 
 
@@ -67,18 +65,15 @@ class Pictures:
         shown.action_space = gym.spaces.Box(-1.0, 1.0, (1,), np.float32)
         shown.metadata = {"frames": frames}
         looks = Looks(**KINDS[kind], split=split, tolerance=12, brightness=0.6, goal="distracted")
-        self.distractor, self.every, self.kind = Distractor(shown, n, looks), np.arange(n), kind
-        self.first = first.reshape(n, -1, *sides)
+        self.distractor, self.every = Distractor(shown, n, looks), np.arange(n)
         for row, seed in enumerate(seeds):
             self.distractor.seed(row, seed)
-        self.distractor.begin(self.every, self.first)
+        self.distractor.begin(self.every, first.reshape(n, -1, *sides))
         self.pass_steps(frames - 1)
 
     def pass_steps(self, steps: int) -> None:
         for _ in range(steps):
             self.distractor.tick()
-            if self.kind in EVERY_STEP:
-                self.distractor.begin(self.every, self.first)
 
     def draw(self, rows: np.ndarray, pixels: np.ndarray) -> np.ndarray:
         """Pictures "m k c y x" of the episodes ``rows``, the newest of the k frames now."""
@@ -113,13 +108,11 @@ def redrawn(plain: EpisodeStore, indices: Sequence[int], kind: str, first: int) 
     """Episodes of a store with distractors of their own; ``first``: seed of those of episode 0."""
     for i in indices:
         episode = plain.episode(i)
-        frames = np.asarray(episode.frames)
-        if kind in EVERY_STEP:  # as if every frame were an episode
-            seeds, frames = [1000 * (first + i) + time for time in range(len(frames))], frames[:, None]
-        else:  # as one stack
-            seeds, frames = [first + i], frames[None]
-        pixels = Pictures(kind, "train", seeds, frames).draw(np.arange(len(frames)), frames)
-        yield replace(episode, frames=pixels.reshape(episode.frames.shape))
+        # All frames as one stack.
+        frames = np.asarray(episode.frames)[None]
+        yield replace(
+            episode, frames=Pictures(kind, "train", [first + i], frames).draw(np.zeros(1, int), frames)[0]
+        )
 
 
 # -- paired episodes ----------------------------------------------------------------------------------
