@@ -59,8 +59,6 @@ class Tables:
         return shown(self.state.goal)
 
     def step(self, rows: np.ndarray, actions: np.ndarray, watched: bool) -> None:
-        if not rows.size:  # which MuJoCo's rollout does not survive
-            return
         part = replace(self.state, **{name: value[rows] for name, value in vars(self.state).items()})
         self.success[rows] |= self.core.advance(part, actions)[1]
         for name, value in vars(part).items():
