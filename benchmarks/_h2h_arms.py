@@ -53,6 +53,7 @@ class Arm:
         window: latent steps of a training window.
         whiten: see ``Space``.
         tried: changes to these, of which tuning seeds choose one; the first is none.
+        chosen: number of the one that was chosen.
     """
 
     family: str
@@ -68,6 +69,7 @@ class Arm:
     window: int = 3
     whiten: bool = False
     tried: tuple[dict[str, Any], ...] = ({},)
+    chosen: int = 0
 
 
 def make_encoder(arm: Arm, task: Task, train: EpisodeView, budget: Budget, seed: int, folder: Path) -> None:

@@ -15,15 +15,14 @@ from _h2h_cache import Stage, code_of, content_of, content_of_tensors, run
 from _h2h_dynamics import (
     RECIPES,
     OwnPredictor,
-    PricedRecipe,
     Recipe,
     content_of_dynamics,
     load_dynamics,
     train_dynamics,
 )
 from _h2h_spaces import Space, encode_frames, latent_episodes, read_latents
-from _h2h_table import ARMS, BUDGETS
-from _h2h_tasks import REPORT, TASKS, TUNE, Task, play, task_of
+from _h2h_table import ARMS, BUDGETS, COMMON_SEARCH, OWN_SEARCH, SEARCHES
+from _h2h_tasks import REPORT, TASKS, TUNE, VARIANTS, Task, plain_of, play, searching, task_of
 
 from jepa_rl import EpisodeStore, WorldModel
 from jepa_rl.data.view import EpisodeView
@@ -54,11 +53,10 @@ MEASURED = 9_000_000  # first seed of the worlds that are measured in
 
 def remember_code() -> None:
     """Takes the fingerprints of all stages now: what is edited while a grid runs is not what it runs."""
-    for task in TASKS:
-        own = f"benchmarks/{TASKS[task]}.py"
-        code_of(*DATA_CODE, own)
-        for places in (LATENT_CODE, PLAY_CODE, MEASURE_CODE):
-            code_of(*places, own)
+    for name in (*TASKS, *VARIANTS):
+        own = task_of(name).code
+        for places in (DATA_CODE, LATENT_CODE, PLAY_CODE, MEASURE_CODE):
+            code_of(*places, *own)
     for places in (ENCODER_CODE, LATENT_CODE, DYNAMICS_CODE):
         code_of(*places)
 
@@ -84,7 +82,8 @@ class Setting:
         episodes: paired ones.
         tune: play the tuning episodes, after half of the encoder's updates.
         quick: a little of everything; the figures mean nothing.
-        change: to the arm, while its settings are chosen.
+        change: to the arm, while its settings are chosen; None: the chosen one.
+        search: number of the search in ``SEARCHES``; None: the common one.
     """
 
     root: Path
@@ -92,6 +91,7 @@ class Setting:
     tune: bool = False
     quick: bool = False
     change: dict[str, Any] | None = None
+    search: int | None = None
 
 
 QUICK = {"updates": 4, "dynamics": 4, "episodes": 24, "pictures": 32}
@@ -113,11 +113,12 @@ class Pipeline:
 
     @cached_property
     def arm(self) -> Arm:
-        return replace(ARMS[self.cell.arm], **(self.setting.change or {}))
+        arm, change = ARMS[self.cell.arm], self.setting.change
+        return replace(arm, **(arm.tried[arm.chosen] if change is None else change))
 
     @cached_property
     def budget(self) -> Budget:
-        own = BUDGETS[self.cell.task]
+        own = BUDGETS[plain_of(self.cell.task)[0]]
         if self.setting.tune:
             own = own._replace(updates=own.updates // 2)
         if not self.setting.quick:
@@ -127,12 +128,7 @@ class Pipeline:
     @cached_property
     def recipe(self) -> Recipe:
         recipe = RECIPES[self.cell.dynamics]
-        if not self.setting.quick:
-            return recipe
-        recipe = replace(recipe, train=recipe.train | {"steps": QUICK["dynamics"], "batch_size": 16})
-        if isinstance(recipe, PricedRecipe):
-            recipe = replace(recipe, distance=recipe.distance | {"updates": QUICK["dynamics"]})
-        return recipe
+        return recipe.shortened(QUICK["dynamics"]) if self.setting.quick else recipe
 
     @property
     def name(self) -> str:
@@ -145,7 +141,7 @@ class Pipeline:
     def data(self) -> tuple[Path, dict[str, Any]]:
         task, seed = self.task, self.cell.seed
         settings = {"task": task.name, "seed": seed} | task.settings
-        stage = Stage("data", f"{task.name}.{seed}", settings, (), (*DATA_CODE, task.code))
+        stage = Stage("data", f"{task.name}.{seed}", settings, (), (*DATA_CODE, *task.code))
 
         def work(folder: Path) -> dict[str, Any]:
             store = task.collect(folder / "episodes", seed, task.settings)
@@ -170,7 +166,11 @@ class Pipeline:
 
     @cached_property
     def encoder(self) -> tuple[Path, dict[str, Any]]:
-        arm = {name: value for name, value in asdict(self.arm).items() if name not in ("tried", "whiten")}
+        arm = {
+            name: value
+            for name, value in asdict(self.arm).items()
+            if name not in ("tried", "chosen", "whiten")
+        }
         settings = {"arm": arm, "budget": self.budget._asdict(), "seed": self.cell.seed}
         settings |= {"frames": self.task.frames, "block": self.task.block}
         stage = Stage("encoder", self.name, settings, (self.data[1]["content"],), ENCODER_CODE)
@@ -197,7 +197,7 @@ class Pipeline:
         inputs = self.data[1]["content"], self.encoder[1]["content"]
         settings = {"make": self.arm.make, "options": self.arm.encoder_options, "whiten": self.arm.whiten}
         settings |= {"encoded": self.task.encoded}
-        code = (*LATENT_CODE, *([self.task.code] if self.arm.make == "state" else []))
+        code = (*LATENT_CODE, *(self.task.code if self.arm.make == "state" else ()))
         stage = Stage("latents", self.name, settings, inputs, code)
 
         def work(folder: Path) -> dict[str, Any]:
@@ -230,20 +230,41 @@ class Pipeline:
         return load_dynamics(self.recipe, width, actions, folder / "model.safetensors"), found
 
     @cached_property
+    def search(self) -> dict[str, Any]:
+        """Changes to the task's search."""
+        task = plain_of(self.cell.task)[0]
+        number = COMMON_SEARCH.get(task, 0) if self.setting.search is None else self.setting.search
+        return SEARCHES.get(task, ({},))[number]
+
+    @cached_property
     def played(self) -> dict[str, Any]:
         """Success of every paired episode."""
+        return self._played(self.search)
+
+    @cached_property
+    def played_own(self) -> dict[str, Any] | None:
+        """The same with the arm's own search, if it has another than the common one."""
+        task = plain_of(self.cell.task)[0]
+        number = OWN_SEARCH.get((task, self.cell.arm, self.cell.dynamics))
+        return (
+            None
+            if number is None
+            else {"search": SEARCHES[task][number]} | self._played(SEARCHES[task][number])
+        )
+
+    def _played(self, search: dict[str, Any]) -> dict[str, Any]:
         dynamics, trained = self.dynamics
         seeds = self.episodes()
         settings = {
             "episodes": [seeds[0], len(seeds)],
             "seed": self.cell.seed,
-            "planner": planner_facts(self.task),
+            "planner": planner_facts(self.task, search),
         }
         inputs = trained["content"], self.encoder[1]["content"], self.encoding[1]["content"]
-        stage = Stage("play", str(self.cell), settings, inputs, (*PLAY_CODE, self.task.code))
+        stage = Stage("play", str(self.cell), settings, inputs, (*PLAY_CODE, *self.task.code))
 
         def work(folder: Path) -> dict[str, Any]:
-            success = play(self.task, self.space, dynamics, seeds, noise=self.cell.seed)
+            success = play(self.task, self.space, dynamics, seeds, noise=self.cell.seed, search=search)
             return {"content": "", "success": success}
 
         return run(stage, self.setting.root, work)[1]
@@ -257,7 +278,7 @@ class Pipeline:
         """Measures of the space."""
         latents, settings = self.latents, {"seed": self.cell.seed, "sizes": asdict(self.sizes)}
         inputs = tuple(stage[1]["content"] for stage in (self.encoding, self.encoder, self.data))
-        stage = Stage("space", self.name, settings, inputs, (*MEASURE_CODE, self.task.code))
+        stage = Stage("space", self.name, settings, inputs, (*MEASURE_CODE, *self.task.code))
 
         def work(folder: Path) -> dict[str, Any]:
             found = measuring.of_space(
@@ -274,7 +295,7 @@ class Pipeline:
         stages = (self.encoder, self.encoding, self.data)
         inputs = (trained["content"], *(stage[1]["content"] for stage in stages))
         settings = {"seed": self.cell.seed, "sizes": asdict(self.sizes)}
-        stage = Stage("measures", str(self.cell), settings, inputs, (*MEASURE_CODE, self.task.code))
+        stage = Stage("measures", str(self.cell), settings, inputs, (*MEASURE_CODE, *self.task.code))
 
         def work(folder: Path) -> dict[str, Any]:
             task, sizes, (train, held_out) = self.task, self.sizes, self.encoded
@@ -294,8 +315,10 @@ class Pipeline:
         stages = {"encoder": self.encoder[1], "dynamics": self.dynamics[1], "play": self.played}
         seconds = {name: found["processor_seconds"] for name, found in stages.items()}
         updates = self.budget.updates if self.arm.make == "trained" else 0
+        own = self.played_own
         return {
             "success": self.played["success"],
+            "own_search": own and {key: own[key] for key in ("search", "success")},
             "measures": self.measures,
             "cost": {
                 "processor_seconds": seconds,
@@ -317,8 +340,8 @@ def peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 
 
-def planner_facts(task: Task) -> dict[str, Any]:
+def planner_facts(task: Task, search: dict[str, Any]) -> dict[str, Any]:
     """What the search is, as JSON values."""
-    planner: Any = task.make_planner(task.futures)
+    planner: Any = searching(task, task.futures, search)
     facts = {name: value for name, value in asdict(planner).items() if isinstance(value, int | float)}
     return {"name": type(planner).__name__, "reduce": task.reduce, "budget": task.budget} | facts

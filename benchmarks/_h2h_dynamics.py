@@ -37,6 +37,10 @@ class Recipe:
     steps: int
     train: dict[str, Any] = field(default_factory=dict)
 
+    def shortened(self, updates: int) -> Recipe:
+        """The same with few updates on small batches."""
+        return replace(self, train=self.train | {"steps": updates, "batch_size": 16})
+
 
 @dataclass(frozen=True)
 class PricedRecipe(Recipe):
@@ -47,6 +51,9 @@ class PricedRecipe(Recipe):
     """
 
     distance: dict[str, Any] = field(default_factory=dict)
+
+    def shortened(self, updates: int) -> Recipe:
+        return replace(super().shortened(updates), distance=self.distance | {"updates": updates})
 
 
 DISTANCE = "distance.safetensors"

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from _h2h_table import ARMS, DECISIVE
-from _h2h_tasks import TIER_A
+from _h2h_tasks import TIER_A, plain_of
 from _intervals import FEWEST_SEEDS, t_quantile, variance_of
 from _record import made_by, run_git, write_results
 
@@ -20,6 +20,7 @@ PROTOCOL = "docs/head_to_head.md"
 DRAWS = 4000  # of the bootstrap
 # Pass marks of an arm's own strength: how far between the random encoder's and the supervised one's it must lie.
 PASS = 0.5
+PHYSICAL = ("teleport", "wall", "vanish")  # steps that cannot be, whatever the colours
 
 
 def read_records(folder: Path) -> list[Record]:
@@ -51,7 +52,7 @@ def write_report(folder: Path, quick: bool = False) -> None:
     results = {
         "arms": sorted({r["arm"] for r in records if ARMS[r["arm"]].make in ("trained", "pretrained")}),
         "bounds": sorted({r["arm"] for r in records if ARMS[r["arm"]].tier == "-"}),
-        "tasks": sorted({r["task"] for r in records}),
+        "tasks": sorted({plain_of(r["task"])[0] for r in records}),
         "seeds": sorted({r["seed"] for r in records}),
         "cells": cells,
         "differences": with_holm([difference(records, *pair) for pair in DECISIVE]),
@@ -69,13 +70,24 @@ def write_report(folder: Path, quick: bool = False) -> None:
 
 
 def cells_of(records: Iterable[Record]) -> list[dict[str, Any]]:
-    """Success of every seed, by arm, dynamics and task."""
+    """Success of every seed, by arm, dynamics, task and distractor; with the arm's own search, too, if it has one."""
     found = []
     for (task, arm, dynamics), runs in sorted(by_cell(records).items()):
         per_seed = {r["seed"]: float(np.mean(r["success"])) for r in sorted(runs, key=lambda r: r["seed"])}
-        cell = {"task": task, "arm": arm, "dynamics": dynamics, "distractor": None}
-        found.append(cell | {"seeds": list(per_seed), "success": list(per_seed.values())})
+        cell = {**named(task), "arm": arm, "dynamics": dynamics}
+        cell |= {"seeds": list(per_seed), "success": list(per_seed.values())}
+        own = {r["seed"]: r["own_search"] for r in runs if r.get("own_search")}
+        if own:
+            cell["own_search"] = next(iter(own.values()))["search"]
+            cell["success_own_search"] = [float(np.mean(own[seed]["success"])) for seed in per_seed]
+        found.append(cell)
     return found
+
+
+def named(task: str) -> dict[str, str | None]:
+    """The plain task, and what is other about its pictures."""
+    plain, kind = plain_of(task)
+    return {"task": plain, "distractor": kind}
 
 
 # -- differences --------------------------------------------------------------------------------------
@@ -175,13 +187,16 @@ def averages(records: Iterable[Record], key: str) -> list[dict[str, Any]]:
         values = [run["measures"][key] for run in runs if key in run["measures"]]
         if values:
             mean = {name: float(np.mean([value[name] for value in values])) for name in values[0]}
-            found.append({"task": task, "arm": arm, "dynamics": dynamics} | mean)
+            found.append({**named(task), "arm": arm, "dynamics": dynamics} | mean)
     return found
 
 
 def worst_surprise(found: dict[str, Any]) -> dict[str, Any]:
-    """The least AUC over impossible steps; recolouring is not measured yet."""
-    return {"auc": min(found[name] for name in ("teleport", "wall", "vanish")), "recolour_auc": None}
+    """The least AUC over impossible steps, and that of recoloured ones: half where hue does not count."""
+    return {
+        "auc": min(found[name] for name in PHYSICAL if name in found),
+        "recolour_auc": found.get("recolour"),
+    }
 
 
 def costs(records: Iterable[Record]) -> list[dict[str, Any]]:
@@ -192,9 +207,8 @@ def costs(records: Iterable[Record]) -> list[dict[str, Any]]:
         first = runs[0]
         work = {k: first["measures"][k] for k in ("encoder_multiply_adds", "dynamics_multiply_adds")}
         rest = {k: v for k, v in first["cost"].items() if k != "processor_seconds"}
-        found.append(
-            {"task": task, "arm": arm, "dynamics": dynamics, "processor_seconds": seconds} | work | rest
-        )
+        cell = {**named(task), "arm": arm, "dynamics": dynamics}
+        found.append(cell | {"processor_seconds": seconds} | work | rest)
     return found
 
 
@@ -214,7 +228,7 @@ def strengths(records: Sequence[Record]) -> list[dict[str, Any]]:
         )
         share = None if value is None or low is None or high is None else (value - low) / (high - low or 1e-9)
         passed = None if share is None else share >= PASS
-        found.append({"task": task, "arm": arm, "figure": name, "value": value, "random": low, "supervised": high,
+        found.append({**named(task), "arm": arm, "figure": name, "value": value, "random": low, "supervised": high,
                       "share": share, "passed": passed})  # fmt: skip
     return found
 
@@ -238,18 +252,31 @@ def protocol_commit() -> str | None:
 
 
 def success_table(cells: Sequence[dict[str, Any]]) -> str:
-    """Success, mean over seeds and the seeds' own, as Markdown: a row an arm, a column a task and dynamics."""
-    columns = sorted({(c["task"], c["dynamics"]) for c in cells})
-    known = {(c["arm"], c["task"], c["dynamics"]): c["success"] for c in cells}
+    """Success, mean over seeds and the seeds' own, as Markdown: a row an arm, a column a task, its distractor, and
+    dynamics."""
+
+    def column_of(cell: dict[str, Any]) -> tuple[str, str]:
+        return " ".join(filter(None, (cell["task"], cell["distractor"]))), cell["dynamics"]
+
+    columns = sorted({column_of(c) for c in cells})
+    known = {(c["arm"], *column_of(c)): c for c in cells}
     rows = [
         f"| arm | {' | '.join(f'{task}, {dynamics}' for task, dynamics in columns)} |",
         "|---" * (1 + len(columns)) + "|",
     ]
     for arm in [name for name in ARMS if any(c["arm"] == name for c in cells)]:
-        found = [known.get((arm, *column)) for column in columns]
-        shown = [f"{np.mean(f):.2f} ({', '.join(f'{x:.2f}' for x in f)})" if f else "" for f in found]
+        shown = [in_words(known.get((arm, *column))) for column in columns]
         rows.append(f"| {arm} | {' | '.join(shown)} |")
     return "\n".join(rows)
+
+
+def in_words(cell: dict[str, Any] | None) -> str:
+    """Mean and seeds of a cell, and the mean with the arm's own search."""
+    if cell is None:
+        return ""
+    text = f"{np.mean(cell['success']):.2f} ({', '.join(f'{x:.2f}' for x in cell['success'])})"
+    own = cell.get("success_own_search")
+    return f"{text}; own search {np.mean(own):.2f}" if own else text
 
 
 MEASURES: dict[str, Callable[[dict[str, Any]], float]] = {

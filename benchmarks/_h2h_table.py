@@ -14,6 +14,9 @@ BUDGETS = {
     "two_rooms": Budget(updates=3000, pictures=256, width=64),
     "reacher": Budget(updates=6000, pictures=256, width=32),
     "table_edge": Budget(updates=1500, pictures=256, width=16),
+    "push": Budget(updates=6000, pictures=256, width=32),
+    # Twice the pictures: windows of four frames a state are as many in an update as those of two on reacher.
+    "roofed_rooms": Budget(updates=3000, pictures=512, width=64),
 }
 
 CLIPS, ACTIONS = "clips", "clips and actions"
@@ -121,6 +124,18 @@ ARMS = {
 }  # fmt: skip
 
 TUNING_TASKS = ("two_rooms", "reacher")
+
+# Changes to a task's search; the first is none.
+SEARCHES: dict[str, tuple[dict[str, Any], ...]] = {
+    "two_rooms": (
+        {}, {"step_cost": 0.0}, {"step_cost": 0.02}, {"horizon": 16}, {"width": 48}, {"branches": 16},
+    ),
+    "reacher": ({}, {"horizon": 3}, {"horizon": 8}, {"init_std": 0.5}, {"samples": 256}, {"iterations": 10}),
+    "table_edge": ({}, {"horizon": 4}, {"horizon": 8}, {"init_std": 0.7}, {"samples": 192}, {"iterations": 8}),
+}  # fmt: skip
+# Which of them all arms share, and an arm's own by (task, arm, dynamics); those that are not named: the first.
+COMMON_SEARCH: dict[str, int] = {}
+OWN_SEARCH: dict[tuple[str, str, str], int] = {}
 
 # The decisive differences, named before the reported runs: name, (arm, dynamics) minus (arm, dynamics).
 DECISIVE: tuple[tuple[str, tuple[str, str], tuple[str, str]], ...] = (

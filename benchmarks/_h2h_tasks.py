@@ -1,13 +1,14 @@
 """What a task of the head-to-head is, and the closed loop that all arms are played in.
 
 A task collects episodes of random or scripted play, and begins paired episodes: equal seeds give equal starts, goals
-and worlds for every arm. An entry in ``TASKS`` names the module of a task; it is imported when it is played.
+and worlds for every arm. An entry in ``TASKS`` names the module of a task; it is imported when it is played. One in
+``VARIANTS`` is a task with other pictures.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,10 +25,19 @@ from jepa_rl.envs import collect
 from jepa_rl.envs.policies import Policy
 from jepa_rl.types import Dynamics, Planner
 
-TASKS = {
-    "two_rooms": "_h2h_two_rooms",
-    "reacher": "_h2h_reacher",
-    "table_edge": "_h2h_table_edge",
+# By name, the module that holds a task as ``TASK``, and others of its code.
+TASKS: dict[str, tuple[str, ...]] = {
+    "two_rooms": ("_h2h_two_rooms",),
+    "reacher": ("_h2h_reacher",),
+    "table_edge": ("_h2h_table_edge",),
+    "push": ("_h2h_push",),
+    "roofed_rooms": ("_h2h_roofed_rooms", "_h2h_two_rooms"),
+}
+# By name, the plain task and what is other about the pictures (``_h2h_variants.KINDS``).
+VARIANTS = {
+    "two_rooms_moving": ("two_rooms", "moving"),
+    "reacher_moving": ("reacher", "moving"),
+    "push_recolour": ("push", "recolour"),
 }
 TIER_A = ("two_rooms", "reacher", "table_edge")
 # First seeds of paired episodes; training draws its seeds below.
@@ -106,9 +116,11 @@ class Task:
     violations: Callable[[int], dict[str, tuple[Seen, np.ndarray, Seen]]] | None = None
 
     @property
-    def code(self) -> str:
-        """The file that decides what its data are."""
-        return f"benchmarks/{TASKS[self.name]}.py"
+    def code(self) -> tuple[str, ...]:
+        """The files that decide what its data are."""
+        plain, kind = plain_of(self.name)
+        modules = TASKS[plain] if kind is None else (*TASKS[plain], "_h2h_variants")
+        return tuple(f"benchmarks/{module}.py" for module in modules)
 
 
 def collect_rest(
@@ -146,9 +158,16 @@ def collect_rest(
 
 def task_of(name: str) -> Task:
     """Raises ValueError for an unknown name."""
-    if name not in TASKS:
-        raise ValueError(f"there is no task {name!r}; choose of {list(TASKS)}")
-    return import_module(TASKS[name]).TASK
+    plain, kind = plain_of(name)
+    if plain not in TASKS:
+        raise ValueError(f"there is no task {name!r}; choose of {[*TASKS, *VARIANTS]}")
+    task: Task = import_module(TASKS[plain][0]).TASK
+    return task if kind is None else import_module("_h2h_variants").variant(task, kind)
+
+
+def plain_of(name: str) -> tuple[str, str | None]:
+    """The plain task of a variant, and what is other about its pictures; a task itself and None."""
+    return VARIANTS.get(name, (name, None))
 
 
 class Reader(Protocol):
@@ -158,7 +177,14 @@ class Reader(Protocol):
 
 
 @torch.no_grad()
-def play(task: Task, space: Reader, dynamics: Dynamics, seeds: Sequence[int], noise: int) -> list[int]:
+def play(
+    task: Task,
+    space: Reader,
+    dynamics: Dynamics,
+    seeds: Sequence[int],
+    noise: int,
+    search: dict[str, Any] | None = None,
+) -> list[int]:
     """Success (0 or 1) of every paired episode.
 
     All worlds that go on are planned for in one call; every plan is followed for one block. Dynamics with a distance
@@ -170,12 +196,13 @@ def play(task: Task, space: Reader, dynamics: Dynamics, seeds: Sequence[int], no
         dynamics: roll its latents out, ``task.block`` actions a step.
         seeds: of the episodes.
         noise: seed of the searches.
+        search: changes to the task's.
     """
     worlds, held = task.begin(seeds), HeldActions(dynamics, task.block)
     goal = space.read(worlds.goals())  # n 1 w
     away: Distance = getattr(dynamics, "away", newest_frame(goal.shape[-1]))
     goal = goal.expand(-1, task.frames, -1).flatten(1)
-    planner = task.make_planner(task.futures if draws_futures(dynamics) else 1)
+    planner = searching(task, task.futures if draws_futures(dynamics) else 1, search)
     warm = torch.zeros(len(seeds), planner.horizon, held.action_dim)
     for decision in range(task.budget // task.block):
         rows = np.flatnonzero(~worlds.success)
@@ -193,6 +220,12 @@ def play(task: Task, space: Reader, dynamics: Dynamics, seeds: Sequence[int], no
     found = worlds.success.astype(int).tolist()
     worlds.close()
     return found
+
+
+def searching(task: Task, futures: int, search: dict[str, Any] | None = None) -> Planner:
+    """The task's planner with changes."""
+    planner: Any = task.make_planner(futures)
+    return replace(planner, **(search or {}))
 
 
 def newest_frame(width: int) -> Distance:

@@ -87,6 +87,7 @@ def fingerprint(files: Iterable[Path], root: Path) -> str:
     return digest.hexdigest()
 
 
+@cache  # the grids take many fingerprints of the same files
 def _bare(source: str) -> str:
     """Python without comments and docstrings."""
     tree = ast.parse(source)

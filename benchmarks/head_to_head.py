@@ -3,7 +3,7 @@
     python benchmarks/head_to_head.py --plan                       what is missing and what it takes
     python benchmarks/head_to_head.py                              tier A: days on one core; goes on after a kill
     python benchmarks/head_to_head.py --arms vae dino --tasks two_rooms --dynamics point --seeds 3
-    python benchmarks/head_to_head.py --tune --arms vae            six settings on tuning seeds and episodes
+    python benchmarks/head_to_head.py --tune settings --arms vae   choose among an arm's settings
     python benchmarks/head_to_head.py --report                     head_to_head.json and the tables of the write-up
     python benchmarks/head_to_head.py --quick
     python benchmarks/head_to_head.py --ray                        as many encoders at once as there are cores
@@ -16,13 +16,11 @@ in docs/head_to_head.md.
 
 from __future__ import annotations
 
-import json
 import shutil
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import tyro
@@ -30,13 +28,13 @@ from _h2h_cells import Cell, Pipeline, Setting, planner_facts, remember_code
 from _h2h_dynamics import RECIPES
 from _h2h_plan import print_plan
 from _h2h_report import write_report
-from _h2h_table import ARMS, TUNING_TASKS
-from _h2h_tasks import TASKS, TIER_A, task_of
-from _record import ROOT, Records, note_process, refuse_unrecordable, trying, write_whole
+from _h2h_table import ARMS
+from _h2h_tasks import TASKS, TIER_A, VARIANTS, task_of
+from _h2h_tune import tune
+from _record import ROOT, Records, note_process, refuse_unrecordable, trying
 from _sweep import run_cases
 
 STAGES = ("data", "encoder", "latents", "dynamics", "played", "measures")
-TUNING_SEEDS = (0, 1, 2)
 RESULTS = ROOT / "benchmarks/results/head_to_head"
 
 
@@ -52,8 +50,9 @@ class Args:
     """Stages that are run, with those that they need; a cell is recorded if all are."""
     plan: bool = False
     """Print what is missing and an estimate of the time."""
-    tune: bool = False
-    """Play all settings of the arms on tuning seeds and episodes of the tuning tasks; nothing is recorded."""
+    tune: Literal["", "settings", "searches"] = ""
+    """Play all settings of the arms, or all searches on their chosen settings, on tuning seeds and episodes; nothing is
+    recorded."""
     report: bool = False
     """Collect all finished cells and write the report."""
     quick: bool = False
@@ -79,7 +78,7 @@ def main(args: Args) -> None:
     elif args.report:
         write_report(folder_of_records(args))
     elif args.tune:
-        tune(args)
+        tune(args.tune, cells, args.out, args.quick)
     else:
         if counted(args):
             refuse_unrecordable()
@@ -96,14 +95,14 @@ def main(args: Args) -> None:
 def prepare() -> None:
     """What a process does before its first cell."""
     torch.set_num_threads(1)
-    for task in TASKS:  # whatever is run: the fingerprint of the code must not depend on it
+    for task in (*TASKS, *VARIANTS):  # whatever is run: the fingerprint of the code must not depend on it
         task_of(task)
     remember_code()
 
 
 def check(args: Args) -> None:
     """Raises ValueError for names that are not known."""
-    known = {"arms": tuple(ARMS), "tasks": tuple(TASKS), "dynamics": tuple(RECIPES), "only": STAGES}
+    known = {"arms": tuple(ARMS), "tasks": (*TASKS, *VARIANTS), "dynamics": tuple(RECIPES), "only": STAGES}
     for kind, names in known.items():
         if wrong := [name for name in getattr(args, kind) if name not in names]:
             raise ValueError(f"--{kind}: there is no {', '.join(wrong)}; choose of {', '.join(names)}")
@@ -166,52 +165,15 @@ def settings_of(pipeline: Pipeline) -> dict[str, Any]:
         "arm": pipeline.cell.arm,
         "dynamics": pipeline.cell.dynamics,
         "task": task.name,
-        "encoder": {k: v for k, v in asdict(pipeline.arm).items() if k != "tried"},
+        "encoder": {k: v for k, v in asdict(pipeline.arm).items() if k not in ("tried", "chosen")},
         "budget": pipeline.budget._asdict(),
         "recipe": asdict(pipeline.recipe),
         "data": task.settings,
-        "planner": planner_facts(task),
+        "planner": planner_facts(task, pipeline.search),
         "frames": task.frames,
         "block": task.block,
         "episodes": len(pipeline.episodes()),
     }
-
-
-# -- choosing settings --------------------------------------------------------------------------------
-
-
-def tune(args: Args) -> None:
-    """Success of every setting of every arm, on tuning seeds and episodes, with point dynamics."""
-    file = args.out / "tuning.json"
-    tasks = [task for task in TUNING_TASKS if task in args.tasks]
-    seeds = [seed for seed in args.seeds if seed in TUNING_SEEDS] or TUNING_SEEDS
-    for name, task, seed in product(args.arms or tuple(ARMS), tasks, seeds):
-        for number, change in enumerate(ARMS[name].tried):
-            setting = Setting(args.out, episodes=100, tune=True, quick=args.quick, change=change)
-            success = Pipeline(Cell(task, name, "point", seed), setting).played["success"]
-            key = f"{name} {number} {json.dumps(change)} {task} {seed}"
-            found = tuned(file) | {key: sum(success) / len(success)}  # other processes write here, too
-            write_whole(file, json.dumps(found, indent=1))
-            print(f"{key}: {found[key]:.2f}", flush=True)
-    print(tuning_table(tuned(file), args.arms or tuple(ARMS)))
-
-
-def tuned(file: Path) -> dict[str, float]:
-    """What was found so far."""
-    return json.loads(file.read_text()) if file.exists() else {}
-
-
-def tuning_table(found: dict[str, float], arms: Sequence[str]) -> str:
-    """Mean over seeds of each setting and task, and over tasks."""
-    lines = []
-    for name in arms:
-        for number, change in enumerate(ARMS[name].tried):
-            start = f"{name} {number} {json.dumps(change)} "
-            own = {key[len(start) :]: value for key, value in found.items() if key.startswith(start)}
-            if own:
-                each = ", ".join(f"{key} {value:.2f}" for key, value in own.items())
-                lines.append(f"{name:<14}{number} {sum(own.values()) / len(own):.3f}  {change}  ({each})")
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

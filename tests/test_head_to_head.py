@@ -161,7 +161,7 @@ def test_every_arm_has_at_most_six_settings_and_begins_with_its_own():
     from _h2h_table import ARMS, DECISIVE
 
     for arm in ARMS.values():
-        assert 1 <= len(arm.tried) <= 6 and arm.tried[0] == {}
+        assert 1 <= len(arm.tried) <= 6 and arm.tried[0] == {} and arm.tried[arm.chosen] is not None
         assert all(replace(arm, **change) for change in arm.tried)
     assert len(DECISIVE) <= 8 and {side[0] for _, *sides in DECISIVE for side in sides} <= ARMS.keys()
 
@@ -213,7 +213,9 @@ def test_the_true_world_reaches_goals_and_a_world_without_motion_does_not():
     assert play(replace(task, budget=10), TrueSpace(), Still(task.block), seeds, noise=0) == [0, 0, 0]
 
 
-@pytest.mark.parametrize("name", ["two_rooms", "table_edge"])
+@pytest.mark.parametrize(
+    "name", ["two_rooms", "table_edge", "push", "roofed_rooms", "two_rooms_moving", "push_recolour"]
+)
 def test_worlds_are_paired(name):
     from _h2h_tasks import task_of
 
@@ -251,6 +253,128 @@ def test_reachers_are_paired_and_do_not_touch_each_other():
     alone.close()
 
 
+def test_worlds_that_are_left_out_of_a_step_stay():
+    from _h2h_tasks import task_of
+
+    for name in ("push", "roofed_rooms"):
+        worlds, push = task_of(name).begin([5, 6]), np.full((1, 2), 0.9, np.float32)
+        before = worlds.seen(np.arange(2))
+        for _ in range(3):
+            worlds.step(np.array([1]), push, True)
+        worlds.step(np.arange(0), push[:0], True)  # all have succeeded
+        now = worlds.seen(np.arange(2))
+        assert np.array_equal(now.state[0], before.state[0]) and np.array_equal(
+            now.pixels[0], before.pixels[0]
+        )
+        assert not np.array_equal(now.state[1], before.state[1])
+
+
+def test_the_angle_of_a_block_is_told_as_far_as_it_can_be_seen():
+    from _h2h_push import truth
+
+    state = np.array([[0.2, 0.3, 0.5, 0.5, 0.1], [0.2, 0.3, 0.5, 0.5, 0.1 + np.pi / 2]])
+    same, turned = truth(state), truth(state + 0.3 * np.eye(5)[4])
+    np.testing.assert_allclose(same[0], same[1], atol=1e-6)
+    assert np.abs(turned - same).max() > 0.5
+
+
+def test_a_dot_that_crosses_under_the_roof_is_out_of_sight_for_up_to_five_steps():
+    from _h2h_roofed_rooms import FRAMES
+    from _h2h_tasks import task_of
+
+    worlds, rows = task_of("roofed_rooms").begin(range(40)), np.arange(40)
+    wall, door = worlds.state.layout.T
+    worlds.state.position[:] = np.stack([wall - 11, door], axis=1)
+    brightest = []  # of the dot, in every frame that is seen after a step
+    for _ in range(12):
+        worlds.step(rows, np.tile([[1.0, 0.0]], (40, 1)), True)
+        brightest.append(worlds.seen(rows).pixels[:, :, 0].max((2, 3)))
+    newest = np.stack(brightest)[..., -1] > 25
+    assert newest[0].all() and newest[-1].all()
+    assert set((~newest).sum(0)) == {4, 5}
+    for ago in range(FRAMES):  # older frames are those of the steps before
+        assert np.array_equal(brightest[-1][:, FRAMES - 1 - ago], brightest[-1 - ago][:, -1])
+
+
+# -- tasks with other pictures ------------------------------------------------------------------------
+
+
+def test_data_show_what_distract_shows_in_training_and_paired_episodes_what_it_shows_in_tests(tmp_path):
+    from _h2h_tasks import task_of
+
+    from jepa_rl.envs import TwoRoomsVectorEnv, VectorDistract
+    from jepa_rl.envs.wrappers.textures import FAMILIES
+
+    task = task_of("two_rooms_moving")
+    store = task.collect(tmp_path / "data", 0, task.settings | {"episodes": 4, "steps": 3})
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+    plain = task_of("two_rooms").collect(tmp_path / "other", 0, task.settings | {"episodes": 4, "steps": 3})
+    shown, _ = VectorDistract(TwoRoomsVectorEnv(4, start="any"), split="train").reset(seed=0)
+    for i in range(4):
+        found, without = store.episode(i), plain.episode(i)
+        assert np.array_equal(found.frames[0], shown[i]) and np.array_equal(found.actions, without.actions)
+        assert np.array_equal(found.extras["position"], without.extras["position"])
+        changed = (found.frames != without.frames).any(1)
+        assert 0.3 < changed.mean() < 1 and not (without.frames[:, 0] > 12)[changed].any()
+        assert not np.array_equal(found.frames[0][:, changed[0]], found.frames[1][:, changed[0]])  # it moves
+    worlds = task.begin([0, 1])
+    shown, infos = VectorDistract(TwoRoomsVectorEnv(2), split="test").reset(seed=0)
+    assert np.array_equal(worlds.seen(np.arange(2)).pixels[:, 0], shown)
+    assert np.array_equal(worlds.goals().pixels[:, 0], infos["distracted_goal"])
+    assert set(FAMILIES["train"]).isdisjoint(FAMILIES["test"])
+
+
+def hues(pixels):
+    """Degrees, of the most saturated pixels of each picture "n 3 y x"."""
+    red, green, blue = (channel.reshape(len(pixels), -1) for channel in pixels.swapaxes(0, 1).astype(float))
+    colourful = (np.maximum(red, np.maximum(green, blue)) - np.minimum(red, np.minimum(green, blue))).argmax(
+        1
+    )
+    r, g, b = (channel[np.arange(len(pixels)), colourful] for channel in (red, green, blue))
+    return np.rad2deg(np.arctan2(3**0.5 * (g - b), 2 * r - g - b))
+
+
+def apart(first, second):
+    """Degrees between hues."""
+    return np.abs((first - second + 180) % 360 - 180)
+
+
+def test_recolouring_changes_the_hue_and_nothing_of_the_state(tmp_path):
+    from _h2h_tasks import task_of
+
+    task, plain = task_of("push_recolour"), task_of("push")
+    kinds, without = task.violations(12), plain.violations(12)
+    assert set(kinds) == {*without, "recolour"}
+    ordinary, other = kinds["ordinary"], kinds["recolour"]
+    assert np.array_equal(ordinary[0].pixels, other[0].pixels) and np.array_equal(ordinary[1], other[1])
+    assert np.array_equal(ordinary[2].state, other[2].state)
+    of = {"plain": without["ordinary"][2], "before": other[0], "ordinary": ordinary[2], "after": other[2]}
+    of = {name: hues(seen.pixels[:, 0]) for name, seen in of.items()}
+    assert apart(of["before"], of["ordinary"]).max() < 6  # rounding
+    assert apart(of["after"], of["before"]).min() >= 57 and apart(of["after"], of["plain"]).min() >= 117
+    assert other[2].pixels.max(2) == pytest.approx(without["ordinary"][2].pixels.max(2), abs=1)  # brightness
+    store = task.collect(tmp_path / "data", 0, task.settings | {"episodes": 6, "steps": 2})
+    first = np.stack([store.episode(i).frames[0] for i in range(6)])
+    of_plain = hues(plain.begin([0]).seen(np.arange(1)).pixels[:, 0])
+    assert apart(hues(first), of_plain).max() < 65
+    assert apart(hues(task.begin(range(6)).seen(np.arange(6)).pixels[:, 0]), of_plain).min() > 115
+
+
+@pytest.mark.gl
+def test_backgrounds_of_reachers_move_between_frames():
+    from _h2h_tasks import task_of
+
+    worlds, plain = task_of("reacher_moving").begin([5]), task_of("reacher").begin([5])
+    seen, without = worlds.seen(np.array([0])), plain.seen(np.array([0]))
+    assert np.array_equal(seen.state, without.state)
+    behind = (without.pixels == 46).all(1)  # in both frames
+    old, new = seen.pixels[:, 0][behind], seen.pixels[:, 1][behind]
+    assert behind.mean() > 0.5 and (old != new).mean() > 0.05
+    assert np.array_equal(seen.pixels[without.pixels > 60], without.pixels[without.pixels > 60])
+    worlds.close()
+    plain.close()
+
+
 def test_a_goal_is_compared_with_the_newest_frame():
     from _h2h_tasks import newest_frame
 
@@ -275,6 +399,29 @@ def test_impossible_steps_are_impossible():
     before, behind = place["wall"]
     assert (np.sign(before[:, 0] - before[:, 2]) == -np.sign(behind[:, 0] - behind[:, 2])).mean() > 0.95
     assert kinds["vanish"][2].pixels[:, 0, 0].max() == 0 and kinds["ordinary"][2].pixels[:, 0, 0].max() > 100
+
+
+def test_impossible_pushes_are_impossible():
+    from _h2h_tasks import task_of
+
+    from jepa_rl.envs.worlds import push_rules
+
+    task = task_of("push")
+    kinds = task.violations(30)
+    (now, _, then), (_, _, away) = kinds["ordinary"], kinds["teleport"]
+    place = slice(2, 4)  # of the block
+    moved, jumped = (
+        np.linalg.norm(after.state[:, 0, place] - now.state[:, 0, place], axis=1) for after in (then, away)
+    )
+    reach = task.block * push_rules.MAX_STEP
+    assert (moved <= reach + 1e-3).all() and (moved > 0.01).mean() > 0.1
+    assert (jumped >= 0.2 * (push_rules.BLOCK_RANGE[1] - push_rules.BLOCK_RANGE[0])).all()
+    assert np.array_equal(away.state[:, 0, :2], then.state[:, 0, :2])  # the agent is where it was
+    blue = [
+        (seen.pixels[:, 0, 2].astype(int) - seen.pixels[:, 0, 0] > 50).sum((1, 2)) for seen in (then, away)
+    ]
+    gone = kinds["vanish"][2].pixels[:, 0].astype(int)
+    assert min(map(np.min, blue)) > 80 and (gone[:, 2] - gone[:, 0] <= 50).all()
 
 
 def test_surprise_and_counterfactuals_of_the_true_world():
@@ -330,6 +477,24 @@ def test_differences_count_seeds_and_episodes():
     assert uncertainty(seeds, 0.0)["halfwidth"] > 2 * none["halfwidth"]
     held = with_holm([{"p": 0.01}, {"p": 0.04}, {"p": None}, {"p": 0.03}])
     assert [d.get("p_holm") for d in held] == [0.04, 0.09, None, 0.09]
+
+
+def test_the_report_tells_distractors_and_recoloured_steps_from_impossible_ones():
+    from _h2h_report import averages, cells_of, success_table, worst_surprise
+
+    runs = [
+        {"task": task, "arm": "vae", "dynamics": "point", "seed": seed, "success": [1, seed],
+         "measures": {"surprise_auc": {"teleport": 0.9, "vanish": 0.8, "stopped_by_the_wall": 0.1, "recolour": 0.6}}}
+        for task in ("push", "push_recolour") for seed in (0, 1)
+    ]  # fmt: skip
+    plain, coloured = cells_of(runs)
+    assert (plain["task"], plain["distractor"], plain["success"]) == ("push", None, [0.5, 1.0])
+    assert (coloured["task"], coloured["distractor"]) == ("push", "recolour")
+    assert "| push recolour, point |" in success_table([plain, coloured])
+    found = averages(runs, "surprise_auc")[1]
+    assert found["distractor"] == "recolour"
+    assert worst_surprise(found) == {"auc": pytest.approx(0.8), "recolour_auc": pytest.approx(0.6)}
+    assert worst_surprise({"teleport": 0.9})["recolour_auc"] is None
 
 
 @pytest.mark.filterwarnings("ignore:windows of")
@@ -416,3 +581,27 @@ def test_dynamics_outside_the_grid_are_played(tmp_path, name, several):
     cell = Pipeline(Cell("two_rooms", "state", name, 0), Setting(tmp_path, quick=True))
     assert len(cell.played["success"]) == 4
     assert draws_futures(cell.dynamics[0]) == several
+
+
+def test_searches_are_chosen_on_tuning_episodes_and_recorded_beside_the_common_one(
+    tmp_path, monkeypatch, capsys
+):
+    import _h2h_table as h2h_table
+    import _h2h_tune as h2h_tune
+    from _h2h_cells import Cell, Pipeline, Setting
+
+    changes = ({}, {"step_cost": 0.02})
+    monkeypatch.setitem(h2h_table.SEARCHES, "two_rooms", changes)
+    monkeypatch.setitem(h2h_table.OWN_SEARCH, ("two_rooms", "state", "point"), 1)
+    cell = Cell("two_rooms", "state", "point", 0)
+    with pytest.raises(ValueError, match="chosen on seeds"):
+        h2h_tune.tune("searches", [cell._replace(seed=3)], tmp_path, quick=True)
+    h2h_tune.tune("searches", [cell], tmp_path, quick=True)
+    kept = h2h_tune.read(tmp_path / "tuning.json")
+    assert list(kept) == [
+        f"state.point {i} {json.dumps(change)} two_rooms 0" for i, change in enumerate(changes)
+    ]
+    assert 'state.point 1 {"step_cost": 0.02}' in capsys.readouterr().out
+    found = Pipeline(cell, Setting(tmp_path, quick=True)).found
+    assert found["own_search"]["search"] == {"step_cost": 0.02}
+    assert len(found["own_search"]["success"]) == len(found["success"]) == 4

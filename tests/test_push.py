@@ -48,6 +48,10 @@ def test_without_contact_nothing_but_the_agent_moves():
     np.testing.assert_array_equal(physics.step(after, np.zeros((64, 2)))[:, 2:], after[:, 2:])
 
 
+def test_a_step_of_no_table():
+    assert rules.Physics().step(np.zeros((0, 5)), np.zeros((0, 2))).shape == (0, 5)
+
+
 def test_pushing_beside_the_middle_turns_the_block_the_right_way():
     physics = rules.Physics()
     state = np.array([[0.34, y, 0.5, 0.5, 0.0] for y in (0.45, 0.55)])  # above its middle, below it

@@ -91,6 +91,8 @@ class Physics:
             state: see above.
             action: in [-1, 1], of length at most 1 (shortened where longer); times ``MAX_STEP`` it is the move.
         """
+        if not len(state):  # MuJoCo's rollout would end the interpreter
+            return state.copy()
         action = np.clip(action, -1.0, 1.0)
         action = action / np.maximum(np.linalg.norm(action, axis=-1, keepdims=True), 1.0)
         start = np.zeros((len(state), self._size))
