@@ -76,6 +76,8 @@ def test_scales_measure_the_share_of_the_variance_that_is_not_explained():
     assert near == pytest.approx(2 * 0.5 / variance, rel=1e-3) and far == 0
     still = torch.zeros(4, 1, 4, 4)
     assert unexplained(still, still, (1, 2, 4)).tolist() == [0, 0, 0]
+    # A picture that stands still does not drown what moves: its error is as it is.
+    assert unexplained(still + 0.5, still, (1, 2)).tolist() == [0.25, 0.25]
 
 
 def test_the_noise_is_the_generators():

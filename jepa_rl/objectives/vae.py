@@ -13,7 +13,7 @@ from jepa_rl.objectives.encoder_objective import EncoderObjective, unmeasured
 from jepa_rl.registry import register_objective
 from jepa_rl.types import Observations, World, WorldSpec
 
-LEAST = 255.0**-2  # added to variances of brightness, so that what never changes does not count without bound
+LEAST = 255.0**-2  # variance of brightness below which pictures stand still
 
 
 @register_objective("vae")
@@ -97,6 +97,8 @@ def unexplained(
 ) -> Float[Tensor, " k"]:
     """Squared error of means over cells, over the variance of ``shown`` there; of every scale and channel.
 
+    Where nothing changes, errors are as they are: over a variance of nearly 0 they would drown all others.
+
     Args:
         decoded, shown: pictures, at least two.
         scales: see ``VAE``.
@@ -105,7 +107,8 @@ def unexplained(
     for scale in scales:
         apart, shown = cells(apart, scale // size), cells(shown, scale // size)
         spread = shown.var(0).mean((1, 2))
-        found.append(apart.square().mean((0, 2, 3)) / (spread + LEAST))
+        spread = torch.where(spread > LEAST, spread + LEAST, 1.0)
+        found.append(apart.square().mean((0, 2, 3)) / spread)
         size = scale
     return torch.cat(found)
 
