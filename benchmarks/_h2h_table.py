@@ -46,6 +46,7 @@ ARMS = {
             {}, rate(3e-3), objective(SIGREG, sigreg=4.0, inverse_dynamics=40.0),
             objective(SIGREG, sigreg=4.0, inverse_dynamics=40.0) | rate(3e-3),
         ),
+        chosen=3,
     ),
     "jepa_vicreg": Arm(
         "prediction", "A", "trained", ACTIONS, "conv", CONV, "frames_jepa", VICREG, stacked=True,
@@ -65,6 +66,7 @@ ARMS = {
             {}, rate(3e-3), objective({}, sigreg=11.5),
             objective({}, sigreg=0.0, variance=1.0, covariance=0.04) | rate(3e-3),
         ),
+        chosen=3,
     ),
     # -- recognition
     "dino": Arm(
@@ -76,6 +78,7 @@ ARMS = {
                       local_scale=(0.5, 0.8)),
             objective(ALONE, local=2, momentum=(0.99, 1.0)) | rate(3e-3),
         ),
+        chosen=2,
     ),
     "dinov2": Arm(
         "recognition", "A", "pretrained", "", "pretrained", {"block": 8, "resolution": 84},
