@@ -92,6 +92,7 @@ ARMS = {
         "reconstruction", "A", "trained", "pictures", "conv", CONV, "vae", SCALED,
         learning_rate=3e-3, window=1,
         tried=({}, objective(SCALED, noise=0.5), objective(SCALED, beta=4.0), rate(1e-3)),
+        chosen=1,
     ),
     # -- pixels
     "pixels": Arm(
