@@ -52,7 +52,10 @@ MEASURED = 9_000_000  # first seed of the worlds that are measured in
 
 
 def remember_code() -> None:
-    """Takes the fingerprints of all stages now: what is edited while a grid runs is not what it runs."""
+    """Takes the fingerprints of all stages now: what is edited while a grid runs is not what it runs.
+
+    All tasks are imported, so that the fingerprint of a record does not depend on those that are run.
+    """
     for name in (*TASKS, *VARIANTS):
         own = task_of(name).code
         for places in (DATA_CODE, LATENT_CODE, PLAY_CODE, MEASURE_CODE):

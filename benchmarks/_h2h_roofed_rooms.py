@@ -43,12 +43,10 @@ def collect_play(folder: Path, seed: int, settings: dict[str, Any]) -> EpisodeSt
 class RoofedRooms(Rooms):
     """See ``_h2h_tasks.Worlds``. Before the first step the dot stood where it starts."""
 
+    core_type = RoofedRoomsCore
+
     def __init__(self, seeds: Sequence[int]) -> None:
-        self.core = RoofedRoomsCore()
-        self.state = self.core.new_state(len(seeds))
-        rngs = [np.random.default_rng(seed) for seed in seeds]
-        self.core.begin(self.state, np.arange(len(seeds)), rngs)
-        self.success = np.zeros(len(seeds), bool)
+        super().__init__(seeds)
         now = super().seen(np.arange(len(seeds)))
         self.last = Seen(now.pixels.repeat(FRAMES, 1), now.state.repeat(FRAMES, 1))
 

@@ -40,8 +40,10 @@ def describe(column: Callable[[str], np.ndarray]) -> np.ndarray:
 class Rooms:
     """See ``_h2h_tasks.Worlds``."""
 
+    core_type: type[TwoRoomsCore] = TwoRoomsCore
+
     def __init__(self, seeds: Sequence[int]) -> None:
-        self.core = TwoRoomsCore()
+        self.core = self.core_type()
         self.state = self.core.new_state(len(seeds))
         rngs = [np.random.default_rng(seed) for seed in seeds]
         self.core.begin(self.state, np.arange(len(seeds)), rngs)

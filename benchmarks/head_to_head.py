@@ -29,7 +29,7 @@ from _h2h_dynamics import RECIPES
 from _h2h_plan import print_plan
 from _h2h_report import write_report
 from _h2h_table import ARMS
-from _h2h_tasks import TASKS, TIER_A, VARIANTS, task_of
+from _h2h_tasks import TASKS, TIER_A, VARIANTS
 from _h2h_tune import tune
 from _record import ROOT, Records, note_process, refuse_unrecordable, trying
 from _sweep import run_cases
@@ -95,8 +95,6 @@ def main(args: Args) -> None:
 def prepare() -> None:
     """What a process does before its first cell."""
     torch.set_num_threads(1)
-    for task in (*TASKS, *VARIANTS):  # whatever is run: the fingerprint of the code must not depend on it
-        task_of(task)
     remember_code()
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from jepa_rl.data.latent_windows import LatentEpisodes
 from jepa_rl.data.store import EpisodeStore
 from jepa_rl.data.view import EpisodeView
 from jepa_rl.inverse import InverseModel
-from jepa_rl.progress import SOON, Progress
-from jepa_rl.training.optimisers import descend
+from jepa_rl.training.later_states import learn_later_states
 from jepa_rl.world_model import WorldModel
 
 
@@ -55,20 +55,12 @@ def train_inverse_model(
         inverse = InverseModel(model.latent_dim, model.spec.action).to(latents.device)
     inverse.mean.copy_(latents.mean(0))
     inverse.std.copy_(latents.std(0).clamp_min(1e-6))
-    episode, left = encoded.episode_of_step, encoded.steps_left
 
-    generator = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.AdamW(inverse.parameters(), lr=learning_rate)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, updates)
-    with Progress("Inverse model", updates, shown=progress, delay=SOON) as bar:
-        for _ in range(updates):
-            now = torch.randint(len(actions), (batch_size,), generator=generator)
-            offset = (
-                1 + (torch.rand(batch_size, generator=generator) * left[now].clamp_max(max_offset)).long()
-            )
-            state = now + episode[now]  # every episode has one more state than actions
-            loss = inverse.loss(latents[state], latents[state + offset], actions[now])
-            descend(loss, [optimizer], inverse.parameters(), max_norm=float("inf"))
-            schedule.step()
-            bar.update()
+    def loss(now: Tensor, offset: Tensor, state: Tensor) -> Tensor:
+        return inverse.loss(latents[state], latents[state + offset], actions[now])
+
+    learn_later_states(
+        "Inverse model", inverse, loss, encoded, max_offset, updates=updates, batch_size=batch_size,
+        learning_rate=learning_rate, seed=seed, progress=progress,
+    )  # fmt: skip
     return inverse.requires_grad_(False)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from jepa_rl.checks import check_whole
 from jepa_rl.data.latent_windows import LatentEpisodes
-from jepa_rl.progress import SOON, Progress
 from jepa_rl.temporal import TemporalDistance
-from jepa_rl.training.optimisers import descend
+from jepa_rl.training.later_states import learn_later_states
 
 
 def train_temporal_distance(
@@ -44,8 +44,8 @@ def train_temporal_distance(
         ValueError: if a number is below 1, or there are no steps.
     """
     check_whole(block=block, max_offset=max_offset, updates=updates, batch_size=batch_size)
-    latents, count = episodes.latents, len(episodes.actions)
-    if not count:
+    latents = episodes.latents
+    if not len(episodes.actions):
         raise ValueError("the episodes hold no steps; encode some play first")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -53,21 +53,14 @@ def train_temporal_distance(
     distance = distance.to(latents.device)
     distance.mean.copy_(latents.mean(0))
     distance.std.copy_(latents.std(0).clamp_min(1e-6))
-    episode, left = episodes.episode_of_step, episodes.steps_left
+    episode = episodes.episode_of_step
 
-    generator = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.AdamW(distance.parameters(), lr=learning_rate)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, updates)
-    with Progress("Temporal distance", updates, shown=progress, delay=SOON) as bar:
-        for _ in range(updates):
-            now = torch.randint(count, (batch_size,), generator=generator)
-            share = torch.rand(batch_size, generator=generator)
-            offset = 1 + (share * left[now].clamp_max(max_offset)).long()
-            state = now + episode[now]  # every episode has one more state than actions
-            steps = (offset / block).to(latents)
-            played = episode[now].to(latents.device)
-            loss, _ = distance.loss(latents[state], latents[state + offset], steps, played)
-            descend(loss, [optimizer], distance.parameters(), max_norm=float("inf"))
-            schedule.step()
-            bar.update()
+    def loss(now: Tensor, offset: Tensor, state: Tensor) -> Tensor:
+        steps, played = (offset / block).to(latents), episode[now].to(latents.device)
+        return distance.loss(latents[state], latents[state + offset], steps, played)[0]
+
+    learn_later_states(
+        "Temporal distance", distance, loss, episodes, max_offset, updates=updates, batch_size=batch_size,
+        learning_rate=learning_rate, seed=seed, progress=progress,
+    )  # fmt: skip
     return distance.eval().requires_grad_(False)
