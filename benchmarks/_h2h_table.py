@@ -54,6 +54,7 @@ ARMS = {
             {}, rate(3e-3), objective(VICREG, covariance=0.4, inverse_dynamics=40.0),
             objective(VICREG, covariance=0.4, inverse_dynamics=40.0) | rate(3e-3),
         ),
+        chosen=2,
     ),
     "vjepa": Arm(
         "prediction", "A", "trained", CLIPS, "vit", VIT, "vjepa", PREDICTOR, window=1,
