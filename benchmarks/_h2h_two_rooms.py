@@ -68,7 +68,8 @@ class Rooms:
 
 def violations(count: int) -> dict[str, tuple[Seen, np.ndarray, Seen]]:
     """Latent steps that can happen, and that cannot: the dot is elsewhere (a fifth of the room away or more), behind
-    the wall that it was pushed against, or gone."""
+    the wall that it was pushed against, or gone. Ordinary ones, too: stopped by the wall, and through a door, at places
+    of wall and door as in data (``door``) or beyond all of them (``new_door``)."""
     rng = np.random.default_rng(7)
     layout = np.stack([rng.uniform(*rules.WALL_RANGE, count), rng.uniform(*rules.DOOR_RANGE, count)], axis=1)
     at = np.stack([rules.sample_position(rng, row, None) for row in layout])
@@ -84,14 +85,29 @@ def violations(count: int) -> dict[str, tuple[Seen, np.ndarray, Seen]]:
     through = np.clip(before_wall + TASK.block * rules.MAX_STEP * push, rules.LOW, rules.HIGH)
     gone = np.full_like(ordinary, -100.0)  # drawn outside the picture
     steps = {
-        "ordinary": (at, actions, ordinary), "teleport": (at, actions, away),
-        "wall": (before_wall, push, through), "vanish": (at, actions, gone),
-        "stopped_by_the_wall": (before_wall, push, after(before_wall, layout, push)),
+        "ordinary": (layout, at, actions, ordinary), "teleport": (layout, at, actions, away),
+        "wall": (layout, before_wall, push, through), "vanish": (layout, at, actions, gone),
+        "stopped_by_the_wall": (layout, before_wall, push, after(before_wall, layout, push)),
     }  # fmt: skip
+    beyond = np.stack(
+        [outside(rng, rules.WALL_RANGE, 2, 6, count), outside(rng, rules.DOOR_RANGE, 1, 4, count)], 1
+    )
+    straight = np.stack([-side, np.zeros(count)], axis=1)
+    for name, places in (("door", layout), ("new_door", beyond)):
+        before = places + np.stack([side * (rules.BLOCKED + 1), np.zeros(count)], axis=1)
+        steps[name] = (places, before, straight, after(before, places, straight))
     return {
-        name: (shown(here, layout), np.tile(action, (1, TASK.block)), shown(there, layout))
-        for name, (here, action, there) in steps.items()
+        name: (shown(here, places), np.tile(action, (1, TASK.block)), shown(there, places))
+        for name, (places, here, action, there) in steps.items()
     }
+
+
+def outside(
+    rng: np.random.Generator, bounds: tuple[float, float], least: float, most: float, count: int
+) -> np.ndarray:
+    """Numbers below or above the bounds, by ``least`` to ``most``."""
+    by = rng.uniform(least, most, count)
+    return np.where(rng.random(count) < 0.5, bounds[0] - by, bounds[1] + by)
 
 
 def after(at: np.ndarray, layout: np.ndarray, action: np.ndarray) -> np.ndarray:

@@ -399,6 +399,12 @@ def test_impossible_steps_are_impossible():
     before, behind = place["wall"]
     assert (np.sign(before[:, 0] - before[:, 2]) == -np.sign(behind[:, 0] - behind[:, 2])).mean() > 0.95
     assert kinds["vanish"][2].pixels[:, 0, 0].max() == 0 and kinds["ordinary"][2].pixels[:, 0, 0].max() > 100
+    for name in ("door", "new_door"):
+        before, behind = place[name]
+        assert (np.sign(before[:, 0] - before[:, 2]) == -np.sign(behind[:, 0] - behind[:, 2])).all()
+    for part, (low, high) in ((2, rules.WALL_RANGE), (3, rules.DOOR_RANGE)):
+        known, unseen = place["door"][0][:, part], place["new_door"][0][:, part]
+        assert ((known > low) & (known < high)).all() and ((unseen < low) | (unseen > high)).all()
 
 
 def test_impossible_pushes_are_impossible():
