@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from _h2h_answers import Cells, answers
 from _h2h_table import ARMS, DECISIVE
 from _h2h_tasks import TIER_A, plain_of
 from _intervals import FEWEST_SEEDS, t_quantile, variance_of
-from _record import made_by, run_git, write_results
+from _record import ROOT, made_by, run_git, write_results
 
 Record = dict[str, Any]
 PROTOCOL = "docs/head_to_head.md"
@@ -27,24 +28,27 @@ def read_records(folder: Path) -> list[Record]:
     """All finished cells.
 
     Raises:
-        ValueError: if they were made by different code.
+        ValueError: if those of a task were made by different code.
     """
     found = []
     for path in sorted(folder.glob("*/*/*/seed_*.json")):
         task, arm, dynamics = path.parts[-4:-1]
         facts = {"task": task, "arm": arm, "dynamics": dynamics, "seed": int(path.stem[5:])}
         found.append(json.loads(path.read_text()) | facts)
-    made = {process["code"] for record in found for process in record["processes"]}
-    if len(made) > 1:
-        raise ValueError(
-            f"cells under {folder} were made by different code ({', '.join(sorted(made))}); keep those of one kind, "
-            "and run the others again from one commit"
-        )
+    for task in sorted({record["task"] for record in found}):
+        made = {
+            process["code"] for record in found if record["task"] == task for process in record["processes"]
+        }
+        if len(made) > 1:
+            raise ValueError(
+                f"cells of {task} under {folder} were made by different code ({', '.join(sorted(made))}); keep those "
+                "of one kind, and run the others again from one commit"
+            )
     return found
 
 
 def write_report(folder: Path, quick: bool = False) -> None:
-    """Prints the tables and writes ``head_to_head.json``."""
+    """Prints the tables, writes ``head_to_head.json`` and draws the pictures of docs/head_to_head.md."""
     records = read_records(folder)
     if not records:
         raise SystemExit(f"there is no finished cell under {folder}")
@@ -60,13 +64,25 @@ def write_report(folder: Path, quick: bool = False) -> None:
         "surprise": [found | worst_surprise(found) for found in averages(records, "surprise_auc")],
         "smoothness": averages(records, "smoothness"),
         "cost": costs(records),
+        "answers": answers(by_cell(records)),
         "protocol_commit": protocol_commit(),
         **made_by(records),
     }
     print(success_table(cells))
     print(measures_table(records))
     print(differences_table(results["differences"]))
-    print(write_results("head_to_head", results, quick=quick, collected=True))
+    written = write_results("head_to_head", results, quick=quick, collected=True)
+    print(written, *draw(by_cell(records), written.parent if quick else ROOT / "docs"), sep="\n")
+
+
+def draw(cells: Cells, folder: Path) -> list[Path]:
+    """The pictures of the write-up."""
+    from _h2h_figures import draw_measures, draw_success  # needs matplotlib, which cells do not
+
+    paths = [folder / "head_to_head_success.png", folder / "head_to_head_measures.png"]
+    draw_success(cells, paths[0])
+    draw_measures(cells, paths[1])
+    return paths
 
 
 def cells_of(records: Iterable[Record]) -> list[dict[str, Any]]:

@@ -503,6 +503,45 @@ def test_the_report_tells_distractors_and_recoloured_steps_from_impossible_ones(
     assert worst_surprise({"teleport": 0.9})["recolour_auc"] is None
 
 
+def test_answers_compare_the_same_seeds_arm_by_arm():
+    from _h2h_answers import answers, rank_correlation
+    from _h2h_report import by_cell
+
+    def record(task, arm, dynamics, seed, success, probe=0.5, last=0.4):
+        measures = {
+            "probe_r2": {"x": probe, "y": 0.9}, "linear_probe_r2": {"x": probe}, "retrieval": 1 - probe,
+            "effective_rank": 5.0, "smoothness": {"jumpiness": 2.0, "curvature": 9.0, "state_curvature": 4.0},
+            "rollout_error": [0.1, 0.2, last], "latent_error_over_copying": [0.0, last], "counterfactual_r2": 0.5,
+            "dynamics_multiply_adds": 100 if arm == "pixels" else 10,
+        }  # fmt: skip
+        cost = {"processor_seconds": {"encoder": 1.0, "dynamics": 2.0, "play": 4.0}}
+        cell = {"task": task, "arm": arm, "dynamics": dynamics, "seed": seed}
+        return cell | {"success": [success], "measures": measures, "cost": cost}
+
+    runs = [record("two_rooms", "jepa_sigreg", "point", seed, 1, probe=0.9) for seed in (3, 4)]
+    runs += [record("two_rooms", "jepa_sigreg", "flow", 3, 0), record("two_rooms", "dinov2", "flow", 3, 0.5)]
+    runs += [record("two_rooms", "jepa_sigreg", "parallel", 4, 0, last=0.8)]
+    for i, arm in enumerate(("dino", "vae", "pixels")):
+        runs.append(record("two_rooms", arm, "point", 3, 0.1 * i, probe=0.1 * i))
+    runs += [record("two_rooms_moving", "jepa_sigreg", "point", 4, 0.25)]
+    found = answers(by_cell(runs))
+    assert found["distribution_at_forks"]["two_rooms"] == {"mean": -1.0, "arms": {"jepa_sigreg": -1.0}}
+    assert found["flow_on_dinov2"]["two_rooms"]["best"] == "jepa_sigreg, point"
+    assert found["flow_on_dinov2"]["two_rooms"]["share"] == 0.5
+    (parallel,) = found["parallel_prediction"]
+    assert parallel["seeds"] == [4] and parallel["parallel"]["rollout_error"] == [0.1, 0.2, 0.8]
+    assert found["cost_of_pixels"]["two_rooms"]["step_ratio"] == 10
+    (noise,) = found["noise"]["moving"]
+    assert noise["seeds"] == [4] and noise["lost"] == 0.75
+    (foretold,) = found["foretells_success"]
+    assert (
+        foretold["correlation"]["probe R2, worst"] == foretold["correlation"]["retrieval"] == pytest.approx(1)
+    )
+    assert foretold["correlation"]["effective rank"] == 0 and foretold["left_out"] is None
+    assert rank_correlation([1, 1, 2, 3], [3, 3, 2, 1]) == pytest.approx(-1)
+    assert found["errors_compound"]["two_rooms"]["families"]["prediction"]["growth"] == pytest.approx(2)
+
+
 @pytest.mark.filterwarnings("ignore:windows of")
 def test_a_quick_run_ends_in_a_report_and_other_code_is_not_counted_with_it(tmp_path, monkeypatch, capsys):
     import _record
