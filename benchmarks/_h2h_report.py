@@ -11,13 +11,14 @@ from typing import Any
 
 import numpy as np
 from _h2h_answers import Cells, answers
+from _h2h_page import page
 from _h2h_table import ARMS, DECISIVE
 from _h2h_tasks import TIER_A, plain_of
 from _intervals import FEWEST_SEEDS, t_quantile, variance_of
-from _record import ROOT, made_by, run_git, write_results
+from _record import ROOT, made_by, run_git, write_results, write_whole
 
 Record = dict[str, Any]
-PROTOCOL = "docs/head_to_head.md"
+PROTOCOL = "docs/head_to_head_protocol.md"
 DRAWS = 4000  # of the bootstrap
 # Pass marks of an arm's own strength: how far between the random encoder's and the supervised one's it must lie.
 PASS = 0.5
@@ -68,20 +69,19 @@ def write_report(folder: Path, quick: bool = False) -> None:
         "protocol_commit": protocol_commit(),
         **made_by(records),
     }
-    print(success_table(cells))
-    print(measures_table(records))
-    print(differences_table(results["differences"]))
     written = write_results("head_to_head", results, quick=quick, collected=True)
-    print(written, *draw(by_cell(records), written.parent if quick else ROOT / "docs"), sep="\n")
+    folder = written.parent if quick else ROOT / "docs"
+    print(written, *illustrate(results, by_cell(records), folder), sep="\n")
 
 
-def draw(cells: Cells, folder: Path) -> list[Path]:
-    """The pictures of the write-up."""
+def illustrate(results: dict[str, Any], cells: Cells, folder: Path) -> list[Path]:
+    """Tables and pictures of the write-up."""
     from _h2h_figures import draw_measures, draw_success  # needs matplotlib, which cells do not
 
-    paths = [folder / "head_to_head_success.png", folder / "head_to_head_measures.png"]
-    draw_success(cells, paths[0])
-    draw_measures(cells, paths[1])
+    paths = [folder / f"head_to_head_{name}" for name in ("tables.md", "success.png", "measures.png")]
+    write_whole(paths[0], page(results, cells))
+    draw_success(cells, paths[1])
+    draw_measures(cells, paths[2])
     return paths
 
 
@@ -262,70 +262,3 @@ def protocol_commit() -> str | None:
         return run_git("log", "-1", "--format=%h", "--", PROTOCOL).strip() or None
     except (OSError, subprocess.CalledProcessError):
         return None
-
-
-# -- tables -------------------------------------------------------------------------------------------
-
-
-def success_table(cells: Sequence[dict[str, Any]]) -> str:
-    """Success, mean over seeds and the seeds' own, as Markdown: a row an arm, a column a task, its distractor, and
-    dynamics."""
-
-    def column_of(cell: dict[str, Any]) -> tuple[str, str]:
-        return " ".join(filter(None, (cell["task"], cell["distractor"]))), cell["dynamics"]
-
-    columns = sorted({column_of(c) for c in cells})
-    known = {(c["arm"], *column_of(c)): c for c in cells}
-    rows = [
-        f"| arm | {' | '.join(f'{task}, {dynamics}' for task, dynamics in columns)} |",
-        "|---" * (1 + len(columns)) + "|",
-    ]
-    for arm in [name for name in ARMS if any(c["arm"] == name for c in cells)]:
-        shown = [in_words(known.get((arm, *column))) for column in columns]
-        rows.append(f"| {arm} | {' | '.join(shown)} |")
-    return "\n".join(rows)
-
-
-def in_words(cell: dict[str, Any] | None) -> str:
-    """Mean and seeds of a cell, and the mean with the arm's own search."""
-    if cell is None:
-        return ""
-    text = f"{np.mean(cell['success']):.2f} ({', '.join(f'{x:.2f}' for x in cell['success'])})"
-    own = cell.get("success_own_search")
-    return f"{text}; own search {np.mean(own):.2f}" if own else text
-
-
-MEASURES: dict[str, Callable[[dict[str, Any]], float]] = {
-    "probe R2, worst": lambda m: min(m["probe_r2"].values()),
-    "linear probe R2, worst": lambda m: min(m["linear_probe_r2"].values()),
-    "effective rank": lambda m: m["effective_rank"],
-    "retrieval": lambda m: m["retrieval"],
-    "jumpiness": lambda m: m["smoothness"]["jumpiness"],
-    "curvature": lambda m: m["smoothness"]["curvature"],
-    "rollout error, first": lambda m: m["rollout_error"][1],
-    "rollout error, last": lambda m: m["rollout_error"][-1],
-    "counterfactual R2": lambda m: m["counterfactual_r2"],
-    "decoder PSNR": lambda m: m.get("decoder_psnr", math.nan),
-    "decoder R2": lambda m: m.get("decoder_r2", math.nan),
-}
-
-
-def measures_table(records: Sequence[Record]) -> str:
-    """Mean over seeds of the measures, as Markdown: a row a cell."""
-    rows = [f"| task | arm | dynamics | {' | '.join(MEASURES)} |", "|---" * (3 + len(MEASURES)) + "|"]
-    for key, runs in sorted(by_cell(records).items()):
-        values = [np.mean([read(run["measures"]) for run in runs]) for read in MEASURES.values()]
-        rows.append(f"| {' | '.join(key)} | {' | '.join(f'{value:.2f}' for value in values)} |")
-    return "\n".join(rows)
-
-
-def differences_table(differences: Sequence[dict[str, Any]]) -> str:
-    rows = ["| difference | mean | half width | p, Holm | seeds' own |", "|---|---|---|---|---|"]
-    for found in differences:
-        numbers = [found.get(k) for k in ("mean", "halfwidth", "p_holm")]
-        shown = ["" if x is None else f"{x:.3f}" for x in numbers]
-        own = "; ".join(
-            f"{task} {', '.join(f'{x:+.2f}' for x in points)}" for task, points in found["per_seed"].items()
-        )
-        rows.append(f"| {found['name']} | {' | '.join(shown)} | {own} |")
-    return "\n".join(rows)

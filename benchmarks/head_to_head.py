@@ -11,7 +11,7 @@
 A cell is a task, an arm (how the encoder came about), dynamics and a training seed. Its stages (data, encoder, latents,
 dynamics, play, measures) are kept under ``--out`` by what they depend on, so that any subset may run, in any order and
 in several processes; a finished cell is a file of ``benchmarks/results/head_to_head``. What is compared, and how, is
-in docs/head_to_head.md.
+in docs/head_to_head_protocol.md.
 """
 
 from __future__ import annotations

@@ -1,0 +1,221 @@
+"""The tables of the head-to-head's write-up, as Markdown: docs/head_to_head_tables.md is made of them alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from _h2h_answers import FAMILIES, Cells
+from _h2h_table import ARMS
+
+Results = Mapping[str, Any]
+
+
+def page(results: Results, cells: Cells) -> str:
+    """All tables.
+
+    Args:
+        results: what ``head_to_head.json`` holds.
+        cells: records by (task, arm, dynamics).
+    """
+    said = results["answers"]
+    columns = ("dinov2, flow", "best", "success", "share")
+    tables = {
+        "Success": success_table(results["cells"]),
+        "Decisive differences": differences_table(results["differences"]),
+        "Own strength": strength_table(results["strength"]),
+        "Smoothness along actions, and errors of rollouts": families_table(said),
+        "A distribution over futures": distribution_table(said["distribution_at_forks"]),
+        "The flow on frozen DINOv2": plain_table(said["flow_on_dinov2"], columns),
+        "Other dynamics on the same spaces": against_table(said),
+        "What pixels cost": costs_table(said["cost_of_pixels"]),
+        "Unpredictable noise": noise_table(said["noise"]),
+        "What foretells success": foretelling_table(said["foretells_success"]),
+        "Surprise": surprise_table(results["surprise"]),
+        "Measures": measures_table(cells),
+    }
+    begin = (
+        "# Which space to plan in: all tables\n\nMade by `python benchmarks/head_to_head.py --report` from "
+        "`benchmarks/results/head_to_head/`; what they mean is in [the write-up](head_to_head.md), what was fixed "
+        "beforehand in the [protocol](head_to_head_protocol.md).\n"
+    )
+    return begin + "".join(
+        f"\n## {title}\n\n{rows}\n" + (f"\n{CAPTIONS[title]}\n" if title in CAPTIONS else "")
+        for title, rows in tables.items()
+        if rows
+    )
+
+
+CAPTIONS = {
+    "Success": "Mean over training seeds, and theirs one by one; 200 paired episodes each.",
+    "Own strength": "Share of the way from the random encoder to the supervised one.",
+    "Smoothness along actions, and errors of rollouts": "Point dynamics, mean over a family's arms; curvature "
+    "in degrees, errors in deviations of the state.",
+    "A distribution over futures": "Success with the flow minus that with the point predictor.",
+    "Other dynamics on the same spaces": "Errors at the end of the horizon, in deviations of the state; seconds of play.",
+    "What pixels cost": "Pixels over `jepa_sigreg`, point dynamics: multiply-adds of a step, processor seconds of "
+    "training and of play.",
+    "What foretells success": "Rank correlation over arms, signed so that 1 is a perfect forecast; exploratory.",
+    "Surprise": "AUC against ordinary steps.",
+    "Measures": "Mean over seeds.",
+}
+
+
+def table(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """Nothing if there are no rows."""
+    lines = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
+    return "\n".join(lines + [f"| {' | '.join(map(shown, row))} |" for row in rows]) if rows else ""
+
+
+def shown(value: Any) -> str:
+    """Two digits behind the point; nothing for what is not known."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:.2f}" if isinstance(value, float) else str(value)
+
+
+def success_table(cells: Sequence[Mapping[str, Any]]) -> str:
+    """A row an arm, a column a task, its distractor, and dynamics."""
+
+    def column_of(cell: Mapping[str, Any]) -> tuple[str, str]:
+        return " ".join(filter(None, (cell["task"], cell["distractor"]))), cell["dynamics"]
+
+    columns = sorted({column_of(c) for c in cells})
+    known = {(c["arm"], *column_of(c)): c for c in cells}
+    rows = [
+        [arm, *(in_words(known.get((arm, *column))) for column in columns)]
+        for arm in ARMS
+        if any(c["arm"] == arm for c in cells)
+    ]
+    return table(["arm", *(f"{task}, {dynamics}" for task, dynamics in columns)], rows)
+
+
+def in_words(cell: Mapping[str, Any] | None) -> str:
+    """Mean and seeds of a cell, and the mean with the arm's own search."""
+    if cell is None:
+        return ""
+    text = f"{np.mean(cell['success']):.2f} ({', '.join(f'{x:.2f}' for x in cell['success'])})"
+    own = cell.get("success_own_search")
+    return f"{text}; own search {np.mean(own):.2f}" if own else text
+
+
+def differences_table(differences: Sequence[Mapping[str, Any]]) -> str:
+    rows = []
+    for found in differences:
+        numbers = [found.get(k) for k in ("mean", "halfwidth", "p_holm")]
+        own = "; ".join(
+            f"{task} {', '.join(f'{x:+.2f}' for x in points)}" for task, points in found["per_seed"].items()
+        )
+        rows.append([found["name"], *("" if x is None else f"{x:.3f}" for x in numbers), own])
+    return table(["difference", "mean", "half width", "p, Holm", "seeds' own"], rows)
+
+
+def strength_table(strengths: Sequence[Mapping[str, Any]]) -> str:
+    columns = ("task", "distractor", "arm", "figure", "value", "random", "supervised", "share", "passed")
+    return table(columns, [[row[c] for c in columns] for row in strengths])
+
+
+def families_table(said: Results) -> str:
+    """Smoothness and growing errors of families, task by task."""
+    names = ("jumpiness", "curvature", "state_curvature", "first", "last", "growth")
+    rows = []
+    for task, smooth in said["smoother_along_actions"].items():
+        grown = said["errors_compound"][task]["families"]
+        for family in [f for f in FAMILIES if f in grown]:
+            figures = smooth["families"][family] | grown[family]
+            rows.append([task, family, *(figures[name] for name in names)])
+    columns = ("jumpiness", "curvature", "the state's", "error, first step", "last step", "growth")
+    return table(("task", "family", *columns), rows)
+
+
+def distribution_table(found: Results) -> str:
+    arms = [arm for arm in ARMS if any(arm in own["arms"] for own in found.values())]
+    rows = [[task, own["mean"], *(own["arms"].get(arm) for arm in arms)] for task, own in found.items()]
+    return table(("task", "mean", *arms), rows)
+
+
+def plain_table(found: Results, columns: Sequence[str]) -> str:
+    return table(("task", *columns), [[task, *(own[c] for c in columns)] for task, own in found.items()])
+
+
+def against_table(said: Results) -> str:
+    """Every kind of dynamics that was run beside another on the same seeds."""
+    kinds = {
+        "few_evaluations": ("flow", "flow_heun"), "repa": ("flow", "flow_repa"), "ensemble": ("point", "ensemble"),
+        "parallel_prediction": ("point", "parallel"), "two_timescales": ("point", "two_scale"),
+        "learned_distance": ("point", "point+distance"),
+    }  # fmt: skip
+    rows = [
+        [row["task"], row["arm"], first, second, len(row["seeds"])]
+        + [row[side][name] for name in ("success", "play_seconds") for side in (first, second)]
+        + [row[side]["rollout_error"][-1] for side in (first, second)]
+        for question, (first, second) in kinds.items()
+        for row in said[question]
+    ]
+    pairs = [f"{name} of {side}" for name in ("success", "play", "error") for side in ("first", "second")]
+    return table(("task", "arm", "first", "second", "seeds", *pairs), rows)
+
+
+def costs_table(found: Results) -> str:
+    rows = [
+        [task, own["pixels"]["success"], own["jepa_sigreg"]["success"]]
+        + [own[f"{name}_ratio"] for name in ("step", "training", "play")]
+        for task, own in found.items()
+    ]
+    return table(("task", "success, pixels", "success, latent", "step", "training", "play"), rows)
+
+
+def noise_table(noise: Results) -> str:
+    columns = ("task", "arm", "family", "dynamics", "seeds", "plain", "distracted", "lost")
+    rows = [
+        [kind, *(len(row[c]) if c == "seeds" else row[c] for c in columns)]
+        for kind, found in noise.items()
+        for row in found
+    ]
+    return table(("distractor", *columns), rows)
+
+
+def foretelling_table(found: Sequence[Mapping[str, Any]]) -> str:
+    if not found:
+        return ""
+    names = list(found[0]["correlation"])
+    rows = []
+    for row in found:
+        held = row["left_out"]
+        best = held and f"{held['measure']}: {held['value']:.2f}"
+        rows.append([row["task"], *(row["correlation"][name] for name in names), best])
+    return table(("task", *names, "best of the other tasks"), rows)
+
+
+def surprise_table(found: Sequence[Mapping[str, Any]]) -> str:
+    facts = ("task", "distractor", "arm", "dynamics")
+    kinds = list(dict.fromkeys(name for row in found for name in row if name not in facts))
+    return table((*facts, *kinds), [[row.get(name) for name in (*facts, *kinds)] for row in found])
+
+
+MEASURES: dict[str, Callable[[Mapping[str, Any]], float]] = {
+    "probe R2, worst": lambda m: min(m["probe_r2"].values()),
+    "linear probe R2, worst": lambda m: min(m["linear_probe_r2"].values()),
+    "effective rank": lambda m: m["effective_rank"],
+    "retrieval": lambda m: m["retrieval"],
+    "jumpiness": lambda m: m["smoothness"]["jumpiness"],
+    "curvature": lambda m: m["smoothness"]["curvature"],
+    "rollout error, first": lambda m: m["rollout_error"][1],
+    "rollout error, last": lambda m: m["rollout_error"][-1],
+    "counterfactual R2": lambda m: m["counterfactual_r2"],
+    "decoder PSNR": lambda m: m.get("decoder_psnr", math.nan),
+    "decoder R2": lambda m: m.get("decoder_r2", math.nan),
+}
+
+
+def measures_table(cells: Cells) -> str:
+    """A row a cell."""
+    rows = [
+        [*key, *(float(np.mean([read(run["measures"]) for run in runs])) for read in MEASURES.values())]
+        for key, runs in sorted(cells.items())
+    ]
+    return table(("task", "arm", "dynamics", *MEASURES), rows)
