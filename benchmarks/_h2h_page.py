@@ -54,7 +54,7 @@ CAPTIONS = {
     "Smoothness along actions, and errors of rollouts": "Point dynamics, mean over a family's arms; curvature "
     "in degrees, errors in deviations of the state.",
     "A distribution over futures": "Success with the flow minus that with the point predictor.",
-    "Other dynamics on the same spaces": "Errors at the end of the horizon, in deviations of the state; seconds of play.",
+    "Other dynamics on the same spaces": "Errors at the end of the horizon; seconds of play.",
     "What pixels cost": "Pixels over `jepa_sigreg`, point dynamics: multiply-adds of a step, processor seconds of "
     "training and of play.",
     "What foretells success": "Rank correlation over arms, signed so that 1 is a perfect forecast; exploratory.",
