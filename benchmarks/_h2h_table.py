@@ -59,6 +59,7 @@ ARMS = {
     "vjepa": Arm(
         "prediction", "A", "trained", CLIPS, "vit", VIT, "vjepa", PREDICTOR, window=1,
         tried=({}, rate(3e-3), objective(PREDICTOR, ratio=0.9), objective(PREDICTOR, ema=(0.99, 1.0))),
+        chosen=2,
     ),
     "action_free": Arm(
         "prediction", "A", "trained", CLIPS, "conv", CONV, "frames_action_free", {"sigreg": 1.0},
@@ -87,6 +88,7 @@ ARMS = {
             {}, {"whiten": True}, {"encoder_options": {"block": 6, "resolution": 84}},
             {"encoder_options": {"block": 4, "resolution": 84}},
         ),
+        chosen=1,
     ),
     # -- reconstruction
     "vae": Arm(
