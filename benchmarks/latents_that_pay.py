@@ -14,8 +14,10 @@ leaves the picture, which no encoder can mend.
 
 ``speed``: frames a second of joint SAC beside Stable-Baselines3's with its CnnPolicy, and of steps in a dream.
 
-``dream``: SAC trained in the dream of a shipped world model alone, by ``examples/dream.py``; its return in the world,
-divided by that of JEPAMPC, which learned the world model there.
+``dream``: SAC trained in the dream of a world model alone, by ``examples/dream.py``; its return in the world, divided
+by that of the same agent trained in the world, on the same latents and with as much experience as world model and
+starts took. The swing-up with a shipped world model, and Two Rooms (one layout and goal, dense reward) with one that
+JEPAMPC learns here.
 
 Returns of trainings from pixels stand in ``dmc_pixels.json``: ``ratio_to_state`` (joint SAC / SAC from state, by task)
 and ``cartpole`` are read from it.
@@ -28,7 +30,7 @@ import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import gymnasium as gym
 import numpy as np
@@ -48,14 +50,17 @@ from _record import (
     write_whole,
 )
 from dmc_pixels import TASKS, make_pixels
+from stable_baselines3.common.monitor import Monitor
 from torch import nn
 
 import jepa_rl.envs
-from jepa_rl.agents import JEPAMPC
+from jepa_rl.agents import JEPAMPC, play_episodes
+from jepa_rl.agents.sb3.jepa_mpc import jepa_mpc_preset
+from jepa_rl.agents.sb3.progress import LearningProgress
 from jepa_rl.data import EpisodeView, WindowSampler
 from jepa_rl.data.latent_windows import LatentEpisodes
 from jepa_rl.diagnostics.probes import fit_mlp_probe, r2_score
-from jepa_rl.envs import collect
+from jepa_rl.envs import collect, wrap
 from jepa_rl.training import TrainConfig, descend, fit
 from jepa_rl.world_model import WorldModel, WorldModelConfig
 
@@ -178,14 +183,99 @@ def speed(args: Args) -> dict[str, Any]:
     return found | {"dream_steps_per_second": median(rates)}
 
 
+class Dreamt(NamedTuple):
+    """A world that is dreamt of.
+
+    Attributes:
+        env_id: Gymnasium id.
+        action_repeat: environment steps of a decision.
+        decisions: that the world model learned from, with JEPAMPC.
+        world: its weights; None where they are learned here.
+    """
+
+    env_id: str
+    action_repeat: int
+    decisions: int
+    world: str | None = None
+
+
+ROOMS = "jepa_rl_benchmarks/OneGoal-v0"
+DREAMT = {
+    "cartpole-swingup": Dreamt("dmc/cartpole-swingup-v0", 8, 12_500, "hub:cartpole-swingup"),
+    "two-rooms": Dreamt(ROOMS, 2, 6_000),
+}
+
+
+class OneGoal(gym.Wrapper):
+    """Two Rooms, one layout and one goal, starts anywhere."""
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        return self.env.reset(seed=seed, options={"goal": (50.0, 14.0)} | (options or {}))
+
+
+def make_rooms(**options: Any) -> gym.Env:
+    """With the environment's own dense reward."""
+    return OneGoal(jepa_rl.envs.TwoRoomsEnv(reward="dense", start="any", wall=32.0, door=32.0, **options))
+
+
 def dreamt(args: Args) -> dict[str, Any]:
-    asked = dream.Args(seed=args.dream_seed, quick=args.quick, out=args.out / "dream")
-    dream.main(asked)
-    found = json.loads((args.out / "dream/results.json").read_text())
-    told = {"returns", "mean_returns", "dream_steps", "start_frames", "train_seconds"}
-    settings = without(asdict(asked), "out", "quick")
-    ratio = {"return_ratio": found["dream"]["return_ratio"], "seed": args.dream_seed, "settings": settings}
-    return ratio | {name: found[name] for name in sorted(told)}
+    """SAC that was trained in a dream alone, and SAC with the same settings that was trained in the world, on the same
+    latents, for as many decisions as world model and starts took; both in the world."""
+    if ROOMS not in gym.registry:
+        gym.register(ROOMS, make_rooms, max_episode_steps=100)
+    found: dict[str, Any] = {}
+    for name, task in DREAMT.items():
+        out = args.out / f"dream-{name}"
+        world = task.world or learned_world(args, task, out.with_suffix(".safetensors"))
+        asked = dream.Args(
+            world, task.env_id, task.action_repeat, seed=args.dream_seed, quick=args.quick, out=out
+        )
+        dream.main(asked)
+        result = json.loads((out / "results.json").read_text())
+        awake = trained_awake(asked, task.decisions + result["start_frames"] // task.action_repeat)
+        told = {key: result[key] for key in ("dream_steps", "start_frames", "train_seconds")}
+        returns = result["returns"] | {"the same agent, trained in the world": awake}
+        mean = {key: float(np.mean(own)) for key, own in returns.items()}
+        found[name] = told | {
+            "ratio": mean["dreamer"] / mean["the same agent, trained in the world"],
+            "ratio_to_planner": mean["dreamer"] / mean["planner"],
+            "mean_returns": mean, "returns": returns, "settings": without(asdict(asked), "out", "quick"),
+        }  # fmt: skip
+    return {
+        "return_ratio": min(own["ratio"] for own in found.values()),
+        "seed": args.dream_seed,
+        "tasks": found,
+    }
+
+
+def learned_world(args: Args, task: Dreamt, file: Path) -> str:
+    """Weights of JEPAMPC, trained in the world."""
+    env = dream.make_env(dream.Args(env_id=task.env_id, action_repeat=task.action_repeat))
+    decisions = 60 if args.quick else task.decisions
+    agent = JEPAMPC(
+        "CnnPolicy", env, gamma=0.95, gradient_steps=1, learning_starts=min(500, decisions // 2),
+        buffer_size=decisions, seed=args.dream_seed, device="cpu", **jepa_mpc_preset("laptop"),
+    )  # fmt: skip
+    agent.learn(decisions, callback=LearningProgress("JEPAMPC", "decision"))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    agent.save_weights(file)
+    return str(file)
+
+
+def trained_awake(asked: dream.Args, decisions: int) -> list[float]:
+    """Returns of the dreamer's twin, which learned in the world: an update a decision."""
+    env = dream.make_env(asked)
+    agent = JEPAMPC.from_weights(asked.world, env, device="cpu")
+    decisions = 60 if asked.quick else decisions
+    sac = dream.make_sac(
+        Monitor(wrap(env, agent.world)), asked, agent.policy.average.discount, buffer_size=decisions,
+        learning_starts=min(250, decisions // 2), gradient_steps=1,
+    )  # fmt: skip
+    sac.learn(decisions, callback=LearningProgress("SAC", "decision"))
+    seeds = [dream.EVALUATION_SEED + i for i in range(1 if asked.quick else asked.episodes)]
+    return play_episodes(sac, lambda: wrap(dream.make_env(asked), agent.world), seeds).returns.tolist()
 
 
 def make_world(args: Args, spec: Any, objective: str, options: dict[str, Any]) -> WorldModel:

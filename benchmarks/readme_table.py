@@ -296,13 +296,15 @@ def latents_that_pay(r: dict[str, Any]) -> list[Row]:
         )
     if (dream := r.get("dream", {})).get("steps_per_second"):
         rows.append(("steps a second in 256 dreams of the swing-up", f"{dream['steps_per_second']:,.0f}"))
-    if "return_ratio" in dream:
-        means = dream["mean_returns"]
+    for name, own in dream.get("tasks", {}).items():
+        means = own["mean_returns"]
+        figures = [means[k] for k in ("dreamer", "the same agent, trained in the world", "planner", "random")]
+        form = ".0f" if means["planner"] > 10 else ".2f"
         rows.append(
             (
-                f"SAC trained only in the dream of the swing-up, training seed {dream['seed']}, return in the world / "
-                "JEPAMPC, whose world model it is / random play",
-                f"{means['dreamer']:.0f} / {means['planner']:.0f} / {means['random']:.0f}",
+                f"{name}, SAC trained only in the dream, training seed {dream['seed']}, return in the world / the same agent, "
+                "trained in the world on these latents and as much experience / JEPAMPC, whose world model it is / random play",
+                " / ".join(f"{figure:{form}}" for figure in figures),
             )
         )
     return rows

@@ -21,7 +21,7 @@ import torch
 import tyro
 from PIL import Image
 from stable_baselines3 import SAC
-from stable_baselines3.common.vec_env import VecMonitor
+from stable_baselines3.common.vec_env import VecEnv, VecMonitor
 
 from jepa_rl.agents import JEPAMPC, play_episodes
 from jepa_rl.agents.sb3.progress import LearningProgress
@@ -104,10 +104,9 @@ def main(args: Args) -> None:
     dream = VecMonitor(
         DreamVecEnv(model, starts, num_envs=num_envs, horizon=args.horizon, residuals=args.residuals)
     )
-    dreamer = SAC(
-        "MlpPolicy", dream, learning_rate=1e-3, gamma=model.discount, buffer_size=max(steps, 1000),
-        learning_starts=10 * num_envs, gradient_steps=args.updates, policy_kwargs={"net_arch": [128, 128]},
-        seed=args.seed, device="cpu", tensorboard_log=str(args.out),
+    dreamer = make_sac(
+        dream, args, model.discount, buffer_size=max(steps, 1000), learning_starts=10 * num_envs,
+        gradient_steps=args.updates, tensorboard_log=str(args.out),
     )  # fmt: skip
     began = time.perf_counter()
     dreamer.learn(steps, callback=LearningProgress("SAC", "dreamt step"))
@@ -135,6 +134,14 @@ def main(args: Args) -> None:
     for name, value in mean.items():
         print(f"{name:<21} return {value:7.1f}")
     print(f"wrote {args.out}/ in {results['total_seconds']:.0f} s")
+
+
+def make_sac(env: VecEnv | gym.Env, args: Args, discount: float, **changes: Any) -> SAC:
+    """The agent that learns in the dream, for any environment of latents."""
+    return SAC(
+        "MlpPolicy", env, learning_rate=1e-3, gamma=discount, policy_kwargs={"net_arch": [128, 128]},
+        seed=args.seed, device="cpu", **changes,
+    )  # fmt: skip
 
 
 def evaluate(
