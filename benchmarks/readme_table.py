@@ -302,8 +302,9 @@ def latents_that_pay(r: dict[str, Any]) -> list[Row]:
         form = ".0f" if means["planner"] > 10 else ".2f"
         rows.append(
             (
-                f"{name}, SAC trained only in the dream, training seed {dream['seed']}, return in the world / the same agent, "
-                "trained in the world on these latents and as much experience / JEPAMPC, whose world model it is / random play",
+                f"{name}, SAC trained only in the dream, training seed {dream['seed']}, return in the world / the same "
+                "agent, trained in the world on these latents and as much experience / JEPAMPC, whose world model it "
+                "is / random play",
                 " / ".join(f"{figure:{form}}" for figure in figures),
             )
         )
