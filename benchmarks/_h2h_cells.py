@@ -21,7 +21,7 @@ from _h2h_dynamics import (
     train_dynamics,
 )
 from _h2h_spaces import Space, encode_frames, latent_episodes, read_latents
-from _h2h_table import ARMS, BUDGETS, COMMON_SEARCH, OWN_SEARCH, SEARCHES
+from _h2h_table import ARMS, BUDGETS, COMMON_SEARCH, OWN_SEARCH, SEARCHED, SEARCHES
 from _h2h_tasks import REPORT, TASKS, TUNE, VARIANTS, Task, plain_of, play, searching, task_of
 
 from jepa_rl import EpisodeStore, WorldModel
@@ -247,13 +247,11 @@ class Pipeline:
     @cached_property
     def played_own(self) -> dict[str, Any] | None:
         """The same with the arm's own search, if it has another than the common one."""
-        task = plain_of(self.cell.task)[0]
-        number = OWN_SEARCH.get((task, self.cell.arm, self.cell.dynamics))
-        return (
-            None
-            if number is None
-            else {"search": SEARCHES[task][number]} | self._played(SEARCHES[task][number])
-        )
+        task, arm, dynamics, _ = self.cell
+        number = OWN_SEARCH.get((task, arm)) if dynamics in SEARCHED else None
+        if number is None:
+            return None
+        return {"search": SEARCHES[task][number]} | self._played(SEARCHES[task][number])
 
     def _played(self, search: dict[str, Any]) -> dict[str, Any]:
         dynamics, trained = self.dynamics

@@ -639,7 +639,7 @@ def test_searches_are_chosen_on_tuning_episodes_and_recorded_beside_the_common_o
 
     changes = ({}, {"step_cost": 0.02})
     monkeypatch.setitem(h2h_table.SEARCHES, "two_rooms", changes)
-    monkeypatch.setitem(h2h_table.OWN_SEARCH, ("two_rooms", "state", "point"), 1)
+    monkeypatch.setitem(h2h_table.OWN_SEARCH, ("two_rooms", "state"), 1)
     cell = Cell("two_rooms", "state", "point", 0)
     with pytest.raises(ValueError, match="chosen on seeds"):
         h2h_tune.tune("searches", [cell._replace(seed=3)], tmp_path, quick=True)
