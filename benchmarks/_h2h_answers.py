@@ -5,6 +5,7 @@ Every figure is a mean over training seeds, then over arms, then over the tasks 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -16,18 +17,32 @@ Record = dict[str, Any]
 Cells = Mapping[tuple[str, str, str], Sequence[Record]]
 FAMILIES = ("prediction", "recognition", "reconstruction", "pixels")
 
-# What may foretell success: (name, a record's measures -> figure, whether more should be better).
-FORETELLING: tuple[tuple[str, Callable[[Record], float], bool], ...] = (
-    ("probe R2, worst", lambda m: min(m["probe_r2"].values()), True),
-    ("linear probe R2, worst", lambda m: min(m["linear_probe_r2"].values()), True),
-    ("retrieval", lambda m: m["retrieval"], False),
-    ("effective rank", lambda m: m["effective_rank"], True),
-    ("jumpiness", lambda m: m["smoothness"]["jumpiness"], False),
-    ("curvature", lambda m: m["smoothness"]["curvature"], False),
-    ("rollout error, last", lambda m: m["rollout_error"][-1], False),
-    ("latent error over copying, last", lambda m: m["latent_error_over_copying"][-1], False),
-    ("counterfactual R2", lambda m: m["counterfactual_r2"], True),
-)
+# Of a record's measures, the figures that tables show.
+MEASURES: dict[str, Callable[[Record], float]] = {
+    "probe R2, worst": lambda m: min(m["probe_r2"].values()),
+    "linear probe R2, worst": lambda m: min(m["linear_probe_r2"].values()),
+    "effective rank": lambda m: m["effective_rank"],
+    "retrieval": lambda m: m["retrieval"],
+    "jumpiness": lambda m: m["smoothness"]["jumpiness"],
+    "curvature": lambda m: m["smoothness"]["curvature"],
+    "rollout error, first": lambda m: m["rollout_error"][1],
+    "rollout error, last": lambda m: m["rollout_error"][-1],
+    "counterfactual R2": lambda m: m["counterfactual_r2"],
+    "decoder PSNR": lambda m: m.get("decoder_psnr", math.nan),
+    "decoder R2": lambda m: m.get("decoder_r2", math.nan),
+}
+# What may foretell success, 1 where more should be better and -1 where less should.
+FORETELLING = {
+    "probe R2, worst": 1, "linear probe R2, worst": 1, "retrieval": -1, "effective rank": 1, "jumpiness": -1,
+    "curvature": -1, "rollout error, last": -1, "latent error over copying, last": -1, "counterfactual R2": 1,
+}  # fmt: skip
+READ = MEASURES | {"latent error over copying, last": lambda m: m["latent_error_over_copying"][-1]}
+# Questions that two kinds of dynamics on the same spaces answer.
+AGAINST = {
+    "few_evaluations": ("flow", "flow_heun"), "repa": ("flow", "flow_repa"), "ensemble": ("point", "ensemble"),
+    "parallel_prediction": ("point", "parallel"), "two_timescales": ("point", "two_scale"),
+    "learned_distance": ("point", "point+distance"),
+}  # fmt: skip
 
 
 def success_of(record: Record) -> float:
@@ -35,7 +50,7 @@ def success_of(record: Record) -> float:
 
 
 def answers(cells: Cells) -> dict[str, Any]:
-    """Question by question; None where cells are missing.
+    """Question by question; empty where cells are missing.
 
     Args:
         cells: records by (task, arm, dynamics).
@@ -45,16 +60,10 @@ def answers(cells: Cells) -> dict[str, Any]:
         "errors_compound": by_family(cells, growth),
         "distribution_at_forks": distribution(cells),
         "flow_on_dinov2": flow_on_recognition(cells),
-        "few_evaluations": against(cells, "flow", "flow_heun"),
         "cost_of_pixels": pixel_costs(cells),
-        "parallel_prediction": against(cells, "point", "parallel"),
-        "two_timescales": against(cells, "point", "two_scale"),
-        "learned_distance": against(cells, "point", "point+distance"),
-        "repa": against(cells, "flow", "flow_repa"),
-        "ensemble": against(cells, "point", "ensemble"),
         "noise": {kind: distracted(cells, kind) for kind in sorted({kind for _, kind in VARIANTS.values()})},
         "foretells_success": foretelling(cells),
-    }
+    } | {question: against(cells, *pair) for question, pair in AGAINST.items()}
 
 
 def mean_of(runs: Iterable[Record], read: Callable[[Record], float]) -> float:
@@ -124,17 +133,11 @@ def flow_on_recognition(cells: Cells) -> dict[str, Any]:
             if where == task and dynamics in ("point", "flow") and ARMS[arm].make == "trained"
         }
         if others and (task, "dinov2", "flow") in cells:
-            own, best = (
-                mean_of(cells[task, "dinov2", "flow"], success_of),
-                max(others, key=others.__getitem__),
-            )
-            found[task] = {
-                "dinov2, flow": own,
-                "best": best,
-                "success": others[best],
-                "share": own / (others[best] or 1),
-            }
-    return found  # fmt: skip
+            own = mean_of(cells[task, "dinov2", "flow"], success_of)
+            best = max(others, key=others.__getitem__)
+            share = own / (others[best] or 1)
+            found[task] = {"dinov2, flow": own, "best": best, "success": others[best], "share": share}
+    return found
 
 
 def against(cells: Cells, first: str, second: str) -> list[dict[str, Any]]:
@@ -197,22 +200,23 @@ def distracted(cells: Cells, kind: str) -> list[dict[str, Any]]:
     return found
 
 
-def foretelling(cells: Cells, dynamics: str = "point") -> list[dict[str, Any]]:
-    """Rank correlation of measures with success over arms, task by task, signed so that 1 is a perfect forecast.
+def foretelling(cells: Cells) -> list[dict[str, Any]]:
+    """Rank correlation of measures with success over arms, task by task, point dynamics; signed so that 1 is a perfect
+    forecast.
 
     ``left_out``: of the measure that is best on the other tasks, what it gives on this one. Exploratory: arms are few.
     """
     tables: dict[str, dict[str, float]] = {}
     for task in tasks_of(cells):
-        arms = [a for a in ARMS if a != "state" and (task, a, dynamics) in cells]
+        arms = [a for a in ARMS if a != "state" and (task, a, "point") in cells]
         if len(arms) < 4:
             continue
-        runs = [cells[task, a, dynamics] for a in arms]
+        runs = [cells[task, a, "point"] for a in arms]
         success = [mean_of(own, success_of) for own in runs]
         tables[task] = {}
-        for name, read, more in FORETELLING:
-            values = [float(np.mean([read(r["measures"]) for r in own])) for own in runs]
-            tables[task][name] = rank_correlation(values, success) * (1 if more else -1)
+        for name, sign in FORETELLING.items():
+            values = [mean_of([r["measures"] for r in own], READ[name]) for own in runs]
+            tables[task][name] = sign * rank_correlation(values, success)
     found = []
     for task, own in tables.items():
         rest = [other for name, other in tables.items() if name != task]
@@ -220,7 +224,7 @@ def foretelling(cells: Cells, dynamics: str = "point") -> list[dict[str, Any]]:
         found.append(
             {"task": task, "correlation": own, "left_out": best and {"measure": best, "value": own[best]}}
         )
-    return found  # fmt: skip
+    return found
 
 
 def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float:

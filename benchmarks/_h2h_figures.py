@@ -63,10 +63,9 @@ def draw_measures(cells: Cells, path: Path) -> None:
 
 
 def draw_arm(above: Axes, below: Axes, arm: str, runs: Sequence[Mapping[str, Any]]) -> None:
-    colour, rank = (
-        COLOURS[ARMS[arm].family],
-        [name for name in ARMS if ARMS[name].family == ARMS[arm].family].index(arm),
-    )
+    family = ARMS[arm].family
+    colour = COLOURS[family]
+    rank = [name for name, other in ARMS.items() if other.family == family].index(arm)
     style = ("-", "--", ":", "-.")[rank % 4]
     error = np.mean([run["measures"]["rollout_error"] for run in runs], axis=0)
     above.plot(error, style, color=colour, linewidth=1, label=arm)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from _h2h_answers import FAMILIES, Cells
+from _h2h_answers import AGAINST, FAMILIES, MEASURES, Cells, mean_of
 from _h2h_table import ARMS
 
 Results = Mapping[str, Any]
@@ -144,16 +144,11 @@ def plain_table(found: Results, columns: Sequence[str]) -> str:
 
 def against_table(said: Results) -> str:
     """Every kind of dynamics that was run beside another on the same seeds."""
-    kinds = {
-        "few_evaluations": ("flow", "flow_heun"), "repa": ("flow", "flow_repa"), "ensemble": ("point", "ensemble"),
-        "parallel_prediction": ("point", "parallel"), "two_timescales": ("point", "two_scale"),
-        "learned_distance": ("point", "point+distance"),
-    }  # fmt: skip
     rows = [
         [row["task"], row["arm"], first, second, len(row["seeds"])]
         + [row[side][name] for name in ("success", "play_seconds") for side in (first, second)]
         + [row[side]["rollout_error"][-1] for side in (first, second)]
-        for question, (first, second) in kinds.items()
+        for question, (first, second) in AGAINST.items()
         for row in said[question]
     ]
     pairs = [f"{name} of {side}" for name in ("success", "play", "error") for side in ("first", "second")]
@@ -197,25 +192,10 @@ def surprise_table(found: Sequence[Mapping[str, Any]]) -> str:
     return table((*facts, *kinds), [[row.get(name) for name in (*facts, *kinds)] for row in found])
 
 
-MEASURES: dict[str, Callable[[Mapping[str, Any]], float]] = {
-    "probe R2, worst": lambda m: min(m["probe_r2"].values()),
-    "linear probe R2, worst": lambda m: min(m["linear_probe_r2"].values()),
-    "effective rank": lambda m: m["effective_rank"],
-    "retrieval": lambda m: m["retrieval"],
-    "jumpiness": lambda m: m["smoothness"]["jumpiness"],
-    "curvature": lambda m: m["smoothness"]["curvature"],
-    "rollout error, first": lambda m: m["rollout_error"][1],
-    "rollout error, last": lambda m: m["rollout_error"][-1],
-    "counterfactual R2": lambda m: m["counterfactual_r2"],
-    "decoder PSNR": lambda m: m.get("decoder_psnr", math.nan),
-    "decoder R2": lambda m: m.get("decoder_r2", math.nan),
-}
-
-
 def measures_table(cells: Cells) -> str:
     """A row a cell."""
     rows = [
-        [*key, *(float(np.mean([read(run["measures"]) for run in runs])) for read in MEASURES.values())]
+        [*key, *(mean_of([run["measures"] for run in runs], read) for read in MEASURES.values())]
         for key, runs in sorted(cells.items())
     ]
     return table(("task", "arm", "dynamics", *MEASURES), rows)

@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _h2h_answers import Cells, answers
+from _h2h_answers import Cells, Record, answers, averaged, success_of
 from _h2h_page import page
 from _h2h_table import ARMS, DECISIVE
 from _h2h_tasks import TIER_A, plain_of
 from _intervals import FEWEST_SEEDS, t_quantile, variance_of
 from _record import ROOT, made_by, run_git, write_results, write_whole
 
-Record = dict[str, Any]
 PROTOCOL = "docs/head_to_head_protocol.md"
 DRAWS = 4000  # of the bootstrap
 # Pass marks of an arm's own strength: how far between the random encoder's and the supervised one's it must lie.
@@ -53,7 +52,7 @@ def write_report(folder: Path, quick: bool = False) -> None:
     records = read_records(folder)
     if not records:
         raise SystemExit(f"there is no finished cell under {folder}")
-    cells = cells_of(records)
+    cells, grouped = cells_of(records), by_cell(records)
     results = {
         "arms": sorted({r["arm"] for r in records if ARMS[r["arm"]].make in ("trained", "pretrained")}),
         "bounds": sorted({r["arm"] for r in records if ARMS[r["arm"]].tier == "-"}),
@@ -65,13 +64,13 @@ def write_report(folder: Path, quick: bool = False) -> None:
         "surprise": [found | worst_surprise(found) for found in averages(records, "surprise_auc")],
         "smoothness": averages(records, "smoothness"),
         "cost": costs(records),
-        "answers": answers(by_cell(records)),
+        "answers": answers(grouped),
         "protocol_commit": protocol_commit(),
         **made_by(records),
     }
     written = write_results("head_to_head", results, quick=quick, collected=True)
     folder = written.parent if quick else ROOT / "docs"
-    print(written, *illustrate(results, by_cell(records), folder), sep="\n")
+    print(written, *illustrate(results, grouped, folder), sep="\n")
 
 
 def illustrate(results: dict[str, Any], cells: Cells, folder: Path) -> list[Path]:
@@ -89,13 +88,13 @@ def cells_of(records: Iterable[Record]) -> list[dict[str, Any]]:
     """Success of every seed, by arm, dynamics, task and distractor; with the arm's own search, too, if it has one."""
     found = []
     for (task, arm, dynamics), runs in sorted(by_cell(records).items()):
-        per_seed = {r["seed"]: float(np.mean(r["success"])) for r in sorted(runs, key=lambda r: r["seed"])}
+        per_seed = {r["seed"]: success_of(r) for r in sorted(runs, key=lambda r: r["seed"])}
         cell = {**named(task), "arm": arm, "dynamics": dynamics}
         cell |= {"seeds": list(per_seed), "success": list(per_seed.values())}
         own = {r["seed"]: r["own_search"] for r in runs if r.get("own_search")}
         if own:
             cell["own_search"] = next(iter(own.values()))["search"]
-            cell["success_own_search"] = [float(np.mean(own[seed]["success"])) for seed in per_seed]
+            cell["success_own_search"] = [success_of(own[seed]) for seed in per_seed]
         found.append(cell)
     return found
 
@@ -202,8 +201,7 @@ def averages(records: Iterable[Record], key: str) -> list[dict[str, Any]]:
     for (task, arm, dynamics), runs in sorted(by_cell(records).items()):
         values = [run["measures"][key] for run in runs if key in run["measures"]]
         if values:
-            mean = {name: float(np.mean([value[name] for value in values])) for name in values[0]}
-            found.append({**named(task), "arm": arm, "dynamics": dynamics} | mean)
+            found.append({**named(task), "arm": arm, "dynamics": dynamics} | averaged(values))
     return found
 
 
@@ -219,16 +217,13 @@ def costs(records: Iterable[Record]) -> list[dict[str, Any]]:
     """Mean over seeds of processor seconds, updates and multiply-adds."""
     found = []
     for (task, arm, dynamics), runs in sorted(by_cell(records).items()):
-        seconds = {k: float(np.mean([r["cost"]["processor_seconds"][k] for r in runs])) for k in SECONDS}
+        seconds = averaged([r["cost"]["processor_seconds"] for r in runs])
         first = runs[0]
         work = {k: first["measures"][k] for k in ("encoder_multiply_adds", "dynamics_multiply_adds")}
         rest = {k: v for k, v in first["cost"].items() if k != "processor_seconds"}
         cell = {**named(task), "arm": arm, "dynamics": dynamics}
         found.append(cell | {"processor_seconds": seconds} | work | rest)
     return found
-
-
-SECONDS = ("encoder", "dynamics", "play")
 
 
 def strengths(records: Sequence[Record]) -> list[dict[str, Any]]:
