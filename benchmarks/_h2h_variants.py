@@ -1,8 +1,8 @@
-"""Tasks with other pictures: a moving background, or other colours in every episode. For the head-to-head.
+"""Tasks with other pictures: a moving background, or other colours in every step. For the head-to-head.
 
 Of a variant the pictures alone differ: for equal seeds play, starts, goals and true states are those of the plain task.
 Data have the backgrounds or hues of training (``jepa_rl.envs.Distract``), paired episodes those of tests, which have
-nothing in common with them. A goal picture has its episode's hue or background, the latter at some other time.
+nothing in common with them. A goal picture has the hue or background of some other time.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from _h2h_tasks import Seen, Task, Worlds
 from jepa_rl import Episode, EpisodeStore
 from jepa_rl.envs import recolour
 from jepa_rl.envs.wrappers.distractor import Distractor, Looks
-from jepa_rl.envs.wrappers.textures import ANGLES, TURN, Split
+from jepa_rl.envs.wrappers.textures import ANGLES, Split
 
 # Arguments of ``Distract``.
 KINDS: dict[str, dict[str, Any]] = {
-    "moving": {"background": "commonest", "recolour": None},
-    "recolour": {"background": None, "recolour": "all"},
+    "moving": {"background": "commonest", "recolour": None, "recolour_every": "episode"},
+    "recolour": {"background": None, "recolour": "all", "recolour_every": "step"},
 }
 MANY = 64  # episodes written at a time
 
@@ -153,8 +153,8 @@ Kinds = dict[str, tuple[Seen, np.ndarray, Seen]]
 def violations(plain: Callable[[int], Kinds], task: Task, kind: str, count: int) -> Kinds:
     """Those of the plain task, with backgrounds or hues of training: what surprises shall be the step.
 
-    Where hues differ, ``"recolour"`` are ordinary steps at whose end the picture has another hue: at least 60 degrees
-    from the one before and from all of training.
+    Where hues differ, ``"recolour"`` are ordinary steps at whose end the picture has a hue of tests: at least 60
+    degrees from the one before and from all of training.
     """
     kinds = plain(count)
     every, first = np.arange(count), kinds["ordinary"][0].pixels
@@ -163,9 +163,7 @@ def violations(plain: Callable[[int], Kinds], task: Task, kind: str, count: int)
     pictures.pass_steps(task.block)
     after = {name: pictures.draw(every, then.pixels) for name, (_, _, then) in kinds.items()}
     if KINDS[kind]["recolour"] is not None:
-        low, high = ANGLES["test"]
-        spare = 360 / TURN  # angles are rounded
-        angles = np.random.default_rng(11).uniform(low + spare, high - spare, count)
+        angles = np.random.default_rng(11).uniform(*ANGLES["test"], count)
         kinds["recolour"], before["recolour"] = kinds["ordinary"], before["ordinary"]
         after["recolour"] = recolour(
             kinds["ordinary"][2].pixels, np.broadcast_to(angles[:, None], (count, 1))

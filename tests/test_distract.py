@@ -1,6 +1,5 @@
 """Distract: what is covered and what stays, the two splits, goals, every autoreset mode, colours of known hue."""
 
-import colorsys
 import time
 
 import gymnasium as gym
@@ -23,7 +22,7 @@ from jepa_rl.envs import (
     world_spec,
 )
 from jepa_rl.envs.worlds.push_rules import AGENT, BACKGROUND, BLOCK
-from jepa_rl.envs.wrappers.textures import ANGLES, Textures, commonest_colours
+from jepa_rl.envs.wrappers.textures import ANGLES, Textures, commonest_colours, random_shares
 
 REST = np.zeros(2, np.float32)
 
@@ -104,7 +103,7 @@ def test_a_texture_is_its_formula():
 
 
 def test_frames_of_a_stack_have_the_background_of_their_own_time():
-    env = Distract(PixelObservation(PushEnv(), frames=3), recolour="all")
+    env = Distract(PixelObservation(PushEnv(), frames=3), recolour="all", recolour_every="step")
     seen = env.reset(seed=0)[0].reshape(3, 3, 64, 64)
     np.testing.assert_array_equal(seen[0], seen[2])
     for _ in range(4):
@@ -113,49 +112,83 @@ def test_frames_of_a_stack_have_the_background_of_their_own_time():
         assert (seen[2] != seen[1]).any()
 
 
-def test_hues_turn_and_brightness_stays():
+LUMA = np.array([0.299, 0.587, 0.114])
+
+
+def hue(colour):
+    """Degrees around the grey axis of YIQ, of RGB colours "... 3"."""
+    i, q = (
+        np.asarray(colour, float) @ row
+        for row in ((0.595716, -0.274453, -0.321263), (0.211456, -0.522591, 0.311135))
+    )
+    return np.rad2deg(np.arctan2(q, i))
+
+
+def turned(after, before):
+    """Degrees from one hue to another, -180 to 180."""
+    return (hue(after) - hue(before) + 180) % 360 - 180
+
+
+def test_hues_turn_and_luma_stays():
     rng = np.random.default_rng(0)
     pictures = rng.integers(0, 256, (3, 6, 16, 16), np.uint8)  # two frames each
-    turned = recolour(pictures, np.array([0.0, 120.0, -75.0]))
-    np.testing.assert_array_equal(turned[0], pictures[0])
-    # 120 degrees: red becomes green becomes blue.
-    expected = pictures[1].reshape(2, 3, 16, 16)[:, [2, 0, 1]].reshape(6, 16, 16)
-    assert np.abs(turned[1].astype(int) - expected).mean() < 3
-    for picture, result, angle in zip(pictures, turned, (0.0, 120.0, -75.0), strict=True):
-        r, g, b = (picture[i].ravel()[:50] / 255 for i in range(3))
-        for k in range(50):
-            h, s, v = colorsys.rgb_to_hsv(r[k], g[k], b[k])
-            wanted = colorsys.hsv_to_rgb((h + angle / 360) % 1.0, s, v)
-            np.testing.assert_allclose(result[:3].reshape(3, -1)[:, k] / 255, wanted, atol=0.05)
+    result = recolour(pictures, np.array([0.0, 120.0, -75.0]))
+    np.testing.assert_array_equal(result[0], pictures[0])
+    before, after = (
+        np.moveaxis(part.reshape(3, 2, 3, 16, 16), 2, -1).astype(float) for part in (pictures, result)
+    )
+    assert np.abs(after @ LUMA - before @ LUMA).max() <= 0.5  # rounding
+    chroma = [np.linalg.norm(part - (part @ LUMA)[..., None], axis=-1) for part in (before, after)]
+    colourful = np.minimum(*chroma) > 60
+    for angle, one, other, plain in zip((120.0, -75.0), before[1:], after[1:], colourful[1:], strict=True):
+        assert plain.sum() > 50 and np.abs(turned(other[plain], one[plain]) - angle).max() < 2
+    # Half a turn: what each channel was above its grey (108.97) it is below.
+    reddish = np.array((130, 100, 100), np.uint8)[:, None, None]
+    np.testing.assert_array_equal(recolour(reddish, 180.0).ravel(), (88, 118, 118))
     grey = np.full((3, 4, 4), 90, np.uint8)
     np.testing.assert_array_equal(recolour(grey, 150.0), grey)
 
 
+def test_saturation_falls_to_grey():
+    pictures = np.random.default_rng(0).integers(0, 256, (2, 3, 8, 8), np.uint8)
+    none, half = recolour(pictures, 0.0, saturation=np.array([0.0, 0.5]))
+    luma = np.einsum("c,ncyx->nyx", LUMA, pictures)
+    np.testing.assert_allclose(none, np.broadcast_to(luma[0], (3, 8, 8)), atol=0.51)
+    np.testing.assert_allclose(half, (luma[1] + pictures[1]) / 2, atol=0.51)
+
+
+def test_random_shares_look_random_and_are_always_the_same():
+    keys = np.random.default_rng(0).integers(2**63, size=50).astype(np.uint64)
+    drawn = random_shares(keys, np.arange(200)[None].repeat(50, 0))
+    np.testing.assert_array_equal(random_shares(keys[3:4], np.array([[17]])), drawn[3:4, 17:18])
+    assert drawn.min() >= 0 and drawn.max() < 1
+    assert np.abs(np.histogram(drawn, 10, (0, 1))[0] / drawn.size - 0.1).max() < 0.01
+    assert abs(np.corrcoef(drawn[:, :-1].ravel(), drawn[:, 1:].ravel())[0, 1]) < 0.03
+
+
 def test_one_colour_alone_can_turn():
     plain = PushEnv().reset(seed=0)[0]
-    turned = recolour(plain, 180.0, colour=AGENT)
+    after = recolour(plain, 180.0, colour=AGENT)
     agent, block = ((plain == np.array(c)[:, None, None]).all(0) for c in (AGENT, BLOCK))
-    np.testing.assert_array_equal(turned[:, block], plain[:, block])
-    red, green, blue = turned[:, agent].mean(1)
-    assert red < 60 and green > 200 and blue > 200
+    np.testing.assert_array_equal(after[:, block], plain[:, block])
+    assert abs(abs(turned(after[:, agent].mean(1), AGENT)) - 180) < 2
 
 
-def test_angles_belong_to_the_split_and_last_for_an_episode():
+@pytest.mark.parametrize("every", ["episode", "step"])
+def test_colours_belong_to_the_split_and_last_as_long_as_they_should(every):
     for split, (low, high) in ANGLES.items():
-        env = push(background=None, recolour=BLOCK, split=split)
+        env = push(background=None, recolour=BLOCK, recolour_every=every, split=split)
         plain = PushEnv()
         shades = set()
         for seed in range(12):
             seen, clean = env.reset(seed=seed)[0], plain.reset(seed=seed)[0]
             block = (clean == np.array(BLOCK)[:, None, None]).all(0)
             shade = seen[:, block][:, 0]
-            hue = (
-                colorsys.rgb_to_hsv(*shade / 255)[0] - colorsys.rgb_to_hsv(*np.array(BLOCK) / 255)[0]
-            ) * 360
-            assert (hue - low + 3) % 360 <= high - low + 6
+            if np.ptp(shade.astype(int)) > 15:  # a hue, not grey
+                assert (turned(shade, BLOCK) - low + 6) % 360 <= high - low + 12
             shades.add(tuple(shade.tolist()))
-            np.testing.assert_array_equal(env.step(REST)[0], seen)
-        assert len(shades) > 8
+            assert np.array_equal(env.step(REST)[0], seen) == (every == "episode")
+        assert len(shades) > 6 or split == "test"
     (low, high), (held, out) = ANGLES["train"], ANGLES["test"]
     assert held - high >= 60 and low + 360 - out >= 60
 
@@ -178,8 +211,9 @@ def test_goals_are_there_clean_and_distracted():
 @pytest.mark.parametrize("mode", list(AutoresetMode))
 def test_vectorised_distractors_equal_single_ones(mode):
     n = 3
-    venv = VectorDistract(PushVectorEnv(n, 4, mode), recolour="all")
-    singles = [Distract(gym.wrappers.TimeLimit(PushEnv(), 4), recolour="all") for _ in range(n)]
+    looks = {"recolour": "all", "recolour_every": "step"}
+    venv = VectorDistract(PushVectorEnv(n, 4, mode), **looks)
+    singles = [Distract(gym.wrappers.TimeLimit(PushEnv(), 4), **looks) for _ in range(n)]
     observations, infos = venv.reset(seed=7)
     for i, env in enumerate(singles):
         np.testing.assert_array_equal(env.reset(seed=7 + i)[0], observations[i])
@@ -262,11 +296,17 @@ def test_it_is_fast():
         (lambda: push(background=[(1, 2, 300)]), "0 to 255"),
         (lambda: push(recolour="red"), "'all'"),
         (lambda: push(recolour=(80, 80, 80)), "no hue"),
+        (lambda: push(recolour="all", recolour_every="frame"), "'episode' or 'step'"),
         (lambda: Distract(TwoRoomsEnv(), recolour="all"), "got 2 channels"),
         (lambda: Distract(gym.make("CartPole-v1")), "PixelObservation"),
         (lambda: Distract(GoalObservation(PushEnv())), "around"),
         (lambda: recolour(np.zeros((2, 4, 4), np.uint8), 90.0), "multiple of 3"),
         (lambda: recolour(np.zeros((3, 4, 4), np.uint8), np.nan), "finite"),
+        (lambda: recolour(np.zeros((3, 4, 4), np.uint8), 9.0, saturation=1.5), "between 0"),
+        (
+            lambda: recolour(np.zeros((2, 3, 4, 4), np.uint8), 9.0, saturation=np.ones(3)),
+            "saturation must be finite",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused(make, message):

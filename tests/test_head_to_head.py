@@ -324,14 +324,11 @@ def test_data_show_what_distract_shows_in_training_and_paired_episodes_what_it_s
     assert set(FAMILIES["train"]).isdisjoint(FAMILIES["test"])
 
 
-def hues(pixels):
-    """Degrees, of the most saturated pixels of each picture "n 3 y x"."""
-    red, green, blue = (channel.reshape(len(pixels), -1) for channel in pixels.swapaxes(0, 1).astype(float))
-    colourful = (np.maximum(red, np.maximum(green, blue)) - np.minimum(red, np.minimum(green, blue))).argmax(
-        1
-    )
-    r, g, b = (channel[np.arange(len(pixels)), colourful] for channel in (red, green, blue))
-    return np.rad2deg(np.arctan2(3**0.5 * (g - b), 2 * r - g - b))
+def hues(pixels, where):
+    """Degrees around the grey axis of YIQ, of the colour that is the mean of some pixels of each picture "n 3 y x"."""
+    colours = (pixels * where[:, None]).sum((2, 3)) / where.sum((1, 2))[:, None]
+    i, q = (colours @ row for row in ((0.595716, -0.274453, -0.321263), (0.211456, -0.522591, 0.311135)))
+    return np.rad2deg(np.arctan2(q, i)), np.hypot(i, q)
 
 
 def apart(first, second):
@@ -342,22 +339,40 @@ def apart(first, second):
 def test_recolouring_changes_the_hue_and_nothing_of_the_state(tmp_path):
     from _h2h_tasks import task_of
 
+    from jepa_rl.envs.worlds import push_rules
+
     task, plain = task_of("push_recolour"), task_of("push")
     kinds, without = task.violations(12), plain.violations(12)
     assert set(kinds) == {*without, "recolour"}
     ordinary, other = kinds["ordinary"], kinds["recolour"]
     assert np.array_equal(ordinary[0].pixels, other[0].pixels) and np.array_equal(ordinary[1], other[1])
     assert np.array_equal(ordinary[2].state, other[2].state)
-    of = {"plain": without["ordinary"][2], "before": other[0], "ordinary": ordinary[2], "after": other[2]}
-    of = {name: hues(seen.pixels[:, 0]) for name, seen in of.items()}
-    assert apart(of["before"], of["ordinary"]).max() < 6  # rounding
-    assert apart(of["after"], of["before"]).min() >= 57 and apart(of["after"], of["plain"]).min() >= 117
-    assert other[2].pixels.max(2) == pytest.approx(without["ordinary"][2].pixels.max(2), abs=1)  # brightness
-    store = task.collect(tmp_path / "data", 0, task.settings | {"episodes": 6, "steps": 2})
-    first = np.stack([store.episode(i).frames[0] for i in range(6)])
-    of_plain = hues(plain.begin([0]).seen(np.arange(1)).pixels[:, 0])
-    assert apart(hues(first), of_plain).max() < 65
-    assert apart(hues(task.begin(range(6)).seen(np.arange(6)).pixels[:, 0]), of_plain).min() > 115
+
+    def of_block(pixels, clean):
+        return hues(pixels[:, 0], (clean[:, 0] == np.array(push_rules.BLOCK)[:, None, None]).all(1))
+
+    blue = hues(np.array(push_rules.BLOCK, float)[None, :, None, None], np.ones((1, 1, 1)))[0]
+    shown = {
+        "before": of_block(other[0].pixels, without["ordinary"][0].pixels),
+        "ordinary": of_block(ordinary[2].pixels, without["ordinary"][2].pixels),
+        "after": of_block(other[2].pixels, without["ordinary"][2].pixels),
+    }
+    for name, (hue, chroma) in shown.items():
+        seen = chroma > 10  # not grey
+        away = apart(hue[seen], blue)
+        assert seen.sum() >= 4 and (away.min() >= 176 if name == "after" else away.max() <= 122)
+    assert apart(shown["before"][0], shown["ordinary"][0]).max() > 20  # nobody can predict it
+    luma = np.array((0.299, 0.587, 0.114))
+    after, clean = (
+        np.einsum("c,nkcyx->nkyx", luma, k["ordinary"][2].pixels) for k in ({"ordinary": other}, without)
+    )
+    assert np.abs(after - clean).max() < 1  # rounding
+    store = task.collect(tmp_path / "data", 0, task.settings | {"episodes": 2, "steps": 2})
+    first, second = store.episode(0).frames[:2]
+    assert (first != second).any(0).mean() > 0.9
+    begun = plain.begin(range(6)).seen(np.arange(6)).pixels
+    hue, chroma = of_block(task.begin(range(6)).seen(np.arange(6)).pixels, begun)
+    assert apart(hue, blue).min() >= 176 and chroma.min() > 20
 
 
 @pytest.mark.gl

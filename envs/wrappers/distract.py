@@ -14,7 +14,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 
 from jepa_rl.acting import scalar_reward
 from jepa_rl.envs.wrappers.autoreset import autoreset_mode, final_observations, reset_rows, with_final
-from jepa_rl.envs.wrappers.distractor import Colours, Distractor, Looks
+from jepa_rl.envs.wrappers.distractor import Colours, Distractor, Every, Looks
 from jepa_rl.envs.wrappers.fresh import keep_last_observations
 from jepa_rl.envs.wrappers.textures import Split
 from jepa_rl.spaces import one_seed_each
@@ -25,12 +25,12 @@ class Distract(gym.Wrapper, gym.utils.RecordConstructorArgs):
 
     What shows the colour of the background is covered by a drifting texture; everything else stays. Backgrounds for
     training (soft waves, stripes) and for tests (checkerboards, lattices of dots) have nothing in common. Recolouring
-    rotates hues by an angle that is drawn at every reset and kept for the episode: within 60 degrees for training, from
-    120 to 240 degrees for tests. Both have a generator of their own, seeded at ``reset(seed=...)``: with the
-    same seed the environment does what it does without the wrapper.
+    turns hues at constant luma, in every episode or every step anew: for training by at most 119 degrees, with a random
+    share of the saturation, for tests by 179 to 181 degrees. Both have a generator of their own, seeded at
+    ``reset(seed=...)``: with the same seed the environment does what it does without the wrapper.
 
-    ``info["goal"]``, where there is one, is recoloured with the episode's angle and gets its background at some
-    other time; ``info`` also holds ``clean_goal`` and ``distracted_goal``. Put ``GoalObservation`` outside, and
+    ``info["goal"]``, where there is one, has the episode's colours and background, those that vary at some other
+    time; ``info`` also holds ``clean_goal`` and ``distracted_goal``. Put ``GoalObservation`` outside, and
     ``ActionRepeat`` outside, so that backgrounds move between the frames of a stack::
 
         env = Distract(PixelObservation(gym.make("jepa_rl/Push-v0"), frames=2), recolour="all", split="test")
@@ -39,7 +39,8 @@ class Distract(gym.Wrapper, gym.utils.RecordConstructorArgs):
         env: an environment with uint8 pixels ``(frames * c, y, x)``, or a Dict of them under ``"pixels"``.
         background: ``"commonest"`` (the commonest colour of an episode's first picture), a list of colours (of as many
             values as a frame has channels), or None for no moving background.
-        recolour: ``"all"``, one RGB colour whose hue alone is rotated (see ``recolour``), or None.
+        recolour: ``"all"``, one RGB colour whose hue alone is turned (see ``recolour``), or None.
+        recolour_every: ``"episode"``, or ``"step"``: colours that nobody can predict.
         split: ``"train"`` or ``"test"``.
         tolerance: how far each channel of a pixel may be from the background's colour.
         brightness: of the texture, as a share of 255.
@@ -55,12 +56,13 @@ class Distract(gym.Wrapper, gym.utils.RecordConstructorArgs):
         env: gym.Env,
         background: str | Colours | None = "commonest",
         recolour: str | Sequence[int] | None = None,
+        recolour_every: Every = "episode",
         split: Split = "train",
         tolerance: int = 12,
         brightness: float = 0.6,
         goal: str = "distracted",
     ) -> None:
-        looks = Looks(background, recolour, split, tolerance, brightness, goal)
+        looks = Looks(background, recolour, recolour_every, split, tolerance, brightness, goal)
         gym.utils.RecordConstructorArgs.__init__(self, **asdict(looks))
         gym.Wrapper.__init__(self, env)
         self._distractor = Distractor(env, 1, looks)
@@ -106,7 +108,7 @@ class VectorDistract(VectorWrapper):
 
     Args:
         env: vector environment with uint8 pixels ``(frames * c, y, x)``, or Dicts with them under ``"pixels"``.
-        background, recolour, split, tolerance, brightness, goal: as for ``Distract``.
+        background, recolour, recolour_every, split, tolerance, brightness, goal: as for ``Distract``.
 
     Raises:
         ValueError: as ``Distract``; if the environment's metadata has no autoreset mode.
@@ -117,6 +119,7 @@ class VectorDistract(VectorWrapper):
         env: VectorEnv,
         background: str | Colours | None = "commonest",
         recolour: str | Sequence[int] | None = None,
+        recolour_every: Every = "episode",
         split: Split = "train",
         tolerance: int = 12,
         brightness: float = 0.6,
@@ -124,7 +127,7 @@ class VectorDistract(VectorWrapper):
     ) -> None:
         super().__init__(env)
         self._mode = autoreset_mode(env)
-        self._looks = Looks(background, recolour, split, tolerance, brightness, goal)
+        self._looks = Looks(background, recolour, recolour_every, split, tolerance, brightness, goal)
         self._distractor = Distractor(env, self.num_envs, self._looks)
         self._rows, self._ended = np.arange(self.num_envs), np.zeros(self.num_envs, bool)
         if self._mode is AutoresetMode.SAME_STEP:

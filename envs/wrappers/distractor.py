@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import gymnasium as gym
 import numpy as np
@@ -15,16 +15,19 @@ from jaxtyping import Int, UInt8
 from jepa_rl.envs.wrappers.textures import (
     ANGLES,
     FAMILIES,
+    SATURATIONS,
     Split,
     Textures,
     commonest_colours,
     hue_of,
+    random_shares,
     recolour,
 )
 from jepa_rl.spaces import env_spaces, pixel_space
 
 Array = np.ndarray
 Colours = Sequence[Sequence[int]]
+Every = Literal["episode", "step"]
 GOAL_TIMES = 1000  # the background of a goal picture is that of a random time below this, in steps
 OWN = 0xD157  # keeps the generators of distractors apart from those of environments with the same seed
 
@@ -35,6 +38,7 @@ class Looks:
 
     background: str | Colours | None
     recolour: str | Sequence[int] | None
+    recolour_every: Every
     split: Split
     tolerance: int
     brightness: float
@@ -43,6 +47,8 @@ class Looks:
     def __post_init__(self) -> None:
         if self.split not in FAMILIES:
             raise ValueError(f"split must be 'train' or 'test', got {self.split!r}")
+        if self.recolour_every not in get_args(Every):
+            raise ValueError(f"recolour_every must be 'episode' or 'step', got {self.recolour_every!r}")
         whole = isinstance(self.tolerance, int)
         if not whole or not 0 <= self.tolerance <= 255 or not 0.0 < self.brightness <= 1.0:
             raise ValueError(
@@ -79,7 +85,7 @@ class Distractor:
         self._rngs = [np.random.default_rng() for _ in range(n)]
         self._textures = Textures.none(n, self.channels)
         self._behind = np.zeros((n, 1 if self._given is None else len(self._given), self.channels), np.uint8)
-        self._angles, self._times = np.zeros(n), np.zeros(n, np.int64)
+        self._colouring, self._times = np.zeros((2, n), np.uint64), np.zeros(n, np.int64)
         self._goal_times, self._stale = np.zeros(n, np.int64), np.ones(n, bool)
         self._clean_goals = self._drawn_goals = np.zeros((n, 0, *self.sides), np.uint8)
 
@@ -127,7 +133,7 @@ class Distractor:
         for row in rows.tolist():
             rng = self._rngs[row]
             self._textures.draw_anew(row, rng, self.looks.split, self.looks.brightness)
-            self._angles[row] = rng.uniform(*ANGLES[self.looks.split])
+            self._colouring[:, row] = rng.integers(2**63, size=2)
             self._goal_times[row] = rng.integers(GOAL_TIMES)
         self._times[rows], self._stale[rows] = 0, True
         if self._given is not None:
@@ -171,15 +177,13 @@ class Distractor:
     def _draw(
         self, rows: Int[Array, " m"], pictures: UInt8[Array, "m p y x"], times: Int[Array, "m k"]
     ) -> UInt8[Array, "m p y x"]:
-        drawn = (
-            recolour(pictures, self._angles[rows], self._colour)
-            if self.looks.recolour is not None
-            else pictures
-        )
-        if self.looks.background is None:
-            return drawn
         shape = (*times.shape, self.channels, *self.sides)
-        frames, covered = pictures.reshape(shape), np.zeros((*times.shape, 1, *self.sides), bool)
+        frames = drawn = pictures.reshape(shape)
+        if self.looks.recolour is not None:
+            drawn = self._recoloured(rows, frames, times)
+        if self.looks.background is None:
+            return drawn.reshape(pictures.shape)
+        covered = np.zeros((*times.shape, 1, *self.sides), bool)
         for colour in self._behind[rows].swapaxes(0, 1):
             low = np.maximum(colour, self.looks.tolerance) - self.looks.tolerance
             width = np.minimum(colour, 255 - self.looks.tolerance) + self.looks.tolerance - low
@@ -187,4 +191,17 @@ class Distractor:
             near = frames - low[:, None, :, None, None] <= width[:, None, :, None, None]
             covered |= near.all(axis=2, keepdims=True)
         texture = self._textures.rows(rows).at(times, *self.sides)
-        return np.where(covered, texture, drawn.reshape(shape)).reshape(pictures.shape)
+        return np.where(covered, texture, drawn).reshape(pictures.shape)
+
+    def _recoloured(
+        self, rows: Int[Array, " m"], frames: UInt8[Array, "m k c y x"], times: Int[Array, "m k"]
+    ) -> UInt8[Array, "m k c y x"]:
+        if self.looks.recolour_every == "episode":
+            times = np.zeros_like(times)
+        angles, saturations = (
+            low + (high - low) * random_shares(keys[rows], times)
+            for keys, (low, high) in zip(
+                self._colouring, (ANGLES[self.looks.split], SATURATIONS[self.looks.split]), strict=True
+            )
+        )
+        return recolour(frames, angles, self._colour, saturations)

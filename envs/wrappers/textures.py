@@ -8,7 +8,10 @@ from typing import Literal
 
 import cv2
 import numpy as np
-from jaxtyping import Float, Int, UInt8
+import torch
+from jaxtyping import Float, Int, UInt8, UInt64
+
+from jepa_rl.objectives.augment import LUMA, turned_hue
 
 Array = np.ndarray
 Split = Literal["train", "test"]
@@ -20,11 +23,18 @@ WEIGHTS = {  # of three gratings; large ones make hard edges
     "checks": (1.0, 1.0, 0.0),
     "dots": (0.6, 0.6, 0.6),
 }
-ANGLES: dict[Split, tuple[float, float]] = {"train": (-60.0, 60.0), "test": (120.0, 240.0)}  # degrees of hue
+ANGLES: dict[Split, tuple[float, float]] = {
+    "train": (-119.0, 119.0),
+    "test": (179.0, 181.0),
+}  # degrees of hue
+SATURATIONS: dict[Split, tuple[float, float]] = {
+    "train": (0.0, 1.0),
+    "test": (1.0, 1.0),
+}  # share that is left
 SPEED = (0.01, 0.03)  # picture widths per step
 COARSE, FINE = (1.0, 2.5), (3.0, 6.0)  # cycles per picture width
 SAME_HUE = 15.0  # degrees: colours so near a chosen one are recoloured with it
-TURN = 256  # steps of OpenCV's full-range hue in a full turn
+HUES = 256  # of OpenCV's full-range hue in a full turn
 
 
 @dataclass
@@ -108,49 +118,88 @@ class Textures:
 
 
 def recolour(
-    pictures: UInt8[Array, "*n c y x"], degrees: float | Array, colour: Sequence[int] | None = None
+    pictures: UInt8[Array, "*n c y x"],
+    degrees: float | Array,
+    colour: Sequence[int] | None = None,
+    saturation: float | Array = 1.0,
 ) -> UInt8[Array, "*n c y x"]:
-    """Pictures with rotated hues; brightness (the largest of red, green and blue) and saturation stay as they are.
+    """Pictures whose hues turn around the grey axis (of YIQ); luma stays as it is.
 
-    For surprise at colours never seen, give it pictures of an episode and a held-out angle (120 to 240 degrees, where
-    ``Distract(split="train", recolour="all")`` was trained with -60 to 60).
+    Where a turned colour would leave the range of bytes it is less saturated instead. For surprise at colours never
+    seen, give it pictures of an episode and a held-out angle (179 to 181 degrees, where
+    ``Distract(split="train", recolour="all")`` was trained with -119 to 119).
 
     Args:
         pictures: RGB, or stacks of RGB frames: ``c`` is a multiple of 3.
-        degrees: a number, or one for each picture, shape ``(*n,)``; rounded to 1/256 of a turn.
+        degrees: a number, or one for each picture, shape ``(*n,)``.
         colour: only hues within 15 degrees of this RGB colour's, at least half as saturated; None: all.
+        saturation: the share that is left of it, from 0 (grey) to 1; a number, or one for each picture.
 
     Raises:
-        ValueError: for pictures that are not uint8 RGB, angles that are not finite or do not fit, or a colour without
-            a hue.
+        ValueError: for pictures that are not uint8 RGB, angles or saturations that are not finite or do not fit, or a
+            colour without a hue.
     """
     if pictures.dtype != np.uint8 or pictures.ndim < 3 or pictures.shape[-3] % 3 or not pictures.shape[-3]:
         raise ValueError(
             "pictures must be uint8 RGB (..., c, y, x) with c a multiple of 3, got "
             f"{pictures.dtype} {pictures.shape}; only colours have a hue"
         )
-    angles = np.asarray(degrees, np.float64)
-    if angles.shape not in ((), pictures.shape[:-3]) or not np.isfinite(angles).all():
-        raise ValueError(
-            f"degrees must be finite: one number, or {pictures.shape[:-3]} of them, got {degrees!r}"
-        )
-    y, x = pictures.shape[-2:]
-    frames = pictures.reshape(-1, 3, y, x)
-    shift = np.rint(np.broadcast_to(angles, pictures.shape[:-3]) / 360 * TURN).astype(np.int64) % TURN
-    shift = np.repeat(shift.reshape(-1).astype(np.uint8), pictures.shape[-3] // 3)
-    if not frames.size:
-        return pictures.copy()
-    # All pictures as one tall one, (n * y, x, 3): OpenCV converts it at once.
-    tall = np.ascontiguousarray(frames.transpose(0, 2, 3, 1)).reshape(-1, x, 3)
-    hsv = cv2.cvtColor(tall, cv2.COLOR_RGB2HSV_FULL).reshape(-1, y, x, 3)
-    turned = np.broadcast_to(shift[:, None, None], hsv.shape[:3])
+    many = pictures.shape[:-3]
+    angles, shares = np.asarray(degrees, np.float32), np.asarray(saturation, np.float32)
+    for name, values in (("degrees", angles), ("saturation", shares)):
+        if values.shape not in ((), many) or not np.isfinite(values).all():
+            raise ValueError(f"{name} must be finite: one number, or {many} of them, got {values}")
+    if ((shares < 0) | (shares > 1)).any():
+        raise ValueError(f"saturation must lie between 0 (grey) and 1 (as it is), got {saturation!r}")
+    frames = pictures.reshape(-1, 3, *pictures.shape[-2:])
+    each = [
+        np.broadcast_to(part[..., None], (*many, pictures.shape[-3] // 3)).reshape(-1)
+        for part in (angles, shares)
+    ]
+    changed = _turned(frames, *each)
     if colour is not None:
-        turned = turned * _near(hsv, hue_of(colour))
-    hsv[..., 0] += turned  # bytes wrap round, as hues do
-    rgb = cv2.cvtColor(hsv.reshape(-1, x, 3), cv2.COLOR_HSV2RGB_FULL)
-    changed = rgb.reshape(-1, y, x, 3).transpose(0, 3, 1, 2)
-    # What does not turn stays exactly: the way to HSV and back rounds.
-    return np.where(turned[:, None] != 0, changed, frames).reshape(pictures.shape)
+        tall = np.ascontiguousarray(frames.transpose(0, 2, 3, 1)).reshape(-1, frames.shape[-1], 3)
+        hsv = cv2.cvtColor(tall, cv2.COLOR_RGB2HSV_FULL) if tall.size else tall
+        near = _near(hsv.reshape(-1, *frames.shape[-2:], 3), hue_of(colour))
+        changed = np.where(near[:, None], changed, frames)
+    return changed.reshape(pictures.shape)
+
+
+def _turned(
+    frames: UInt8[Array, "n 3 y x"], degrees: Float[Array, " n"], saturation: Float[Array, " n"]
+) -> UInt8[Array, "n 3 y x"]:
+    grey = np.full((3, 1), 1.0, np.float32) * np.array(LUMA, np.float32)  # every channel becomes the luma
+    turn = turned_hue(torch.from_numpy(degrees / 360).view(-1, 1, 1)).numpy()
+    change = grey + saturation[:, None, None] * (turn - grey)
+    changed = np.empty((len(frames), 3, frames[0, 0].size), np.uint8)
+    for begin in range(0, len(frames), 32):  # as many as stay in the processor's cache
+        some = slice(begin, begin + 32)
+        x = frames[some].reshape(-1, 3, changed.shape[-1]).astype(np.float32)
+        y = change[some] @ x
+        which, where = np.nonzero((y.max(axis=1) > 255) | (y.min(axis=1) < 0))
+        y[which, :, where] = _in_range(y[which, :, where], x[which, :, where] @ grey[0])
+        changed[some] = np.rint(y, out=y)
+    return changed.reshape(frames.shape)
+
+
+def _in_range(colours: Float[Array, "m 3"], luma: Float[Array, " m"]) -> Float[Array, "m 3"]:
+    """Colours of the same luma, as saturated as they can be but no more."""
+    beyond, luma = colours - luma[:, None], luma[:, None]
+    # The share of the room up to 255 and down to 0 that is taken; more than all of it is too much.
+    up = beyond.max(axis=1, keepdims=True) / np.maximum(255 - luma, 1e-3)
+    down = beyond.min(axis=1, keepdims=True) / np.minimum(-luma, -1e-3)
+    return np.clip(luma + beyond / np.maximum(np.maximum(up, down), 1.0), 0, 255)
+
+
+def random_shares(keys: UInt64[Array, " n"], counts: Int[Array, "n k"]) -> Float[Array, "n k"]:
+    """Numbers in [0, 1) that look random, always the same for a key and a count.
+
+    SplitMix64 (Steele, Lea and Flood 2014).
+    """
+    x = keys[:, None] + (counts.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)  # wraps
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return ((x ^ (x >> np.uint64(31))) >> np.uint64(11)) * 2.0**-53
 
 
 def hue_of(colour: Sequence[int]) -> tuple[int, int]:
@@ -174,7 +223,7 @@ def hue_of(colour: Sequence[int]) -> tuple[int, int]:
 def _near(hsv: UInt8[Array, "n y x 3"], hue: tuple[int, int]) -> Array:
     """Which pixels have (nearly) this hue, bool ``(n, y, x)``."""
     away = (hsv[..., 0] - np.uint8(hue[0])).astype(np.int8)  # bytes wrap round: -128 to 127
-    return (np.abs(away.astype(np.int16)) <= SAME_HUE / 360 * TURN) & (hsv[..., 1] >= hue[1] / 2)
+    return (np.abs(away.astype(np.int16)) <= SAME_HUE / 360 * HUES) & (hsv[..., 1] >= hue[1] / 2)
 
 
 def commonest_colours(pictures: UInt8[Array, "n c y x"]) -> UInt8[Array, "n c"]:
