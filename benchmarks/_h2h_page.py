@@ -26,6 +26,7 @@ def page(results: Results, cells: Cells) -> str:
         "Success": success_table(results["cells"]),
         "Decisive differences": differences_table(results["differences"]),
         "Own strength": strength_table(results["strength"]),
+        "Arms that work": table(("arm", "works"), list(results["works"].items())),
         "Smoothness along actions, and errors of rollouts": families_table(said),
         "A distribution over futures": distribution_table(said["distribution_at_forks"]),
         "The flow on frozen DINOv2": plain_table(said["flow_on_dinov2"], columns),
@@ -51,6 +52,7 @@ def page(results: Results, cells: Cells) -> str:
 CAPTIONS = {
     "Success": "Mean over training seeds, and theirs one by one; 200 paired episodes each.",
     "Own strength": "Share of the way from the random encoder to the supervised one.",
+    "Arms that work": "An arm that passes on fewer than two of tier A's tasks is broken; it does not count as beaten.",
     "Smoothness along actions, and errors of rollouts": "Point dynamics, mean over a family's arms; curvature "
     "in degrees, errors in deviations of the state.",
     "A distribution over futures": "Success with the flow minus that with the point predictor.",
@@ -111,7 +113,7 @@ def differences_table(differences: Sequence[Mapping[str, Any]]) -> str:
             f"{task} {', '.join(f'{x:+.2f}' for x in points)}" for task, points in found["per_seed"].items()
         )
         rows.append([found["name"], *("" if x is None else f"{x:.3f}" for x in numbers), own])
-    return table(["difference", "mean", "half width", "p, Holm", "seeds' own"], rows)
+    return table(["difference", "mean", "half width", "p, Holm", "by task, seed by seed"], rows)
 
 
 def strength_table(strengths: Sequence[Mapping[str, Any]]) -> str:

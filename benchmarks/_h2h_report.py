@@ -21,6 +21,7 @@ PROTOCOL = "docs/head_to_head_protocol.md"
 DRAWS = 4000  # of the bootstrap
 # Pass marks of an arm's own strength: how far between the random encoder's and the supervised one's it must lie.
 PASS = 0.5
+PASSES = 2  # of tier A's tasks, or an arm is broken
 PHYSICAL = ("teleport", "wall", "vanish")  # steps that cannot be, whatever the colours
 
 
@@ -52,7 +53,7 @@ def write_report(folder: Path, quick: bool = False) -> None:
     records = read_records(folder)
     if not records:
         raise SystemExit(f"there is no finished cell under {folder}")
-    cells, grouped = cells_of(records), by_cell(records)
+    cells, grouped, strength = cells_of(records), by_cell(records), strengths(records)
     results = {
         "arms": sorted({r["arm"] for r in records if ARMS[r["arm"]].make in ("trained", "pretrained")}),
         "bounds": sorted({r["arm"] for r in records if ARMS[r["arm"]].tier == "-"}),
@@ -60,7 +61,8 @@ def write_report(folder: Path, quick: bool = False) -> None:
         "seeds": sorted({r["seed"] for r in records}),
         "cells": cells,
         "differences": with_holm([difference(records, *pair) for pair in DECISIVE]),
-        "strength": strengths(records),
+        "strength": strength,
+        "works": working(strength),
         "surprise": [found | worst_surprise(found) for found in averages(records, "surprise_auc")],
         "smoothness": averages(records, "smoothness"),
         "cost": costs(records),
@@ -242,6 +244,15 @@ def strengths(records: Sequence[Record]) -> list[dict[str, Any]]:
         found.append({**named(task), "arm": arm, "figure": name, "value": value, "random": low, "supervised": high,
                       "share": share, "passed": passed})  # fmt: skip
     return found
+
+
+def working(found: Sequence[dict[str, Any]]) -> dict[str, bool]:
+    """Whether an arm passes on enough of tier A's tasks; of the arms that all of them have judged."""
+    judged: dict[str, list[bool]] = {}
+    for row in found:
+        if row["task"] in TIER_A and row["distractor"] is None and row["passed"] is not None:
+            judged.setdefault(row["arm"], []).append(row["passed"])
+    return {arm: sum(passed) >= PASSES for arm, passed in judged.items() if len(passed) == len(TIER_A)}
 
 
 OWN: dict[str, tuple[str, Callable[[dict[str, Any]], float]]] = {

@@ -519,6 +519,30 @@ def test_the_report_tells_distractors_and_recoloured_steps_from_impossible_ones(
     assert worst_surprise({"teleport": 0.9})["recolour_auc"] is None
 
 
+def test_an_arm_works_that_passes_on_two_of_three_tasks_half_way_to_the_supervised_one():
+    from _h2h_report import strengths, working
+
+    def cell(task, arm, decoded, retrieval):
+        measures = {"decoder_r2": decoded, "retrieval": retrieval}
+        return {"task": task, "arm": arm, "dynamics": "point", "seed": 0, "measures": measures}
+
+    records = []
+    for task, vae, dino in (("two_rooms", 0.6, 0.5), ("reacher", 0.49, 0.4), ("table_edge", 0.55, 0.9)):
+        records += [cell(task, "vae", vae, 0.0), cell(task, "dino", 0.0, dino)]
+        records += [cell(task, "random", 0.2, 0.8), cell(task, "supervised", 0.8, 0.2)]
+    found = strengths(records)
+    share = {(row["task"], row["arm"]): row["share"] for row in found}
+    assert share["two_rooms", "vae"] == pytest.approx(2 / 3) and share["two_rooms", "dino"] == pytest.approx(
+        0.5
+    )
+    assert working(found) == {"dino": True, "vae": True}  # of dino table_edge fails, of vae reacher
+    assert working(strengths([r for r in records if r["task"] != "reacher"])) == {}
+    worse = [r for r in found if r["task"] != "table_edge"] + [
+        row | {"passed": False} for row in found if row["task"] == "table_edge"
+    ]
+    assert working(worse) == {"dino": True, "vae": False}
+
+
 def test_answers_compare_the_same_seeds_arm_by_arm():
     from _h2h_answers import answers, rank_correlation
     from _h2h_report import by_cell
