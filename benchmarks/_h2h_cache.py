@@ -22,6 +22,7 @@ from safetensors import safe_open
 
 from jepa_rl.files import lock, unlock
 
+LOCK = "lock"
 POLL = 2.0  # seconds between looks at a stage that another process is working on
 
 
@@ -93,15 +94,17 @@ def run(stage: Stage, root: Path, work: Callable[[Path], dict[str, Any]]) -> tup
         stage: which.
         root: of all stages.
         work: does it in the folder; returns JSON values, among them ``content``. It may be called again in the same
-            folder after a kill, and should go on there; the seconds are those of the last call.
+            folder after a kill, and should go on there; what it took then is not known, see ``seconds_of``.
     """
     folder = stage.folder(root)
     with alone(folder):
         found = done(stage, root)
         if found is None:
+            resumed = any(path.name != LOCK for path in folder.iterdir())
             began, worked = time.perf_counter(), time.process_time()
             found = work(folder)
             found |= {
+                "resumed": resumed,
                 "wall_seconds": time.perf_counter() - began,
                 "processor_seconds": time.process_time() - worked,
             }
@@ -115,13 +118,18 @@ def run(stage: Stage, root: Path, work: Callable[[Path], dict[str, Any]]) -> tup
 def alone(folder: Path) -> Iterator[None]:
     """Context manager: waits until no other process works in the folder; a process that ends gives it back."""
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("a") as file:
+    with (folder / LOCK).open("a") as file:
         while not lock(file):
             time.sleep(POLL)
         try:
             yield
         finally:
             unlock(file)
+
+
+def seconds_of(found: dict[str, Any]) -> float | None:
+    """Processor seconds of a stage; None if it went on after a stop, when those before it are not known."""
+    return None if found.get("resumed") else found["processor_seconds"]
 
 
 def seconds_known(root: Path) -> dict[tuple[str, str], float]:

@@ -11,15 +11,9 @@ from typing import Any, NamedTuple
 import _h2h_measures as measuring
 import torch
 from _h2h_arms import Arm, Budget, load_space, make_encoder
-from _h2h_cache import Stage, code_of, content_of, content_of_tensors, run
-from _h2h_dynamics import (
-    RECIPES,
-    OwnPredictor,
-    Recipe,
-    content_of_dynamics,
-    load_dynamics,
-    train_dynamics,
-)
+from _h2h_cache import Stage, code_of, content_of, content_of_tensors, digest, run, seconds_of
+from _h2h_dynamics import OwnPredictor, Recipe, content_of_dynamics, load_dynamics, train_dynamics
+from _h2h_recipes import ALL, MeanOf, MeanRecipe
 from _h2h_spaces import Space, encode_frames, latent_episodes, read_latents
 from _h2h_table import ARMS, BUDGETS, COMMON_SEARCH, OWN_SEARCH, SEARCHED, SEARCHES
 from _h2h_tasks import REPORT, TASKS, TUNE, VARIANTS, Task, plain_of, play, searching, task_of
@@ -130,7 +124,7 @@ class Pipeline:
 
     @cached_property
     def recipe(self) -> Recipe:
-        recipe = RECIPES[self.cell.dynamics]
+        recipe = ALL[self.cell.dynamics]
         return recipe.shortened(QUICK["dynamics"]) if self.setting.quick else recipe
 
     @property
@@ -217,6 +211,10 @@ class Pipeline:
             world, space = WorldModel.load(self.encoder[0] / "encoder.safetensors"), self.space
             own = OwnPredictor(world, space.mean, space.scale, task.frames)
             return own, {"content": self.encoder[1]["content"], "processor_seconds": 0.0}
+        if isinstance(self.recipe, MeanRecipe):
+            drawn, found = replace(self, cell=self.cell._replace(dynamics="flow")).dynamics
+            draws = self.recipe.draws
+            return MeanOf(drawn, draws), found | {"content": digest(found["content"], draws)}
         settings = {"recipe": asdict(self.recipe), "seed": seed}
         settings |= {"steps": task.steps, "block": task.block, "frames": task.frames}
         inputs = (self.encoding[1]["content"],)
@@ -295,14 +293,14 @@ class Pipeline:
         dynamics, trained = self.dynamics
         stages = (self.encoder, self.encoding, self.data)
         inputs = (trained["content"], *(stage[1]["content"] for stage in stages))
-        settings = {"seed": self.cell.seed, "sizes": asdict(self.sizes)}
+        settings = {"seed": self.cell.seed, "sizes": asdict(self.sizes), "search": self.search}
         stage = Stage("measures", str(self.cell), settings, inputs, (*MEASURE_CODE, *self.task.code))
 
         def work(folder: Path) -> dict[str, Any]:
             task, sizes, (train, held_out) = self.task, self.sizes, self.encoded
             probe = measuring.probe_of(task, self.latents, train, self.cell.seed, sizes)
             seeds = [MEASURED + i for i in range(sizes.worlds)]
-            scene = measuring.Scene(task, self.space, dynamics, probe)
+            scene = measuring.Scene(task, self.space, dynamics, probe, self.search)
             return {
                 "content": "",
                 "measures": measuring.of_dynamics(scene, self.latents, held_out, seeds, sizes),
@@ -313,8 +311,8 @@ class Pipeline:
     @cached_property
     def found(self) -> dict[str, Any]:
         """What the record of a cell holds."""
-        stages = {"encoder": self.encoder[1], "dynamics": self.dynamics[1], "play": self.played}
-        seconds = {name: found["processor_seconds"] for name, found in stages.items()}
+        stages = {"encoder": self.encoder[1], "latents": self.encoding[1], "dynamics": self.dynamics[1]}
+        seconds = {name: seconds_of(found) for name, found in stages.items()}
         updates = self.budget.updates if self.arm.make == "trained" else 0
         own = self.played_own
         return {

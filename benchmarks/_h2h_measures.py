@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from _h2h_spaces import Space, latent_episodes, rows_of, stacked
-from _h2h_tasks import Seen, Task, draws_futures
-from jaxtyping import Float
+from _h2h_spaces import Space, bounds, latent_episodes, rows_of, stacked
+from _h2h_tasks import Seen, Task, draws_futures, newest_frame, searching
+from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from jepa_rl.costs import GoalCost
 from jepa_rl.data.latent_windows import LatentEpisodes, LatentWindowSampler
 from jepa_rl.data.view import EpisodeView
 from jepa_rl.diagnostics import (
@@ -23,11 +25,13 @@ from jepa_rl.diagnostics import (
     r2_score,
     rollout_error,
 )
+from jepa_rl.dynamics import HeldActions
 from jepa_rl.heads import PictureDecoder
 from jepa_rl.objectives.vae import unexplained
 from jepa_rl.training.optimisers import descend
 
 FUTURES = 8  # whose mean is a prediction
+DECISIONS = 20  # made at once, when one is timed
 DETAIL = (1, 4, 16)  # rows and columns of the cells that decoded pictures are compared in
 HORIZON = 3  # latent steps of the counterfactual
 
@@ -87,9 +91,9 @@ def of_space(
     found: dict[str, Any] = {
         "probe_r2": named(task, r2_score(probe(latents[unseen]), state[unseen])),
         "linear_probe_r2": named(task, r2_score(linear(latents[unseen]), state[unseen])),
-        "effective_rank": effective_rank(latents[unseen]),
+        "effective_rank": effective_rank(latents[unseen] * space.scale),  # as the arm made them
         "width": latents.shape[1],
-        "retrieval": retrieval(latents[unseen], state[unseen] / spread),
+        "retrieval": retrieval(latents[unseen], state[unseen] / spread, episodes_of(held_out, unseen)),
         "smoothness": smoothness_along(task, latents, state / spread, held_out),
         "encoder_multiply_adds": multiply_adds(space, train),
     }
@@ -102,10 +106,22 @@ def named(task: Task, values: Tensor) -> dict[str, float]:
     return dict(zip(task.names, values.tolist(), strict=True))
 
 
-def retrieval(latents: Float[Tensor, "m w"], state: Float[Tensor, "m s"]) -> float:
-    """Distance in the true state to the nearest frame in the space, over that to any other: 0 is best, 1 chance."""
+def episodes_of(view: EpisodeView, rows: Tensor) -> Tensor:
+    """The episodes that frames belong to."""
+    firsts = torch.tensor([first for first, _ in bounds(view)])
+    order = firsts.argsort()
+    return order[torch.searchsorted(firsts[order], rows, right=True) - 1]
+
+
+def retrieval(
+    latents: Float[Tensor, "m w"], state: Float[Tensor, "m s"], episode: Int64[Tensor, " m"]
+) -> float:
+    """Distance in the true state to the nearest frame of another episode, over that to any frame: 0 is best, 1 chance.
+
+    Frames of the same episode share what never changes in it, by which any space finds them.
+    """
     apart = torch.cdist(latents, latents)
-    apart.fill_diagonal_(torch.inf)
+    apart[episode[:, None] == episode] = torch.inf
     nearest = state[apart.argmin(1)]
     chance = torch.pdist(state[:1000]).mean()
     return float((state - nearest).norm(dim=1).mean() / chance)
@@ -115,8 +131,8 @@ def smoothness_along(task: Task, latents: Tensor, state: Tensor, view: EpisodeVi
     """How evenly the latent moves as the actions move the state, on held-out episodes.
 
     ``jumpiness``: the 95th percentile of the change of the latent per change of the state, over its median; of single
-    environment steps that move the state. ``curvature``: mean angle in degrees between changes that follow each other,
-    a latent step long; ``state_curvature`` is the same of the true state.
+    environment steps that move the state. ``curvature``: median angle in degrees between changes that follow each
+    other, a latent step long, where both move the state; ``state_curvature`` is the same of the true state.
     """
     both = latent_episodes(torch.cat([latents, state], 1), view, 1)
     width = latents.shape[1]
@@ -125,7 +141,11 @@ def smoothness_along(task: Task, latents: Tensor, state: Tensor, view: EpisodeVi
     moved = ds > 0.2 * ds.mean()
     ratio = dz[moved] / ds[moved]
     long = LatentWindowSampler(both, 2, task.block).sample(2000, np.random.default_rng(1)).latents
-    angles = [angle(part) for part in long.split([width, state.shape[1]], -1)]
+    latent_paths, state_paths = long.split([width, state.shape[1]], -1)
+    moving = (state_paths.diff(dim=1).norm(dim=-1) > 1e-6).all(1)
+    if not moving.any():
+        moving[:] = True
+    angles = [angle(part[moving]) for part in (latent_paths, state_paths)]
     return {
         "jumpiness": float(ratio.quantile(0.95) / ratio.median().clamp_min(1e-9)),
         "curvature": angles[0],
@@ -187,18 +207,22 @@ def multiply_adds(space: Space, view: EpisodeView) -> int:
 
 
 class Scene(NamedTuple):
-    """Dynamics on a space of a task, and a probe that reads the true state off its latents."""
+    """Dynamics on a space of a task, a probe that reads the true state off its latents, and the search that plans."""
 
     task: Task
     space: Space
     dynamics: Any
     probe: Probe
+    search: dict[str, Any]
 
 
 def of_dynamics(
     scene: Scene, latents: Tensor, held_out: EpisodeView, seeds: list[int], sizes: Sizes
 ) -> dict[str, Any]:
-    """Errors of rollouts in units of the state, of counterfactuals, what surprises, and the cost of a step.
+    """Errors of rollouts in units of the state, of counterfactuals, what surprises, and the cost of a step and a plan.
+
+    ``rollout_error``: of all of the state, after 0 (the probe's own error) to h steps; ``rollout_errors``: of each of
+    its components; ``one_future_error``: of one draw, where the others are those of the mean of ``FUTURES`` draws.
 
     Args:
         scene: what is measured.
@@ -207,7 +231,7 @@ def of_dynamics(
         seeds: of worlds for the counterfactual.
         sizes: how much is looked at.
     """
-    task, space, dynamics, probe = scene
+    task, space, dynamics, probe, _ = scene
     state = torch.from_numpy(task.describe(held_out.store.column))
     width, size = latents.shape[1], state.shape[1]
     plain = latent_episodes(latents, held_out, task.frames)
@@ -218,18 +242,19 @@ def of_dynamics(
         sizes.windows, np.random.default_rng(0)
     )
     z, truth = windows.latents.split([task.frames * width, size], -1)
-    path = expected(dynamics, z[:, 0], windows.actions)
-    error = (probe(path[..., -width:]) - truth).square().mean(0)
+    states = probe(futures_of(dynamics, z[:, 0], windows.actions)[..., -width:])  # of each future
     spread = truth.flatten(0, 1).var(0).clamp_min(1e-9)
-    off = (error / spread).mean(1).sqrt()  # 0 to h steps ahead, in deviations of the state
+    mean, one = ((path - truth).square().mean(0) / spread for path in (states.mean(1), states[:, 0]))
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         dynamics.rollout(z[:1, 0], windows.actions[:1, :1])
     found = {
-        "rollout_error": off.tolist(),
+        "rollout_error": mean.mean(1).sqrt().tolist(),
+        "rollout_errors": {name: off.tolist() for name, off in zip(task.names, mean.sqrt().T, strict=True)},
+        "one_future_error": one.mean(1).sqrt().tolist(),
         "latent_error_over_copying": rollout_error(dynamics, z, windows.actions).tolist(),
         "counterfactual_r2": counterfactual(scene, seeds),
         "dynamics_multiply_adds": counter.get_total_flops() // 2,
-        "parameters": sum(p.numel() for p in dynamics.parameters()),
+        "decision_seconds": decision_seconds(scene, seeds),
     }
     if task.violations is not None:
         found["surprise_auc"] = surprise_auc(task, space, dynamics, sizes.worlds)
@@ -237,17 +262,35 @@ def of_dynamics(
 
 
 @torch.no_grad()
-def expected(
+def futures_of(
     dynamics: Any, z: Float[Tensor, "b d"], actions: Float[Tensor, "b h a"]
-) -> Float[Tensor, "b h+1 d"]:
-    """The mean of futures."""
+) -> Float[Tensor, "b n h+1 d"]:
+    """Some draws, or one where nothing is drawn."""
     futures = FUTURES if draws_futures(dynamics) else 1
-    return dynamics.rollout(z, actions, futures=futures, generator=torch.Generator().manual_seed(0)).mean(1)
+    return dynamics.rollout(z, actions, futures=futures, generator=torch.Generator().manual_seed(0))
+
+
+@torch.no_grad()
+def decision_seconds(scene: Scene, seeds: list[int]) -> float:
+    """Processor seconds of one decision of one episode, with ``DECISIONS`` episodes planned for at once."""
+    task, space, dynamics, _, search = scene
+    seeds = seeds[:DECISIONS]
+    worlds, held = task.begin(seeds), HeldActions(dynamics, task.block)
+    goal = space.read(worlds.goals())
+    away = getattr(dynamics, "away", newest_frame(goal.shape[-1]))
+    cost = GoalCost(goal.expand(-1, task.frames, -1).flatten(1), task.reduce, away)
+    planner = searching(task, task.futures if draws_futures(dynamics) else 1, search)
+    z = space.read(worlds.seen(np.arange(len(seeds)))).flatten(1)
+    warm = torch.zeros(len(seeds), planner.horizon, held.action_dim)
+    worlds.close()
+    began = time.process_time()
+    planner.plan(held, cost, z, warm, torch.Generator().manual_seed(0))
+    return (time.process_time() - began) / len(seeds)
 
 
 def counterfactual(scene: Scene, seeds: list[int]) -> float:
     """R2 of the difference that other actions make from the same start, after ``HORIZON`` latent steps."""
-    task, space, dynamics, probe = scene
+    task, space, dynamics, probe, _ = scene
     rng, rows = np.random.default_rng(0), np.arange(len(seeds))
     differences: list[list[Tensor]] = []
     for _ in range(2):
@@ -259,10 +302,10 @@ def counterfactual(scene: Scene, seeds: list[int]) -> float:
             for left in reversed(range(task.block)):
                 worlds.step(rows, action, watched=left < task.frames)
         held = torch.from_numpy(plan).repeat(1, 1, task.block)
-        end = expected(dynamics, z, held)[:, -1]
+        ends = futures_of(dynamics, z, held)[:, :, -1]
         after = worlds.seen(rows)
-        width = end.shape[1] // task.frames
-        differences.append([probe(end[:, -width:]), torch.from_numpy(after.state[:, -1])])
+        width = ends.shape[-1] // task.frames
+        differences.append([probe(ends[..., -width:]).mean(1), torch.from_numpy(after.state[:, -1])])
         worlds.close()
     (first, true_first), (second, true_second) = differences
     truth = true_first - true_second
@@ -284,5 +327,5 @@ def surprise_auc(task: Task, space: Space, dynamics: Any, count: int) -> dict[st
 def surprise(space: Space, dynamics: Any, now: Seen, actions: np.ndarray, after: Seen) -> Float[Tensor, " n"]:
     """Distance of the newest frame's latent to what was expected."""
     z, to = space.read(now).flatten(1), space.read(after)[:, -1]
-    path = expected(dynamics, z, torch.from_numpy(actions).float()[:, None])
-    return (path[:, 1, -to.shape[1] :] - to).norm(dim=1)
+    futures = futures_of(dynamics, z, torch.from_numpy(actions).float()[:, None])
+    return (futures[:, :, 1, -to.shape[1] :].mean(1) - to).norm(dim=1)

@@ -25,8 +25,8 @@ from typing import Any, Literal
 import torch
 import tyro
 from _h2h_cells import Cell, Pipeline, Setting, planner_facts, remember_code
-from _h2h_dynamics import RECIPES
 from _h2h_plan import print_plan
+from _h2h_recipes import ALL
 from _h2h_report import write_report
 from _h2h_table import ARMS
 from _h2h_tasks import TASKS, TIER_A, VARIANTS
@@ -100,7 +100,7 @@ def prepare() -> None:
 
 def check(args: Args) -> None:
     """Raises ValueError for names that are not known."""
-    known = {"arms": tuple(ARMS), "tasks": (*TASKS, *VARIANTS), "dynamics": tuple(RECIPES), "only": STAGES}
+    known = {"arms": tuple(ARMS), "tasks": (*TASKS, *VARIANTS), "dynamics": tuple(ALL), "only": STAGES}
     for kind, names in known.items():
         if wrong := [name for name in getattr(args, kind) if name not in names]:
             raise ValueError(f"--{kind}: there is no {', '.join(wrong)}; choose of {', '.join(names)}")

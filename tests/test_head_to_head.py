@@ -46,7 +46,7 @@ def test_a_stage_runs_once_and_again_when_what_it_depends_on_changes(tmp_path):
 
 
 def test_a_stage_that_failed_is_not_done(tmp_path):
-    from _h2h_cache import Stage, done, run
+    from _h2h_cache import Stage, done, run, seconds_of
 
     def fail(folder):
         (folder / "half").touch()
@@ -56,7 +56,8 @@ def test_a_stage_that_failed_is_not_done(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         run(stage, tmp_path, fail)
     assert done(stage, tmp_path) is None
-    assert run(stage, tmp_path, lambda folder: {"content": (folder / "half").name})[1]["content"] == "half"
+    found = run(stage, tmp_path, lambda folder: {"content": (folder / "half").name})[1]
+    assert found["content"] == "half" and seconds_of(found) is None, "what it took before is not known"
 
 
 def test_comments_do_not_change_the_code_of_a_stage(tmp_path, monkeypatch):
@@ -452,7 +453,7 @@ def test_surprise_and_counterfactuals_of_the_true_world():
     task, dynamics = task_of("two_rooms"), rules.TwoRoomsDynamics(5)
     found = surprise_auc(task, TrueSpace(), dynamics, 40)
     assert min(found[name] for name in ("teleport", "wall", "vanish")) == 1 > found["stopped_by_the_wall"]
-    whole = Scene(task, TrueSpace(), dynamics, lambda z: z)
+    whole = Scene(task, TrueSpace(), dynamics, lambda z: z, {})
     assert counterfactual(whole, list(range(20))) == pytest.approx(1, abs=1e-4)
 
 
@@ -460,9 +461,33 @@ def test_retrieval_is_nothing_in_the_state_itself_and_chance_in_noise():
     from _h2h_measures import retrieval
 
     generator = torch.Generator().manual_seed(0)
-    state = torch.rand(600, 2, generator=generator)
-    assert retrieval(state, state) < 0.1
-    assert retrieval(torch.randn(600, 8, generator=generator), state) == pytest.approx(1, abs=0.1)
+    state, alone = torch.rand(600, 2, generator=generator), torch.arange(600)
+    assert retrieval(state, state, alone) < 0.1
+    assert retrieval(torch.randn(600, 8, generator=generator), state, alone) == pytest.approx(1, abs=0.1)
+    # A space that knows the episode alone finds nothing in others.
+    episode = alone // 20
+    name = torch.randn(30, 8, generator=generator)[episode] + 1e-3 * torch.randn(600, 8, generator=generator)
+    still = torch.rand(30, 2, generator=generator)[episode]
+    assert retrieval(name, still, alone) < 0.01
+    assert retrieval(name, still, episode) == pytest.approx(1, abs=0.3)
+
+
+def test_the_mean_of_draws_is_a_point_and_its_rows_share_the_flow_that_was_trained():
+    from _h2h_recipes import ALL, MeanOf
+
+    class Coin:
+        """Goes up or down by one."""
+
+        latent_dim, action_dim = 1, 1
+
+        def rollout(self, z, actions, futures, generator):
+            toss = torch.randint(2, (len(z), futures, 1), generator=generator) * 2.0 - 1
+            return torch.stack([z[:, None].expand(-1, futures, -1), z[:, None] + toss], 2)
+
+    path = MeanOf(Coin(), 4000).rollout(torch.zeros(3, 1), torch.zeros(3, 5, 1), futures=2)
+    assert path.shape == (3, 2, 6, 1) and path.abs().max() < 0.2
+    assert torch.equal(path[:, 0], path[:, 1])
+    assert ALL["flow_mean"].options == ALL["flow"].options and ALL["flow_mean"].train == ALL["flow"].train
 
 
 def test_decoded_pictures_tell_whether_the_latent_knows_the_dot():
