@@ -27,6 +27,7 @@ MEASURES: dict[str, Callable[[Record], float]] = {
     "curvature": lambda m: m["smoothness"]["curvature"],
     "rollout error, first": lambda m: m["rollout_error"][1],
     "rollout error, last": lambda m: m["rollout_error"][-1],
+    "of one future": lambda m: m["one_future_error"][-1],
     "counterfactual R2": lambda m: m["counterfactual_r2"],
     "decoder PSNR": lambda m: m.get("decoder_psnr", math.nan),
     "decoder R2": lambda m: m.get("decoder_r2", math.nan),
@@ -37,11 +38,13 @@ FORETELLING = {
     "curvature": -1, "rollout error, last": -1, "latent error over copying, last": -1, "counterfactual R2": 1,
 }  # fmt: skip
 READ = MEASURES | {"latent error over copying, last": lambda m: m["latent_error_over_copying"][-1]}
+REACHED = 0.2  # success below which an arm says nothing of the dynamics on it
 # Questions that two kinds of dynamics on the same spaces answer.
 AGAINST = {
     "few_evaluations": ("flow", "flow_heun"), "repa": ("flow", "flow_repa"), "ensemble": ("point", "ensemble"),
     "parallel_prediction": ("point", "parallel"), "two_timescales": ("point", "two_scale"),
-    "learned_distance": ("point", "point+distance"),
+    "learned_distance": ("point", "point+distance"), "mean_of_draws": ("flow", "flow_mean"),
+    "wide_flow": ("flow", "flow_wide"),
 }  # fmt: skip
 
 
@@ -72,9 +75,13 @@ def mean_of(runs: Iterable[Record], read: Callable[[Record], float]) -> float:
 
 
 def growth(record: Record) -> dict[str, float]:
-    """Error of rollouts in deviations of the state: after one latent step, at the end, and by what factor it grew."""
-    error = record["measures"]["rollout_error"]
-    return {"first": error[1], "last": error[-1], "growth": error[-1] / max(error[1], 1e-9)}
+    """Error of rollouts in deviations of the state, beyond the probe's own before the first step.
+
+    After one latent step, at the end, and by what factor it grew.
+    """
+    errors = np.square(record["measures"]["rollout_error"])
+    first, last = np.sqrt(np.maximum(errors[[1, -1]] - errors[0], 0)).tolist()
+    return {"first": first, "last": last, "growth": last / max(first, 1e-9)}
 
 
 def trained_arms(cells: Cells, task: str, dynamics: str) -> list[str]:
@@ -104,13 +111,15 @@ def by_family(cells: Cells, read: Callable[[Record], Mapping[str, float]]) -> di
     return found
 
 
-def averaged(figures: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """The mean of figures by name."""
-    return {name: float(np.mean([own[name] for own in figures])) for name in figures[0]}
+def averaged(figures: Sequence[Mapping[str, float | None]]) -> dict[str, Any]:
+    """The mean of figures by name, of those that are known; None if none is."""
+    known = {name: [own[name] for own in figures if own[name] is not None] for name in figures[0]}
+    return {name: float(np.mean(values)) if values else None for name, values in known.items()}
 
 
 def distribution(cells: Cells) -> dict[str, Any]:
-    """Success with the flow minus that with the point predictor, arm by arm, on every plain task."""
+    """Success with the flow minus that with the point predictor, arm by arm, on every plain task; the mean is that of
+    the arms that reach ``REACHED`` with either."""
     found: dict[str, Any] = {}
     for task in tasks_of(cells):
         arms = [a for a in trained_arms(cells, task, "point") if (task, a, "flow") in cells]
@@ -118,8 +127,13 @@ def distribution(cells: Cells) -> dict[str, Any]:
             a: mean_of(cells[task, a, "flow"], success_of) - mean_of(cells[task, a, "point"], success_of)
             for a in arms
         }
+        able = [
+            gain
+            for a, gain in gains.items()
+            if max(mean_of(cells[task, a, d], success_of) for d in ("point", "flow")) >= REACHED
+        ]
         if gains:
-            found[task] = {"mean": float(np.mean(list(gains.values()))), "arms": gains}
+            found[task] = {"mean": float(np.mean(able)) if able else None, "arms": gains}
     return found
 
 
@@ -141,7 +155,7 @@ def flow_on_recognition(cells: Cells) -> dict[str, Any]:
 
 
 def against(cells: Cells, first: str, second: str) -> list[dict[str, Any]]:
-    """Two kinds of dynamics on the same spaces and seeds: success, errors of rollouts and seconds of play of both."""
+    """Two kinds of dynamics on the same spaces and seeds: success, errors of rollouts, seconds of a decision."""
     found = []
     for (task, arm, dynamics), runs in sorted(cells.items()):
         others = {r["seed"]: r for r in cells.get((task, arm, second), ())}
@@ -153,7 +167,7 @@ def against(cells: Cells, first: str, second: str) -> list[dict[str, Any]]:
             row[name] = {
                 "success": mean_of(side, success_of),
                 "rollout_error": np.mean([r["measures"]["rollout_error"] for r in side], axis=0).tolist(),
-                "play_seconds": mean_of(side, lambda r: r["cost"]["processor_seconds"]["play"]),
+                "decision_seconds": mean_of(side, lambda r: r["measures"]["decision_seconds"]),
             }
         found.append(row)
     return found
@@ -161,24 +175,27 @@ def against(cells: Cells, first: str, second: str) -> list[dict[str, Any]]:
 
 def pixel_costs(cells: Cells) -> dict[str, Any]:
     """What pixel space costs over latent space (``jepa_sigreg``), point dynamics: multiply-adds of a predicted step,
-    processor seconds of training (encoder and dynamics) and of play, and the success of both."""
+    processor seconds of training (encoder, latents, dynamics) and of a decision, and the success of both."""
     found: dict[str, Any] = {}
     for task in tasks_of(cells):
         sides = [cells.get((task, arm, "point")) for arm in ("pixels", "jepa_sigreg")]
         if sides[0] and sides[1]:
             pixels, latent = (averaged([price(run) for run in side]) for side in sides if side)
-            ratios = {f"{k}_ratio": pixels[k] / (latent[k] or 1e-9) for k in ("step", "training", "play")}
+            ratios = {
+                f"{k}_ratio": pixels[k] / latent[k] if pixels[k] and latent[k] else None
+                for k in ("step", "training", "decision")
+            }
             found[task] = {"pixels": pixels, "jepa_sigreg": latent} | ratios
     return found
 
 
-def price(record: Record) -> dict[str, float]:
-    seconds = record["cost"]["processor_seconds"]
+def price(record: Record) -> dict[str, float | None]:
+    seconds = [record["cost"]["processor_seconds"][stage] for stage in ("encoder", "latents", "dynamics")]
     return {
         "success": success_of(record),
         "step": record["measures"]["dynamics_multiply_adds"],
-        "training": seconds["encoder"] + seconds["dynamics"],
-        "play": seconds["play"],
+        "training": None if None in seconds else sum(seconds),
+        "decision": record["measures"]["decision_seconds"],
     }
 
 
@@ -208,7 +225,7 @@ def foretelling(cells: Cells) -> list[dict[str, Any]]:
     """
     tables: dict[str, dict[str, float]] = {}
     for task in tasks_of(cells):
-        arms = [a for a in ARMS if a != "state" and (task, a, "point") in cells]
+        arms = [a for a, arm in ARMS.items() if arm.tier != "-" and (task, a, "point") in cells]
         if len(arms) < 4:
             continue
         runs = [cells[task, a, "point"] for a in arms]

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from _h2h_answers import AGAINST, FAMILIES, MEASURES, Cells, mean_of
+from _h2h_answers import AGAINST, FAMILIES, MEASURES, REACHED, Cells, mean_of
 from _h2h_table import ARMS
 
 Results = Mapping[str, Any]
@@ -54,11 +54,12 @@ CAPTIONS = {
     "Own strength": "Share of the way from the random encoder to the supervised one.",
     "Arms that work": "An arm that passes on fewer than two of tier A's tasks is broken; it does not count as beaten.",
     "Smoothness along actions, and errors of rollouts": "Point dynamics, mean over a family's arms; curvature "
-    "in degrees, errors in deviations of the state.",
-    "A distribution over futures": "Success with the flow minus that with the point predictor.",
-    "Other dynamics on the same spaces": "Errors at the end of the horizon; seconds of play.",
+    "in degrees, errors in deviations of the state beyond the probe's own.",
+    "A distribution over futures": "Success with the flow minus that with the point predictor; the mean is that of "
+    f"the arms that reach {REACHED} with either.",
+    "Other dynamics on the same spaces": "Errors at the end of the horizon; milliseconds of a decision.",
     "What pixels cost": "Pixels over `jepa_sigreg`, point dynamics: multiply-adds of a step, processor seconds of "
-    "training and of play.",
+    "training and of a decision.",
     "What foretells success": "Rank correlation over arms, signed so that 1 is a perfect forecast; exploratory.",
     "Surprise": "AUC against ordinary steps.",
     "Measures": "Mean over seeds.",
@@ -148,22 +149,23 @@ def against_table(said: Results) -> str:
     """Every kind of dynamics that was run beside another on the same seeds."""
     rows = [
         [row["task"], row["arm"], first, second, len(row["seeds"])]
-        + [row[side][name] for name in ("success", "play_seconds") for side in (first, second)]
+        + [row[side]["success"] for side in (first, second)]
+        + [1000 * row[side]["decision_seconds"] for side in (first, second)]
         + [row[side]["rollout_error"][-1] for side in (first, second)]
         for question, (first, second) in AGAINST.items()
         for row in said[question]
     ]
-    pairs = [f"{name} of {side}" for name in ("success", "play", "error") for side in ("first", "second")]
+    pairs = [f"{name} of {side}" for name in ("success", "decision", "error") for side in ("first", "second")]
     return table(("task", "arm", "first", "second", "seeds", *pairs), rows)
 
 
 def costs_table(found: Results) -> str:
     rows = [
         [task, own["pixels"]["success"], own["jepa_sigreg"]["success"]]
-        + [own[f"{name}_ratio"] for name in ("step", "training", "play")]
+        + [own[f"{name}_ratio"] for name in ("step", "training", "decision")]
         for task, own in found.items()
     ]
-    return table(("task", "success, pixels", "success, latent", "step", "training", "play"), rows)
+    return table(("task", "success, pixels", "success, latent", "step", "training", "decision"), rows)
 
 
 def noise_table(noise: Results) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _h2h_answers import Cells, Record, answers, averaged, success_of
+from _h2h_answers import Cells, Record, answers, averaged, mean_of, success_of
 from _h2h_page import page
 from _h2h_table import ARMS, DECISIVE
 from _h2h_tasks import TIER_A, plain_of
@@ -21,6 +21,7 @@ PROTOCOL = "docs/head_to_head_protocol.md"
 DRAWS = 4000  # of the bootstrap
 # Pass marks of an arm's own strength: how far between the random encoder's and the supervised one's it must lie.
 PASS = 0.5
+APART = 0.05  # the two differ by more than that, or they are no yardstick
 PASSES = 2  # of tier A's tasks, or an arm is broken
 PHYSICAL = ("teleport", "wall", "vanish")  # steps that cannot be, whatever the colours
 
@@ -222,6 +223,7 @@ def costs(records: Iterable[Record]) -> list[dict[str, Any]]:
         seconds = averaged([r["cost"]["processor_seconds"] for r in runs])
         first = runs[0]
         work = {k: first["measures"][k] for k in ("encoder_multiply_adds", "dynamics_multiply_adds")}
+        work["decision_seconds"] = mean_of(runs, lambda r: r["measures"]["decision_seconds"])
         rest = {k: v for k, v in first["cost"].items() if k != "processor_seconds"}
         cell = {**named(task), "arm": arm, "dynamics": dynamics}
         found.append(cell | {"processor_seconds": seconds} | work | rest)
@@ -239,19 +241,20 @@ def strengths(records: Sequence[Record]) -> list[dict[str, Any]]:
             float(np.mean([read(r["measures"]) for r in side])) if side else None
             for side in (runs, cells.get((task, "random", "point")), cells.get((task, "supervised", "point")))
         )
-        share = None if value is None or low is None or high is None else (value - low) / (high - low or 1e-9)
+        judged = value is not None and low is not None and high is not None
+        share = (value - low) / (high - low) if judged and high - low > APART else None
         passed = None if share is None else share >= PASS
         found.append({**named(task), "arm": arm, "figure": name, "value": value, "random": low, "supervised": high,
-                      "share": share, "passed": passed})  # fmt: skip
+                      "share": share, "passed": passed, "judged": judged})  # fmt: skip
     return found
 
 
 def working(found: Sequence[dict[str, Any]]) -> dict[str, bool]:
-    """Whether an arm passes on enough of tier A's tasks; of the arms that all of them have judged."""
+    """Whether an arm passes on enough of tier A's tasks; of the arms that were judged on all of them."""
     judged: dict[str, list[bool]] = {}
     for row in found:
-        if row["task"] in TIER_A and row["distractor"] is None and row["passed"] is not None:
-            judged.setdefault(row["arm"], []).append(row["passed"])
+        if row["task"] in TIER_A and row["distractor"] is None and row["judged"]:
+            judged.setdefault(row["arm"], []).append(bool(row["passed"]))
     return {arm: sum(passed) >= PASSES for arm, passed in judged.items() if len(passed) == len(TIER_A)}
 
 
@@ -259,6 +262,7 @@ OWN: dict[str, tuple[str, Callable[[dict[str, Any]], float]]] = {
     "prediction": ("probe R2", lambda m: float(np.mean(list(m["probe_r2"].values())))),
     "recognition": ("1 - retrieval distance", lambda m: 1 - m["retrieval"]),
     "reconstruction": ("decoder R2", lambda m: m["decoder_r2"]),
+    "pixels": ("decoder R2", lambda m: m["decoder_r2"]),
 }
 
 

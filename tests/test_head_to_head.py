@@ -562,6 +562,11 @@ def test_an_arm_works_that_passes_on_two_of_three_tasks_half_way_to_the_supervis
     )
     assert working(found) == {"dino": True, "vae": True}  # of dino table_edge fails, of vae reacher
     assert working(strengths([r for r in records if r["task"] != "reacher"])) == {}
+    for r in records:
+        if r["arm"] == "supervised" and r["task"] == "two_rooms":
+            r["measures"]["decoder_r2"] = 0.22  # hardly above the random encoder: no yardstick
+    (row,) = [r for r in strengths(records) if r["arm"] == "vae" and r["task"] == "two_rooms"]
+    assert row["share"] is None and row["passed"] is None and not working(strengths(records))["vae"]
     worse = [r for r in found if r["task"] != "table_edge"] + [
         row | {"passed": False} for row in found if row["task"] == "table_edge"
     ]
@@ -577,9 +582,10 @@ def test_answers_compare_the_same_seeds_arm_by_arm():
             "probe_r2": {"x": probe, "y": 0.9}, "linear_probe_r2": {"x": probe}, "retrieval": 1 - probe,
             "effective_rank": 5.0, "smoothness": {"jumpiness": 2.0, "curvature": 9.0, "state_curvature": 4.0},
             "rollout_error": [0.1, 0.2, last], "latent_error_over_copying": [0.0, last], "counterfactual_r2": 0.5,
-            "dynamics_multiply_adds": 100 if arm == "pixels" else 10,
+            "dynamics_multiply_adds": 100 if arm == "pixels" else 10, "decision_seconds": 0.1,
         }  # fmt: skip
-        cost = {"processor_seconds": {"encoder": 1.0, "dynamics": 2.0, "play": 4.0}}
+        latents = None if arm == "pixels" else 1.0  # went on after a stop
+        cost = {"processor_seconds": {"encoder": 1.0, "latents": latents, "dynamics": 2.0}}
         cell = {"task": task, "arm": arm, "dynamics": dynamics, "seed": seed}
         return cell | {"success": [success], "measures": measures, "cost": cost}
 
@@ -596,6 +602,8 @@ def test_answers_compare_the_same_seeds_arm_by_arm():
     (parallel,) = found["parallel_prediction"]
     assert parallel["seeds"] == [4] and parallel["parallel"]["rollout_error"] == [0.1, 0.2, 0.8]
     assert found["cost_of_pixels"]["two_rooms"]["step_ratio"] == 10
+    assert found["cost_of_pixels"]["two_rooms"]["jepa_sigreg"]["training"] == 4.0
+    assert found["cost_of_pixels"]["two_rooms"]["training_ratio"] is None
     (noise,) = found["noise"]["moving"]
     assert noise["seeds"] == [4] and noise["lost"] == 0.75
     (foretold,) = found["foretells_success"]
@@ -604,7 +612,8 @@ def test_answers_compare_the_same_seeds_arm_by_arm():
     )
     assert foretold["correlation"]["effective rank"] == 0 and foretold["left_out"] is None
     assert rank_correlation([1, 1, 2, 3], [3, 3, 2, 1]) == pytest.approx(-1)
-    assert found["errors_compound"]["two_rooms"]["families"]["prediction"]["growth"] == pytest.approx(2)
+    grown = found["errors_compound"]["two_rooms"]["families"]["prediction"]["growth"]
+    assert grown == pytest.approx(((0.4**2 - 0.1**2) / (0.2**2 - 0.1**2)) ** 0.5)  # beyond the probe's
 
 
 @pytest.mark.filterwarnings("ignore:windows of")
