@@ -180,4 +180,48 @@ def speed() -> str:
     return matrix("time ratio", rows, caption) if rows else f"{caption}\n"
 
 
-MATRICES = {"goals": goals, "control": control, "branching": branching, "speed": speed}
+SPACES = {
+    "state": "the true state, for comparison", "jepa_sigreg": "prediction: JEPA, SIGReg",
+    "jepa_vicreg": "prediction: JEPA, variance and covariance", "action_free": "prediction: JEPA without actions",
+    "vjepa": "prediction: masked video", "dino": "recognition: DINO, in-domain",
+    "dinov2": "recognition: DINOv2, frozen", "vae": "reconstruction: VAE", "pixels": "pixels, 16 x 16",
+    "random": "an untrained encoder",
+}  # fmt: skip
+
+
+def spaces() -> str:
+    """Which space should it plan in?"""
+    if (r := load("head_to_head")) is None:
+        return ""
+    tasks = {"two_rooms": "Two Rooms", "reacher": "reacher", "table_edge": "TableEdge"}
+    found = {
+        (c["arm"], c["task"], c["dynamics"]): c["success"] for c in r["cells"] if c["distractor"] is None
+    }
+    rows = []
+    for arm, label in SPACES.items():
+        cells = {}
+        for task, name in tasks.items():
+            sides = [found.get((arm, task, dynamics)) for dynamics in ("point", "flow")]
+            if any(sides):
+                cells[name] = " / ".join(f"{sum(x) / len(x):.2f}" if x else "not run" for x in sides)
+        if cells:
+            rows.append((label, cells))
+    broken = [
+        SPACES[arm].partition(": ")[2] for arm, works in r["works"].items() if not works and arm in SPACES
+    ]
+    own = f" By their own measure these do not work here: {', '.join(broken)}." if broken else ""
+    counts = {len(found[key]) for key in found if key[0] in SPACES and key[1] in tasks}
+    seeds = (
+        f"{min(counts)} to {max(counts)} training seeds"
+        if len(counts) > 1
+        else f"{max(counts)} training seed"
+    )
+    caption = (
+        "Success in the closed loop of plans with point dynamics / with the flow on the same frozen latents: same "
+        "data, network (but for DINOv2, masked video and pixels), planner and 200 paired episodes; "
+        f"{seeds}.{own}"
+    )
+    return matrix("success", rows, caption)
+
+
+MATRICES = {"goals": goals, "spaces": spaces, "control": control, "branching": branching, "speed": speed}

@@ -616,6 +616,17 @@ def test_answers_compare_the_same_seeds_arm_by_arm():
     assert grown == pytest.approx(((0.4**2 - 0.1**2) / (0.2**2 - 0.1**2)) ** 0.5)  # beyond the probe's
 
 
+def test_the_recorded_report_and_its_tables_are_those_of_the_records():
+    from _h2h_page import page
+    from _h2h_report import by_cell, cells_of, read_records
+
+    results = json.loads((BENCHMARKS / "results/head_to_head.json").read_text())
+    records = read_records(BENCHMARKS / "results/head_to_head")
+    assert results["cells"] == cells_of(records)
+    written = (BENCHMARKS.parent / "docs/head_to_head_tables.md").read_text()
+    assert page(results, by_cell(records)) == written, "python benchmarks/head_to_head.py --report"
+
+
 @pytest.mark.filterwarnings("ignore:windows of")
 def test_a_quick_run_ends_in_a_report_and_other_code_is_not_counted_with_it(tmp_path, monkeypatch, capsys):
     import _record
