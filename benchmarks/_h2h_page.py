@@ -51,7 +51,7 @@ def page(results: Results, cells: Cells) -> str:
 
 CAPTIONS = {
     "Success": "Mean over training seeds, and theirs one by one; 200 paired episodes each.",
-    "Own strength": "Share of the way from the random encoder to the supervised one.",
+    "Own strength": "Share of the way from the random encoder to the supervised one; of decoders to an R2 of 1.",
     "Arms that work": "An arm that passes on fewer than two of tier A's tasks is broken; it does not count as beaten.",
     "Smoothness along actions, and errors of rollouts": "Point dynamics, mean over a family's arms; curvature "
     "in degrees, errors in deviations of the state beyond the probe's own.",
