@@ -9,12 +9,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from _h2h_spaces import Space, bounds, latent_episodes, rows_of, stacked
-from _h2h_tasks import Seen, Task, draws_futures, newest_frame, searching
+from _h2h_tasks import Planning, Seen, Task, draws_futures
 from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from jepa_rl.costs import GoalCost
 from jepa_rl.data.latent_windows import LatentEpisodes, LatentWindowSampler
 from jepa_rl.data.view import EpisodeView
 from jepa_rl.diagnostics import (
@@ -25,7 +24,6 @@ from jepa_rl.diagnostics import (
     r2_score,
     rollout_error,
 )
-from jepa_rl.dynamics import HeldActions
 from jepa_rl.heads import PictureDecoder
 from jepa_rl.objectives.vae import unexplained
 from jepa_rl.training.optimisers import descend
@@ -275,16 +273,12 @@ def decision_seconds(scene: Scene, seeds: list[int]) -> float:
     """Processor seconds of one decision of one episode, with ``DECISIONS`` episodes planned for at once."""
     task, space, dynamics, _, search = scene
     seeds = seeds[:DECISIONS]
-    worlds, held = task.begin(seeds), HeldActions(dynamics, task.block)
-    goal = space.read(worlds.goals())
-    away = getattr(dynamics, "away", newest_frame(goal.shape[-1]))
-    cost = GoalCost(goal.expand(-1, task.frames, -1).flatten(1), task.reduce, away)
-    planner = searching(task, task.futures if draws_futures(dynamics) else 1, search)
-    z = space.read(worlds.seen(np.arange(len(seeds)))).flatten(1)
-    warm = torch.zeros(len(seeds), planner.horizon, held.action_dim)
+    rows, worlds = np.arange(len(seeds)), task.begin(seeds)
+    planning = Planning.of(task, space, dynamics, worlds, search)
+    z = space.read(worlds.seen(rows)).flatten(1)
     worlds.close()
     began = time.process_time()
-    planner.plan(held, cost, z, warm, torch.Generator().manual_seed(0))
+    planning.plan(rows, z, planning.warm(len(seeds)), torch.Generator().manual_seed(0))
     return (time.process_time() - began) / len(seeds)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -198,20 +198,16 @@ def play(
         noise: seed of the searches.
         search: changes to the task's.
     """
-    worlds, held = task.begin(seeds), HeldActions(dynamics, task.block)
-    goal = space.read(worlds.goals())  # n 1 w
-    away: Distance = getattr(dynamics, "away", newest_frame(goal.shape[-1]))
-    goal = goal.expand(-1, task.frames, -1).flatten(1)
-    planner = searching(task, task.futures if draws_futures(dynamics) else 1, search)
-    warm = torch.zeros(len(seeds), planner.horizon, held.action_dim)
+    worlds = task.begin(seeds)
+    planning = Planning.of(task, space, dynamics, worlds, search)
+    warm = planning.warm(len(seeds))
     for decision in range(task.budget // task.block):
         rows = np.flatnonzero(~worlds.success)
         if not rows.size:
             break
         z = space.read(worlds.seen(rows)).flatten(1)
         generator = torch.Generator().manual_seed(1000 * noise + decision)
-        cost = GoalCost(goal[rows], task.reduce, away)
-        plan = planner.plan(held, cost, z, warm[rows], generator).actions
+        plan = planning.plan(rows, z, warm[rows], generator)
         warm[rows] = torch.cat([plan[:, 1:], plan[:, -1:]], dim=1)
         actions = plan[:, 0].clamp(-1, 1).numpy()
         for left in reversed(range(task.block)):
@@ -220,6 +216,36 @@ def play(
     found = worlds.success.astype(int).tolist()
     worlds.close()
     return found
+
+
+class Planning(NamedTuple):
+    """How worlds are planned in: by which search, on which dynamics, towards what."""
+
+    planner: Planner
+    held: HeldActions
+    goal: Tensor
+    reduce: Any
+    away: Distance
+
+    @classmethod
+    def of(
+        cls, task: Task, space: Reader, dynamics: Dynamics, worlds: Worlds, search: dict[str, Any] | None
+    ) -> Planning:
+        """For the arguments see ``play``."""
+        goal = space.read(worlds.goals())  # n 1 w
+        away: Distance = getattr(dynamics, "away", newest_frame(goal.shape[-1]))
+        goal = goal.expand(-1, task.frames, -1).flatten(1)
+        planner = searching(task, task.futures if draws_futures(dynamics) else 1, search)
+        return cls(planner, HeldActions(dynamics, task.block), goal, task.reduce, away)
+
+    def warm(self, n: int) -> Tensor:
+        """Plans to begin with."""
+        return torch.zeros(n, self.planner.horizon, self.held.action_dim)
+
+    def plan(self, rows: np.ndarray, z: Tensor, warm: Tensor, generator: torch.Generator) -> Tensor:
+        """Actions of the plans for the worlds ``rows``."""
+        cost = GoalCost(self.goal[rows], self.reduce, self.away)
+        return self.planner.plan(self.held, cost, z, warm, generator).actions
 
 
 def searching(task: Task, futures: int, search: dict[str, Any] | None = None) -> Planner:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from hues import LUMA, hue_and_chroma, turned
 
 from jepa_rl.envs import (
     Distract,
@@ -112,21 +113,9 @@ def test_frames_of_a_stack_have_the_background_of_their_own_time():
         assert (seen[2] != seen[1]).any()
 
 
-LUMA = np.array([0.299, 0.587, 0.114])
-
-
-def hue(colour):
-    """Degrees around the grey axis of YIQ, of RGB colours "... 3"."""
-    i, q = (
-        np.asarray(colour, float) @ row
-        for row in ((0.595716, -0.274453, -0.321263), (0.211456, -0.522591, 0.311135))
-    )
-    return np.rad2deg(np.arctan2(q, i))
-
-
-def turned(after, before):
-    """Degrees from one hue to another, -180 to 180."""
-    return (hue(after) - hue(before) + 180) % 360 - 180
+def turn(after, before):
+    """Degrees from the hue of one RGB colour to that of another."""
+    return turned(hue_and_chroma(after)[0], hue_and_chroma(before)[0])
 
 
 def test_hues_turn_and_luma_stays():
@@ -141,7 +130,7 @@ def test_hues_turn_and_luma_stays():
     chroma = [np.linalg.norm(part - (part @ LUMA)[..., None], axis=-1) for part in (before, after)]
     colourful = np.minimum(*chroma) > 60
     for angle, one, other, plain in zip((120.0, -75.0), before[1:], after[1:], colourful[1:], strict=True):
-        assert plain.sum() > 50 and np.abs(turned(other[plain], one[plain]) - angle).max() < 2
+        assert plain.sum() > 50 and np.abs(turn(other[plain], one[plain]) - angle).max() < 2
     # Half a turn: what each channel was above its grey (108.97) it is below.
     reddish = np.array((130, 100, 100), np.uint8)[:, None, None]
     np.testing.assert_array_equal(recolour(reddish, 180.0).ravel(), (88, 118, 118))
@@ -171,7 +160,7 @@ def test_one_colour_alone_can_turn():
     after = recolour(plain, 180.0, colour=AGENT)
     agent, block = ((plain == np.array(c)[:, None, None]).all(0) for c in (AGENT, BLOCK))
     np.testing.assert_array_equal(after[:, block], plain[:, block])
-    assert abs(abs(turned(after[:, agent].mean(1), AGENT)) - 180) < 2
+    assert abs(abs(turn(after[:, agent].mean(1), AGENT)) - 180) < 2
 
 
 @pytest.mark.parametrize("every", ["episode", "step"])
@@ -185,7 +174,7 @@ def test_colours_belong_to_the_split_and_last_as_long_as_they_should(every):
             block = (clean == np.array(BLOCK)[:, None, None]).all(0)
             shade = seen[:, block][:, 0]
             if np.ptp(shade.astype(int)) > 15:  # a hue, not grey
-                assert (turned(shade, BLOCK) - low + 6) % 360 <= high - low + 12
+                assert (turn(shade, BLOCK) - low + 6) % 360 <= high - low + 12
             shades.add(tuple(shade.tolist()))
             assert np.array_equal(env.step(REST)[0], seen) == (every == "episode")
         assert len(shades) > 6 or split == "test"

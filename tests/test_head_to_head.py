@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from hues import LUMA, hue_and_chroma, turned
 
 from jepa_rl import ActionSpec, Episode, EpisodeStore, WorldModel, WorldModelConfig, WorldSpec
 from jepa_rl.envs.worlds import two_rooms_rules as rules
@@ -326,15 +327,13 @@ def test_data_show_what_distract_shows_in_training_and_paired_episodes_what_it_s
 
 
 def hues(pixels, where):
-    """Degrees around the grey axis of YIQ, of the colour that is the mean of some pixels of each picture "n 3 y x"."""
-    colours = (pixels * where[:, None]).sum((2, 3)) / where.sum((1, 2))[:, None]
-    i, q = (colours @ row for row in ((0.595716, -0.274453, -0.321263), (0.211456, -0.522591, 0.311135)))
-    return np.rad2deg(np.arctan2(q, i)), np.hypot(i, q)
+    """Hue and chroma of the colour that is the mean of some pixels of each picture "n 3 y x"."""
+    return hue_and_chroma((pixels * where[:, None]).sum((2, 3)) / where.sum((1, 2))[:, None])
 
 
 def apart(first, second):
     """Degrees between hues."""
-    return np.abs((first - second + 180) % 360 - 180)
+    return np.abs(turned(first, second))
 
 
 def test_recolouring_changes_the_hue_and_nothing_of_the_state(tmp_path):
@@ -363,9 +362,8 @@ def test_recolouring_changes_the_hue_and_nothing_of_the_state(tmp_path):
         away = apart(hue[seen], blue)
         assert seen.sum() >= 4 and (away.min() >= 176 if name == "after" else away.max() <= 122)
     assert apart(shown["before"][0], shown["ordinary"][0]).max() > 20  # nobody can predict it
-    luma = np.array((0.299, 0.587, 0.114))
     after, clean = (
-        np.einsum("c,nkcyx->nkyx", luma, k["ordinary"][2].pixels) for k in ({"ordinary": other}, without)
+        np.einsum("c,nkcyx->nkyx", LUMA, k["ordinary"][2].pixels) for k in ({"ordinary": other}, without)
     )
     assert np.abs(after - clean).max() < 1  # rounding
     store = task.collect(tmp_path / "data", 0, task.settings | {"episodes": 2, "steps": 2})
