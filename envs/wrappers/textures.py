@@ -168,7 +168,7 @@ def recolour(
 def _turned(
     frames: UInt8[Array, "n 3 y x"], degrees: Float[Array, " n"], saturation: Float[Array, " n"]
 ) -> UInt8[Array, "n 3 y x"]:
-    grey = np.tile(np.float32(LUMA), (3, 1))  # every channel becomes the luma
+    grey = np.tile(np.array(LUMA, np.float32), (3, 1))  # every channel becomes the luma
     turn = turned_hue(torch.from_numpy(degrees / 360).view(-1, 1, 1)).numpy()
     change = grey + saturation[:, None, None] * (turn - grey)
     changed = np.empty((len(frames), 3, frames[0, 0].size), np.uint8)
