@@ -15,7 +15,7 @@ from _h2h_page import page
 from _h2h_table import ARMS, DECISIVE
 from _h2h_tasks import TIER_A, plain_of
 from _intervals import FEWEST_SEEDS, t_quantile, variance_of
-from _record import ROOT, made_by, run_git, write_results, write_whole
+from _record import ROOT, made_by, run_git, trying, write_results, write_whole
 
 PROTOCOL = "docs/head_to_head_protocol.md"
 DRAWS = 4000  # of the bootstrap
@@ -73,7 +73,7 @@ def write_report(folder: Path, quick: bool = False) -> None:
         **made_by(records),
     }
     written = write_results("head_to_head", results, quick=quick, collected=True)
-    folder = written.parent if quick else ROOT / "docs"
+    folder = written.parent if quick or trying() else ROOT / "docs"
     print(written, *illustrate(results, grouped, folder), sep="\n")
 
 

@@ -74,7 +74,7 @@ def main(args: Args) -> None:
         shutil.rmtree(args.out, ignore_errors=True)
     cells = cells_of(args)
     if args.plan:
-        print_plan(cells, args.out, is_recorded)
+        print_plan(cells, args.out, lambda cell: record_of(cell, folder_of_records(args)).exists())
     elif args.report:
         write_report(folder_of_records(args))
     elif args.tune:
@@ -120,7 +120,8 @@ def counted(args: Args) -> bool:
 
 
 def folder_of_records(args: Args) -> Path:
-    return RESULTS if counted(args) else args.out / "records"
+    recorded = counted(args) or (args.plan and not (args.quick or trying()))
+    return RESULTS if recorded else args.out / "records"
 
 
 def folder_of(cell: Cell, records: Path) -> Path:
@@ -128,8 +129,8 @@ def folder_of(cell: Cell, records: Path) -> Path:
     return records / cell.task / cell.arm / cell.dynamics
 
 
-def is_recorded(cell: Cell) -> bool:
-    return (folder_of(cell, RESULTS) / f"seed_{cell.seed}.json").exists()
+def record_of(cell: Cell, records: Path) -> Path:
+    return folder_of(cell, records) / f"seed_{cell.seed}.json"
 
 
 def run(args: Args, task: str, arm: str, seed: int) -> None:
@@ -143,8 +144,13 @@ def run_cell(args: Args, cell: Cell) -> None:
     """Runs the stages of a cell and keeps the record, unless it is there."""
     setting = Setting(args.out, quick=args.quick)
     pipeline = Pipeline(cell, setting)
-    kept = Records(folder_of(cell, folder_of_records(args)), settings_of(pipeline), counted(args))
-    if kept.read(cell.seed) is not None:
+    records = folder_of_records(args)
+    kept = Records(folder_of(cell, records), settings_of(pipeline), counted(args))
+    if (record := kept.read(cell.seed)) is not None:
+        again = "" if trying() else "; BENCHMARK_TRY=1 runs it again and leaves this record as it is"
+        print(
+            f"{cell}: success {share(record):.3f}, recorded in {record_of(cell, records)}{again}", flush=True
+        )
         return
     processes = note_process(args.out / "processes" / str(cell))
     for stage in STAGES:
@@ -153,7 +159,11 @@ def run_cell(args: Args, cell: Cell) -> None:
     if set(args.only) == set(STAGES):
         found = pipeline.found
         kept.write(cell.seed, found, processes)
-        print(f"{cell}: success {sum(found['success']) / len(found['success']):.3f}", flush=True)
+        print(f"{cell}: success {share(found):.3f}", flush=True)
+
+
+def share(found: dict[str, Any]) -> float:
+    return sum(found["success"]) / len(found["success"])
 
 
 def settings_of(pipeline: Pipeline) -> dict[str, Any]:

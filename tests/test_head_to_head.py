@@ -627,6 +627,7 @@ def test_the_recorded_report_and_its_tables_are_those_of_the_records():
 
 @pytest.mark.filterwarnings("ignore:windows of")
 def test_a_quick_run_ends_in_a_report_and_other_code_is_not_counted_with_it(tmp_path, monkeypatch, capsys):
+    import _h2h_report
     import _record
     import head_to_head
 
@@ -651,14 +652,49 @@ def test_a_quick_run_ends_in_a_report_and_other_code_is_not_counted_with_it(tmp_
     assert [len(cell["success"]) for cell in written["cells"]] == [1, 1]
     assert "| state |" in (tmp_path / "runs/benchmarks/head_to_head_tables.md").read_text()
     assert len(list((tmp_path / "runs/benchmarks").glob("head_to_head_*.png"))) == 2
-    file = next((tmp_path / "runs/quick/records").glob("*/state/*/seed_3.json"))
+    records = tmp_path / "runs/quick/records"
+    with monkeypatch.context() as change:
+        change.setenv("BENCHMARK_TRY", "1")
+        change.setattr(_h2h_report, "ROOT", tmp_path)
+        head_to_head.write_report(records)
+    assert (tmp_path / "runs/benchmarks/head_to_head.try.json").exists() and not (tmp_path / "docs").exists()
+    file = next(records.glob("*/state/*/seed_3.json"))
     record = json.loads(file.read_text())
     record["processes"][0]["code"] = "other"
     file.write_text(json.dumps(record))
     with pytest.raises(ValueError, match="different code"):
-        head_to_head.write_report(tmp_path / "runs/quick/records")
+        head_to_head.write_report(records)
     head_to_head.main(replace(args, plan=True))
     assert "core-hours" in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("ignore:windows of")
+def test_a_recorded_cell_is_told_and_a_try_runs_it_again_beside_it(tmp_path, monkeypatch, capsys):
+    import head_to_head
+    from _h2h_cells import Cell, Setting
+
+    kept = tmp_path / "kept"
+    monkeypatch.setattr(head_to_head, "RESULTS", kept)
+    monkeypatch.setattr(head_to_head, "refuse_unrecordable", lambda: None)
+    monkeypatch.setattr("_record.not_recorded", lambda record: [])
+    monkeypatch.setattr(head_to_head, "Setting", lambda out, quick: Setting(out, episodes=2, quick=True))
+    args = head_to_head.Args(
+        arms=("state",), tasks=("two_rooms",), dynamics=("point",), seeds=(3,), out=tmp_path / "runs"
+    )
+    head_to_head.main(args)
+    record = head_to_head.record_of(Cell("two_rooms", "state", "point", 3), kept)
+    written = record.stat().st_mtime_ns
+    capsys.readouterr()
+    head_to_head.main(args)
+    told = capsys.readouterr().out
+    assert str(record) in told and "BENCHMARK_TRY=1" in told
+    monkeypatch.setenv("BENCHMARK_TRY", "1")
+    head_to_head.main(replace(args, plan=True))
+    assert "1 of 1 cells are missing" in capsys.readouterr().out
+    head_to_head.main(args)
+    tried = head_to_head.record_of(Cell("two_rooms", "state", "point", 3), tmp_path / "runs/records")
+    assert json.loads(tried.read_text())["success"] == json.loads(record.read_text())["success"]
+    assert record.stat().st_mtime_ns == written
 
 
 def test_unknown_names_are_told_with_the_known_ones():
