@@ -23,7 +23,7 @@ def page(results: Results, cells: Cells) -> str:
     said = results["answers"]
     columns = ("dinov2, flow", "best", "success", "share")
     tables = {
-        "Success": success_table(results["cells"]),
+        "Success": success_tables(results["cells"]),
         "Decisive differences": differences_table(results["differences"]),
         "Own strength": strength_table(results["strength"]),
         "Arms that work": table(("arm", "works"), list(results["works"].items())),
@@ -50,7 +50,8 @@ def page(results: Results, cells: Cells) -> str:
 
 
 CAPTIONS = {
-    "Success": "Mean over training seeds, and theirs one by one; 200 paired episodes each.",
+    "Success": "Of 200 paired episodes; mean over training seeds, and theirs one by one if there are several.",
+    "Decisive differences": "An interval and p-values from five training seeds on.",
     "Own strength": "Share of the way from the random encoder to the supervised one; of decoders to an R2 of 1.",
     "Arms that work": "An arm that passes on fewer than two of tier A's tasks is broken; it does not count as beaten.",
     "Smoothness along actions, and errors of rollouts": "Point dynamics, mean over a family's arms; curvature "
@@ -81,28 +82,33 @@ def shown(value: Any) -> str:
     return f"{value:.2f}" if isinstance(value, float) else str(value)
 
 
+def success_tables(cells: Sequence[Mapping[str, Any]]) -> str:
+    """A table a task and distractor: a row an arm, a column its dynamics."""
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    for cell in cells:
+        found.setdefault(" ".join(filter(None, (cell["task"], cell["distractor"]))), []).append(cell)
+    return "\n\n".join(f"### {task}\n\n{success_table(own)}" for task, own in found.items())
+
+
 def success_table(cells: Sequence[Mapping[str, Any]]) -> str:
-    """A row an arm, a column a task, its distractor, and dynamics."""
-
-    def column_of(cell: Mapping[str, Any]) -> tuple[str, str]:
-        return " ".join(filter(None, (cell["task"], cell["distractor"]))), cell["dynamics"]
-
-    columns = sorted({column_of(c) for c in cells})
-    known = {(c["arm"], *column_of(c)): c for c in cells}
+    known = {(c["arm"], c["dynamics"]): c for c in cells}
+    common = [name for name in ("point", "flow") if any(c["dynamics"] == name for c in cells)]
+    columns = common + sorted({c["dynamics"] for c in cells}.difference(common))
     rows = [
-        [arm, *(in_words(known.get((arm, *column))) for column in columns)]
+        [arm, *(in_words(known.get((arm, column))) for column in columns)]
         for arm in ARMS
         if any(c["arm"] == arm for c in cells)
     ]
-    return table(["arm", *(f"{task}, {dynamics}" for task, dynamics in columns)], rows)
+    return table(["arm", *columns], rows)
 
 
 def in_words(cell: Mapping[str, Any] | None) -> str:
     """Mean and seeds of a cell, and the mean with the arm's own search."""
     if cell is None:
         return ""
-    text = f"{np.mean(cell['success']):.2f} ({', '.join(f'{x:.2f}' for x in cell['success'])})"
-    own = cell.get("success_own_search")
+    text, own = f"{np.mean(cell['success']):.2f}", cell.get("success_own_search")
+    if len(cell["success"]) > 1:
+        text += f" ({', '.join(f'{x:.2f}' for x in cell['success'])})"
     return f"{text}; own search {np.mean(own):.2f}" if own else text
 
 

@@ -525,7 +525,7 @@ def test_differences_count_seeds_and_episodes():
 
 
 def test_the_report_tells_distractors_and_recoloured_steps_from_impossible_ones():
-    from _h2h_page import success_table
+    from _h2h_page import success_tables
     from _h2h_report import averages, cells_of, worst_surprise
 
     runs = [
@@ -536,7 +536,7 @@ def test_the_report_tells_distractors_and_recoloured_steps_from_impossible_ones(
     plain, coloured = cells_of(runs)
     assert (plain["task"], plain["distractor"], plain["success"]) == ("push", None, [0.5, 1.0])
     assert (coloured["task"], coloured["distractor"]) == ("push", "recolour")
-    assert "| push recolour, point |" in success_table([plain, coloured])
+    assert "### push recolour\n\n| arm | point |" in success_tables([plain, coloured])
     found = averages(runs, "surprise_auc")[1]
     assert found["distractor"] == "recolour"
     assert worst_surprise(found) == {"auc": pytest.approx(0.8), "recolour_auc": pytest.approx(0.6)}
