@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import resource
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -107,6 +108,7 @@ def run(stage: Stage, root: Path, work: Callable[[Path], dict[str, Any]]) -> tup
                 "resumed": resumed,
                 "wall_seconds": time.perf_counter() - began,
                 "processor_seconds": time.process_time() - worked,
+                "peak_memory_mib": peak_memory(),
             }
             found |= {"stage": stage.kind, "name": stage.name, "settings": stage.settings}
             write_whole(folder / "done.json", json.dumps(found, default=plain))
@@ -130,6 +132,17 @@ def alone(folder: Path) -> Iterator[None]:
 def seconds_of(found: dict[str, Any]) -> float | None:
     """Processor seconds of a stage; None if it went on after a stop, when those before it are not known."""
     return None if found.get("resumed") else found["processor_seconds"]
+
+
+def peak_memory() -> int:
+    """Of this process so far, MiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+
+
+def memory_of(*found: dict[str, Any]) -> int | None:
+    """The most that any of these stages took, MiB, its process with what that did before; None if one does not tell."""
+    told = [stage.get("peak_memory_mib") for stage in found]
+    return None if None in told else max(told)
 
 
 def seconds_known(root: Path) -> dict[tuple[str, str], float]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any, NamedTuple
 import _h2h_measures as measuring
 import torch
 from _h2h_arms import Arm, Budget, load_space, make_encoder
-from _h2h_cache import Stage, code_of, content_of, content_of_tensors, digest, run, seconds_of
+from _h2h_cache import Stage, code_of, content_of, content_of_tensors, digest, memory_of, run, seconds_of
 from _h2h_dynamics import OwnPredictor, Recipe, content_of_dynamics, load_dynamics, train_dynamics
 from _h2h_recipes import ALL, MeanOf, MeanRecipe
 from _h2h_spaces import Space, encode_frames, latent_episodes, read_latents
@@ -210,7 +209,11 @@ class Pipeline:
         if self.recipe.name == "own":
             world, space = WorldModel.load(self.encoder[0] / "encoder.safetensors"), self.space
             own = OwnPredictor(world, space.mean, space.scale, task.frames)
-            return own, {"content": self.encoder[1]["content"], "processor_seconds": 0.0}
+            return own, {
+                "content": self.encoder[1]["content"],
+                "processor_seconds": 0.0,
+                "peak_memory_mib": 0,
+            }
         if isinstance(self.recipe, MeanRecipe):
             drawn, found = replace(self, cell=self.cell._replace(dynamics="flow")).dynamics
             draws = self.recipe.draws
@@ -323,7 +326,7 @@ class Pipeline:
                 "processor_seconds": seconds,
                 "encoder_updates": updates,
                 "dynamics_updates": self.recipe.train["steps"],
-                "peak_memory_mib": peak_memory(),
+                "peak_memory_mib": memory_of(*stages.values()),
             },
         }
 
@@ -332,11 +335,6 @@ class Pipeline:
         count = 4 if self.setting.quick else self.setting.episodes
         first = TUNE if self.setting.tune else REPORT
         return list(range(first, first + count))
-
-
-def peak_memory() -> int:
-    """Of this process so far, MiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 
 
 def planner_facts(task: Task, search: dict[str, Any]) -> dict[str, Any]:

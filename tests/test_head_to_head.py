@@ -27,7 +27,7 @@ def benchmarks(monkeypatch):
 
 
 def test_a_stage_runs_once_and_again_when_what_it_depends_on_changes(tmp_path):
-    from _h2h_cache import Stage, done, run
+    from _h2h_cache import Stage, done, memory_of, run
 
     calls = []
 
@@ -43,6 +43,7 @@ def test_a_stage_runs_once_and_again_when_what_it_depends_on_changes(tmp_path):
         assert done(other, tmp_path) is None
         assert run(other, tmp_path, work)[0] != folder
     assert len(calls) == 4
+    assert memory_of(found) > 50 and memory_of(found, {"content": "of an older kind"}) is None
 
 
 def test_a_stage_that_failed_is_not_done(tmp_path):
