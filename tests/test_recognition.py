@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from jepa_rl import ActionSpec, Batch, TrainConfig, WorldModel, WorldSpec
 from jepa_rl.objectives import Views, info_nce, nt_xent, random_crop, recoloured
 from jepa_rl.objectives.augment import turned_hue
-from jepa_rl.objectives.dino import distillation
+from jepa_rl.objectives.dino import balanced, distillation
 from jepa_rl.objectives.encoder_objective import real_pictures
 from jepa_rl.testing import ObjectiveContract
 from jepa_rl.training.checkpoint import TrainingState
@@ -75,7 +75,8 @@ def test_distillation_skips_a_view_against_itself():
         return -(target * torch.log_softmax(student[v] / 0.5, 0)).sum()
 
     expected = (entropy(0, 1) + entropy(0, 2) + entropy(1, 0) + entropy(1, 2)) / 4
-    found = distillation(student[:, None], teacher[:, None], centre, (0.5, 0.25))
+    target = ((teacher - centre) / 0.25).softmax(-1)
+    found = distillation(student[:, None], target[:, None], 0.5)
     torch.testing.assert_close(found, expected)
 
 
@@ -86,9 +87,24 @@ def test_dinos_teacher_sees_large_crops_and_its_student_all():
     small = [Views((0.05, 0.1)).draw(pictures, 1, rng) for _ in range(3)]
     student = torch.stack([objective.head(world.encode(view)) for view in large + small])
     teacher = torch.stack([objective.teacher(view) for view in large])
-    expected = distillation(student, teacher, torch.zeros(8), (0.1, 0.04))
+    expected = distillation(student, (teacher / 0.04).softmax(-1), 0.1)
     _, terms = world.loss(batch_of(pictures), seeded())
     torch.testing.assert_close(terms["dino"], expected)
+
+
+def test_balanced_shares_give_every_prototype_as_much():
+    share = torch.rand(12, 4, generator=seeded()).softmax(-1)
+    torch.testing.assert_close(balanced(share, 50).sum(0), torch.full((4,), 3.0))
+    torch.testing.assert_close(balanced(share, 3).sum(1), torch.ones(12))
+    assert balanced(share, 0) is share
+    # By hand: columns sum to 2 and 1; the rows (3/8, 1/4), (3/8, 1/4), (1/4, 1/2) are then scaled to sum to 1.
+    by_hand = balanced(torch.tensor([[0.75, 0.25], [0.75, 0.25], [0.5, 0.5]]), 1)
+    torch.testing.assert_close(by_hand, torch.tensor([[0.6, 0.4], [0.6, 0.4], [1 / 3, 2 / 3]]))
+    alike = balanced(torch.tensor([[0.9, 0.1], [0.9, 0.1]]), 1)
+    torch.testing.assert_close(alike, torch.full((2, 2), 0.5))
+    assert balanced(torch.tensor([[1.0, 0.0], [1.0, 0.0]]), 3).isfinite().all(), (
+        "a prototype that nobody takes"
+    )
 
 
 # -- views ---------------------------------------------------------------------------------------------
@@ -229,13 +245,21 @@ def test_dino_without_centring_collapses():
     to one prototype; with that one still to few of them."""
     small = PLACES | {"local": 0, "prototypes": 16, "momentum": (0.9, 0.9), "dynamics": 0.0}
     found = {}
-    for name, centre, norm in (("centred", 0.5, True), ("not centred", 1.0, True), ("bare", 1.0, False)):
-        world = make_world("dino", encoder_options={"widths": (8, 16), "norm": norm}, centre=centre, **small)
+    kinds = {
+        "centred": (0.5, 0, True),
+        "balanced": (1.0, 3, True),
+        "not centred": (1.0, 0, True),
+        "bare": (1.0, 0, False),
+    }
+    for name, (centre, sinkhorn, norm) in kinds.items():
+        options = small | {"centre": centre, "sinkhorn": sinkhorn}
+        world = make_world("dino", encoder_options={"widths": (8, 16), "norm": norm}, **options)
         without_norms(world.objective.head)
         without_norms(world.objective.teacher.head)
         updates(world, 30 if norm else 15, rate=1e-3)
         found[name] = used(world.train())
-    assert found["bare"] < 1.1 and found["not centred"] < 4 and found["centred"] > 6, found
+    assert found["bare"] < 1.1 and found["not centred"] < 4, found
+    assert found["centred"] > 6 and found["balanced"] > 6, found
 
 
 def test_dinos_head_sees_what_tells_pictures_apart():
@@ -378,6 +402,7 @@ def test_it_recognises_a_disc_by_its_colour_in_another_view(name, margin):
         ("dino", {"centre": -0.1}, "centre must lie in"),
         ("dino", {"temperatures": (0.1, 0.0)}, "temperatures.* must be positive"),
         ("dino", {"local_scale": (0.0, 0.3)}, "0 < smallest <= largest <= 1"),
+        ("dino", {"sinkhorn": -1}, "sinkhorn must be at least 0"),
         ("dino", {"prototypes": 1}, "prototypes must be at least 2"),
         ("dino", {"schedule": 0}, "schedule must be at least 1"),
     ],

@@ -48,24 +48,32 @@ class Prototypes(nn.Module):
 
 
 def distillation(
-    student: Float[Tensor, "v n k"],
-    teacher: Float[Tensor, "g n k"],
-    centre: Float[Tensor, " k"],
-    temperatures: tuple[float, float],
+    student: Float[Tensor, "v n k"], target: Float[Tensor, "g n k"], temperature: float
 ) -> Float[Tensor, ""]:
     """Cross-entropy of the student's views against the teacher's, over all pairs of different views.
 
     Args:
         student: logits; its first g views are those of the teacher.
-        teacher: logits; without a gradient.
-        centre: is subtracted from the teacher's logits.
-        temperatures: of student and teacher.
+        target: the teacher's shares of the prototypes, without a gradient.
+        temperature: of the student.
     """
-    target = ((teacher - centre) / temperatures[1]).softmax(-1)
-    log_share = (student / temperatures[0]).log_softmax(-1)
+    log_share = (student / temperature).log_softmax(-1)
     entropy = -torch.einsum("gnk,vnk->gv", target, log_share) / student.shape[1]
     different = ~torch.eye(*entropy.shape, dtype=torch.bool, device=entropy.device)
     return entropy[different].mean()
+
+
+def balanced(share: Float[Tensor, "n k"], rounds: int) -> Float[Tensor, "n k"]:
+    """Shares of the prototypes, scaled until all prototypes take equally much of the batch (Sinkhorn and Knopp).
+
+    Args:
+        share: rows sum to 1.
+        rounds: of scaling first the columns, then the rows, which sum to 1 in the end.
+    """
+    for _ in range(rounds):
+        share = share / share.sum(0).clamp_min(torch.finfo(share.dtype).tiny)
+        share = share / share.sum(1, keepdim=True)
+    return share
 
 
 @register_objective("dino")
@@ -82,6 +90,10 @@ class DINO(Recognition):
       the first update.
     - Fewer prototypes: pictures of one environment, not of ImageNet.
 
+    With ``sinkhorn`` the teacher's shares are balanced over the batch instead, as in SwAV (arXiv:2006.09882) and DINOv2
+    (arXiv:2304.07193). A batch of long windows, so of few scenes, then has to be told apart by what moves in them; a
+    centre is content with the scenes.
+
     Args:
         latent_dim, spec, encoder: the world model's.
         local: number of small crops; 0 for none.
@@ -92,11 +104,12 @@ class DINO(Recognition):
         momentum: share of the teacher that stays in an update, at the start and at the end of a cosine schedule.
         schedule: updates of this schedule; choose ``TrainConfig.steps``.
         centre: share of the centre that stays in an update; with 1 there is no centring.
+        sinkhorn: rounds of balancing in place of the centre, see ``balanced``; the published codes have 3. 0 for none.
         options: of ``Recognition``: ``dynamics``, ``views``.
 
     Raises:
         ValueError: for a momentum or centre outside [0, 1], temperatures that are not positive, a ``local`` below 0,
-            a ``schedule`` below 1, fewer than two prototypes; and as ``Recognition``.
+            or ``sinkhorn`` below 0, a ``schedule`` below 1, fewer than two prototypes; and as ``Recognition``.
     """
 
     copies: ClassVar = {"teacher.encoder": "encoder"}
@@ -115,6 +128,7 @@ class DINO(Recognition):
         momentum: tuple[float, float] = (0.996, 1.0),
         schedule: int = 4000,
         centre: float = 0.9,
+        sinkhorn: int = 0,
         views: dict[str, Any] | None = None,
         **options: Any,
     ) -> None:
@@ -123,7 +137,7 @@ class DINO(Recognition):
         check_each(lambda share: 0 <= share <= 1, "lie in [0, 1]", **shares)
         student, teacher = temperatures
         check_each(positive, "be positive", **{"temperatures[0]": student, "temperatures[1]": teacher})
-        check_each(lambda count: count >= 0, "be at least 0", local=local)
+        check_each(lambda count: count >= 0, "be at least 0", local=local, sinkhorn=sinkhorn)
         check_each(lambda count: count >= 1, "be at least 1", schedule=schedule)
         self.local, self.local_views = local, replace(self.views, scale=local_scale)
         self.temperatures, self.momentum, self.schedule, self.centre = (
@@ -132,6 +146,7 @@ class DINO(Recognition):
             schedule,
             centre,
         )
+        self.sinkhorn = sinkhorn
         self.head = Prototypes(latent_dim, prototypes)
         self.teacher = Teacher(encoder, self.head)
         self.register_buffer("mean_logits", torch.zeros(prototypes))  # the centre
@@ -149,10 +164,16 @@ class DINO(Recognition):
         if small:
             logits.append(self.head(encoded(world, small)))
         student = torch.cat(logits).unflatten(0, (2 + self.local, -1))
-        error = distillation(student, teacher, self.mean_logits, self.temperatures)
-        if self.training:
+        error = distillation(student, self.shares(teacher), self.temperatures[0])
+        if self.training and not self.sinkhorn:
             self._logits = teacher.mean((0, 1))
         return error, {"dino": error}
+
+    @torch.no_grad()
+    def shares(self, logits: Float[Tensor, "g n k"]) -> Float[Tensor, "g n k"]:
+        """The teacher's shares of the prototypes; its views count as one batch where these are balanced."""
+        found = ((logits - self.mean_logits) / self.temperatures[1]).softmax(-1)
+        return balanced(found.flatten(0, 1), self.sinkhorn).view_as(found)
 
     def momentum_now(self) -> float:
         """Share of the teacher that stays in the next update."""
