@@ -66,7 +66,7 @@ ARMS = {
             {}, rate(3e-3), objective(PREDICTOR, ratio=0.9), objective(PREDICTOR, ema=(0.99, 1.0)),
             objective(PREDICTOR, ratio=0.9) | {"window": 5}, objective(PREDICTOR, ratio=0.75) | {"window": 7},
         ),
-        chosen=2,
+        chosen=5,
     ),
     "action_free": Arm(
         "prediction", "A", "trained", CLIPS, "conv", CONV, "frames_action_free", {"sigreg": 1.0},
@@ -76,7 +76,7 @@ ARMS = {
             objective({}, sigreg=0.0, variance=1.0, covariance=0.04) | rate(3e-3),
             {"window": 7}, objective({}, sigreg=40.0) | rate(3e-3),
         ),
-        chosen=3,
+        chosen=5,
     ),
     # -- recognition
     "dino": Arm(
@@ -88,10 +88,10 @@ ARMS = {
                       local_scale=(0.5, 0.8)),
             objective(ALONE, local=2, momentum=(0.99, 1.0)) | rate(3e-3),
             objective(ALONE, local=2, views={"scale": (0.95, 1.0), "jitter": 0.2}, local_scale=(0.8, 0.95)),
-            objective(ALONE, local=2, views={"scale": (0.95, 1.0), "jitter": 0.2}, local_scale=(0.8, 0.95))
-            | {"window": 7},
+            objective(ALONE, local=2, views={"scale": (0.95, 1.0), "jitter": 0.2}, local_scale=(0.8, 0.95),
+                      sinkhorn=3, prototypes=1024) | {"window": 7},
         ),
-        chosen=2,
+        chosen=5,
     ),
     "dinov2": Arm(
         "recognition", "A", "pretrained", "", "pretrained", {"block": 8, "resolution": 84},
