@@ -110,7 +110,9 @@ class Pipeline:
     @cached_property
     def arm(self) -> Arm:
         arm, change = ARMS[self.cell.arm], self.setting.change
-        return replace(arm, **(arm.tried[arm.chosen] if change is None else change))
+        arm = replace(arm, **(arm.tried[arm.chosen] if change is None else change))
+        longest = self.task.settings["steps"] // self.task.block  # of an episode of the data, latent steps
+        return replace(arm, window=min(arm.window, longest))
 
     @cached_property
     def budget(self) -> Budget:

@@ -45,6 +45,8 @@ ARMS = {
         tried=(
             {}, rate(3e-3), objective(SIGREG, sigreg=4.0, inverse_dynamics=40.0),
             objective(SIGREG, sigreg=4.0, inverse_dynamics=40.0) | rate(3e-3),
+            objective(SIGREG, sigreg=4.0, inverse_dynamics=10.0) | rate(3e-3),
+            objective(SIGREG, sigreg=11.5, inverse_dynamics=40.0) | rate(3e-3),
         ),
         chosen=3,
     ),
@@ -53,13 +55,18 @@ ARMS = {
         tried=(
             {}, rate(3e-3), objective(VICREG, covariance=0.4, inverse_dynamics=40.0),
             objective(VICREG, covariance=0.4, inverse_dynamics=40.0) | rate(3e-3),
+            objective(VICREG, covariance=0.4, inverse_dynamics=10.0),
+            objective(VICREG, variance=4.0, covariance=0.4, inverse_dynamics=40.0),
         ),
         chosen=2,
     ),
     "vjepa": Arm(
         "prediction", "A", "trained", CLIPS, "vit", VIT, "vjepa", PREDICTOR, window=1,
-        tried=({}, rate(3e-3), objective(PREDICTOR, ratio=0.9), objective(PREDICTOR, ema=(0.99, 1.0))),
-        chosen=2,
+        tried=(
+            {}, rate(3e-3), objective(PREDICTOR, ratio=0.9), objective(PREDICTOR, ema=(0.99, 1.0)),
+            objective(PREDICTOR, ratio=0.9) | {"window": 5}, objective(PREDICTOR, ratio=0.75) | {"window": 7},
+        ),
+        chosen=5,
     ),
     "action_free": Arm(
         "prediction", "A", "trained", CLIPS, "conv", CONV, "frames_action_free", {"sigreg": 1.0},
@@ -67,8 +74,9 @@ ARMS = {
         tried=(
             {}, rate(3e-3), objective({}, sigreg=11.5),
             objective({}, sigreg=0.0, variance=1.0, covariance=0.04) | rate(3e-3),
+            {"window": 7}, objective({}, sigreg=40.0) | rate(3e-3),
         ),
-        chosen=3,
+        chosen=5,
     ),
     # -- recognition
     "dino": Arm(
@@ -79,14 +87,19 @@ ARMS = {
             objective(ALONE, local=2, views={"scale": (0.8, 1.0), "jitter": 0.2},
                       local_scale=(0.5, 0.8)),
             objective(ALONE, local=2, momentum=(0.99, 1.0)) | rate(3e-3),
+            objective(ALONE, local=2, views={"scale": (0.95, 1.0), "jitter": 0.2}, local_scale=(0.8, 0.95)),
+            objective(ALONE, local=2, views={"scale": (0.95, 1.0), "jitter": 0.2}, local_scale=(0.8, 0.95),
+                      sinkhorn=3, prototypes=1024) | {"window": 7},
         ),
-        chosen=2,
+        chosen=5,
     ),
     "dinov2": Arm(
         "recognition", "A", "pretrained", "", "pretrained", {"block": 8, "resolution": 84},
         tried=(
             {}, {"whiten": True}, {"encoder_options": {"block": 6, "resolution": 84}},
             {"encoder_options": {"block": 4, "resolution": 84}},
+            {"encoder_options": {"block": 6, "resolution": 84}, "whiten": True},
+            {"encoder_options": {"block": 4, "resolution": 84}, "whiten": True},
         ),
         chosen=1,
     ),
@@ -94,13 +107,19 @@ ARMS = {
     "vae": Arm(
         "reconstruction", "A", "trained", "pictures", "conv", CONV, "vae", SCALED,
         learning_rate=3e-3, window=1,
-        tried=({}, objective(SCALED, noise=0.5), objective(SCALED, beta=4.0), rate(1e-3)),
+        tried=(
+            {}, objective(SCALED, noise=0.5), objective(SCALED, beta=4.0), rate(1e-3),
+            objective(SCALED, noise=1.0), objective(SCALED, noise=0.5, beta=0.1),
+        ),
         chosen=1,
     ),
     # -- pixels
     "pixels": Arm(
         "pixels", "A", "pixels", "", "", {"size": 16},
-        tried=({}, {"whiten": True}, {"encoder_options": {"size": 8}}, {"encoder_options": {"size": 12}}),
+        tried=(
+            {}, {"whiten": True}, {"encoder_options": {"size": 8}}, {"encoder_options": {"size": 12}},
+            {"encoder_options": {"size": 20}}, {"encoder_options": {"size": 24}},
+        ),
     ),
     # -- tier B: one setting each, shown as points
     "lewm": Arm("prediction", "B", "trained", ACTIONS, "conv", CONV, "frames_jepa", {"sigreg": 11.5}, stacked=True),
