@@ -26,6 +26,7 @@ PREDICTOR: dict[str, Any] = {"width": 32, "depth": 1, "dynamics": 0.0, "ema": EM
 ALONE: dict[str, Any] = {"dynamics": 0.0}
 SIGREG: dict[str, Any] = {"sigreg": 1.0, "inverse_dynamics": 2.0}
 VICREG: dict[str, Any] = {"sigreg": 0.0, "variance": 1.0, "covariance": 0.04, "inverse_dynamics": 2.0}
+MILD: dict[str, Any] = {"scale": (0.95, 1.0), "jitter": 0.2}  # views that leave a dot where it is
 SCALED: dict[str, Any] = ALONE | {"noise": 0.2, "scales": (1, 4, 16)}  # without scales a VAE misses the dot
 
 
@@ -87,8 +88,8 @@ ARMS = {
             objective(ALONE, local=2, views={"scale": (0.8, 1.0), "jitter": 0.2},
                       local_scale=(0.5, 0.8)),
             objective(ALONE, local=2, momentum=(0.99, 1.0)) | rate(3e-3),
-            objective(ALONE, local=2, views={"scale": (0.95, 1.0), "jitter": 0.2}, local_scale=(0.8, 0.95)),
-            objective(ALONE, local=2, views={"scale": (0.95, 1.0), "jitter": 0.2}, local_scale=(0.8, 0.95),
+            objective(ALONE, local=2, views=MILD, local_scale=(0.8, 0.95)),
+            objective(ALONE, local=2, views=MILD, local_scale=(0.8, 0.95),
                       sinkhorn=3, prototypes=1024) | {"window": 7},
         ),
         chosen=5,
@@ -129,8 +130,8 @@ ARMS = {
     ),
     "ijepa": Arm("prediction", "B", "trained", "pictures", "vit", VIT, "ijepa", PREDICTOR, window=1),
     "nepa": Arm("prediction", "B", "trained", "pictures", "vit", VIT | {"causal": True}, "nepa", ALONE, window=1),
-    "simclr": Arm("recognition", "B", "trained", "pictures", "conv", CONV, "simclr", ALONE, window=1),
-    "moco": Arm("recognition", "B", "trained", "pictures", "conv", CONV, "moco", ALONE, window=1),
+    "simclr": Arm("recognition", "B", "trained", "pictures", "conv", CONV, "simclr", ALONE | {"views": MILD}, window=7),
+    "moco": Arm("recognition", "B", "trained", "pictures", "conv", CONV, "moco", ALONE | {"views": MILD}, window=7),
     "efficientnet": Arm(
         "recognition", "B", "pretrained", "", "efficientnet-lite0", {"resolution": 112, "block": 11}
     ),
