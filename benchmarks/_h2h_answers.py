@@ -95,7 +95,7 @@ def tasks_of(cells: Cells) -> list[str]:
 
 
 def by_family(cells: Cells, read: Callable[[Record], Mapping[str, float]]) -> dict[str, Any]:
-    """Task by task, figures of point dynamics: the mean over a family's arms, and each arm's."""
+    """Task by task, figures of point dynamics: the median of a family's arms, and each arm's."""
     found: dict[str, Any] = {}
     for task in tasks_of(cells):
         own = {
@@ -103,7 +103,9 @@ def by_family(cells: Cells, read: Callable[[Record], Mapping[str, float]]) -> di
             for arm in trained_arms(cells, task, "point")
         }
         families = {
-            family: averaged([own[arm] for arm in members])
+            family: averaged(
+                [own[arm] for arm in members], np.median
+            )  # one collapsed arm tells nothing of it
             for family in FAMILIES
             if (members := [arm for arm in own if ARMS[arm].family == family])
         }
@@ -111,10 +113,12 @@ def by_family(cells: Cells, read: Callable[[Record], Mapping[str, float]]) -> di
     return found
 
 
-def averaged(figures: Sequence[Mapping[str, float | None]]) -> dict[str, Any]:
-    """The mean of figures by name, of those that are known; None if none is."""
+def averaged(
+    figures: Sequence[Mapping[str, float | None]], of: Callable[[list[Any]], Any] = np.mean
+) -> dict[str, Any]:
+    """The mean, or ``of``, of figures by name, of those that are known; None if none is."""
     known = {name: [own[name] for own in figures if own[name] is not None] for name in figures[0]}
-    return {name: float(np.mean(values)) if values else None for name, values in known.items()}
+    return {name: float(of(values)) if values else None for name, values in known.items()}
 
 
 def distribution(cells: Cells) -> dict[str, Any]:

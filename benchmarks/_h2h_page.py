@@ -54,7 +54,7 @@ CAPTIONS = {
     "Decisive differences": "An interval and p-values from five training seeds on.",
     "Own strength": "Share of the way from the random encoder to the supervised one; of decoders to an R2 of 1.",
     "Arms that work": "An arm that passes on fewer than two of tier A's tasks is broken; it does not count as beaten.",
-    "Smoothness along actions, and errors of rollouts": "Point dynamics, mean over a family's arms; curvature "
+    "Smoothness along actions, and errors of rollouts": "Point dynamics, median of a family's arms; curvature "
     "in degrees, errors in deviations of the state beyond the probe's own.",
     "A distribution over futures": "Success with the flow minus that with the point predictor; the mean is that of "
     f"the arms that reach {REACHED} with either.",
