@@ -102,10 +102,8 @@ def by_family(cells: Cells, read: Callable[[Record], Mapping[str, float]]) -> di
             arm: averaged([read(run) for run in cells[task, arm, "point"]])
             for arm in trained_arms(cells, task, "point")
         }
-        families = {
-            family: averaged(
-                [own[arm] for arm in members], np.median
-            )  # one collapsed arm tells nothing of it
+        families = {  # medians: one collapsed arm tells nothing of its family
+            family: averaged([own[arm] for arm in members], np.median)
             for family in FAMILIES
             if (members := [arm for arm in own if ARMS[arm].family == family])
         }

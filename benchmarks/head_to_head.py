@@ -24,6 +24,7 @@ from typing import Any, Literal
 
 import torch
 import tyro
+from _h2h_answers import success_of
 from _h2h_cells import Cell, Pipeline, Setting, planner_facts, remember_code
 from _h2h_plan import print_plan
 from _h2h_recipes import ALL
@@ -149,7 +150,8 @@ def run_cell(args: Args, cell: Cell) -> None:
     if (record := kept.read(cell.seed)) is not None:
         again = "" if trying() else "; BENCHMARK_TRY=1 runs it again and leaves this record as it is"
         print(
-            f"{cell}: success {share(record):.3f}, recorded in {record_of(cell, records)}{again}", flush=True
+            f"{cell}: success {success_of(record):.3f}, recorded in {record_of(cell, records)}{again}",
+            flush=True,
         )
         return
     processes = note_process(args.out / "processes" / str(cell))
@@ -159,11 +161,7 @@ def run_cell(args: Args, cell: Cell) -> None:
     if set(args.only) == set(STAGES):
         found = pipeline.found
         kept.write(cell.seed, found, processes)
-        print(f"{cell}: success {share(found):.3f}", flush=True)
-
-
-def share(found: dict[str, Any]) -> float:
-    return sum(found["success"]) / len(found["success"])
+        print(f"{cell}: success {success_of(found):.3f}", flush=True)
 
 
 def settings_of(pipeline: Pipeline) -> dict[str, Any]:
