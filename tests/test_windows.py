@@ -224,7 +224,8 @@ def test_short_episodes_are_left_out_with_a_word(tmp_path):
     ):
         with pytest.warns(UserWarning, match=words) as caught:
             WindowSampler(store, steps, block)
-        assert len(caught) == 1
+        # Once; a renderer of another test that is collected meanwhile may warn, too.
+        assert sum("shorter and are left out" in str(warning.message) for warning in caught) == 1
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         WindowSampler(store, 4)
