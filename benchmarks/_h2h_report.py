@@ -39,7 +39,6 @@ def read_records(folder: Path) -> list[Record]:
         facts = {"task": task, "arm": arm, "dynamics": dynamics, "seed": int(path.stem[5:])}
         found.append(json.loads(path.read_text()) | facts)
     for task in sorted({record["task"] for record in found}):
-        # Not that of all processes: a stage that an earlier one finished counts if its own code is still the same.
         made = {record["code"] for record in found if record["task"] == task}
         if len(made) > 1:
             raise ValueError(

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from _h2h_answers import success_of
 from _h2h_cells import Cell, Pipeline, Setting
 from _h2h_table import ARMS, SEARCHES, TUNING_TASKS
 from _record import write_whole
@@ -36,12 +37,12 @@ def tune(what: str, cells: Sequence[Cell], root: Path, quick: bool) -> None:
         ):
             tried = {"change": change} if what == "settings" else {"search": number}
             setting = Setting(root, episodes=EPISODES, tune=True, quick=quick, **tried)
-            success = Pipeline(cell, setting).played["success"]
+            success = success_of(Pipeline(cell, setting).played)
             kind = cell.arm if what == "settings" else f"{cell.arm}.{cell.dynamics}"
             keys.append(f"{kind} {number} {json.dumps(change)} {cell.task} {cell.seed}")
-            found = read(file) | {keys[-1]: sum(success) / len(success)}  # other processes write here, too
+            found = read(file) | {keys[-1]: success}  # other processes write here, too
             write_whole(file, json.dumps(found, indent=1))
-            print(f"{keys[-1]}: {found[keys[-1]]:.2f}", flush=True)
+            print(f"{keys[-1]}: {success:.2f}", flush=True)
     print(means({key: value for key, value in read(file).items() if key in keys}))
 
 

@@ -698,6 +698,31 @@ def test_a_recorded_cell_is_told_and_a_try_runs_it_again_beside_it(tmp_path, mon
     assert record.stat().st_mtime_ns == written
 
 
+@pytest.mark.filterwarnings("ignore:windows of")
+def test_seeds_count_together_although_other_code_began_one_of_them(tmp_path, monkeypatch):
+    import head_to_head
+    from _h2h_cells import Cell, Setting
+    from _record import Records
+
+    monkeypatch.setattr(head_to_head, "RESULTS", tmp_path / "kept")
+    monkeypatch.setattr(head_to_head, "refuse_unrecordable", lambda: None)
+    monkeypatch.setattr("_record.not_recorded", lambda record: [])
+    monkeypatch.setattr(head_to_head, "Setting", lambda out, quick: Setting(out, episodes=2, quick=True))
+    args = head_to_head.Args(
+        arms=("state",), tasks=("two_rooms",), dynamics=("point",), seeds=(3,), out=tmp_path / "runs"
+    )
+    head_to_head.main(args)
+    with monkeypatch.context() as change:
+        change.setattr("_record.code", lambda: "earlier")
+        head_to_head.main(replace(args, seeds=(4,), only=("data",)))
+    head_to_head.main(replace(args, seeds=(4,)))
+    folder = head_to_head.folder_of(Cell("two_rooms", "state", "point", 3), tmp_path / "kept")
+    assert list(Records(folder, {}, counted=True).all()) == [3, 4]
+    with monkeypatch.context() as change, pytest.raises(ValueError, match=r"differ in .*code"):
+        change.setattr("_record.code", lambda: "later")
+        head_to_head.main(replace(args, seeds=(5,)))
+
+
 def test_unknown_names_are_told_with_the_known_ones():
     import head_to_head
 
