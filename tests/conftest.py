@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+import gc
 import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, get_args
 
+import hypothesis
 import jaxtyping
 import pytest
 from beartype import beartype
@@ -107,8 +109,19 @@ def _raises(raises: Callable[..., Any] = pytest.raises) -> Callable[..., Any]:
     return unchecked_raises
 
 
+# How long an example takes depends on what else the machine does.
+hypothesis.settings.register_profile("suite", deadline=None)
+hypothesis.settings.load_profile("suite")
+
 pytest.raises = _raises()
 planners.assert_raises = unchecked()(planners.assert_raises)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _garbage_is_collected_in_its_own_file() -> Iterator[None]:
+    """Finalizers run code and warn: not in the tests of another file."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture(scope="session")

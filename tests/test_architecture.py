@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import inspect
 import re
 import sys
@@ -51,11 +52,14 @@ class Walk:
         self._within, self._on = within, within is None
 
     def __enter__(self) -> Walk:
+        gc.collect()  # finalizers of what other tests left behind would be recorded, too
+        gc.disable()
         sys.setprofile(self._look)
         return self
 
     def __exit__(self, *_: object) -> None:
         sys.setprofile(None)
+        gc.enable()
 
     def _look(self, frame: FrameType, event: str, _: object) -> None:
         if event not in ("call", "return"):

@@ -632,6 +632,7 @@ def test_a_quick_run_ends_in_a_report_and_other_code_is_not_counted_with_it(tmp_
     import _record
     import head_to_head
 
+    _record.commit(), _record.code()  # are kept for the tests behind this one, which have another root
     monkeypatch.setattr(_record, "ROOT", tmp_path)
     args = head_to_head.Args(
         quick=True, tasks=("two_rooms",), dynamics=("point",), arms=("state", "random"), out=tmp_path / "runs"

@@ -127,9 +127,10 @@ WRITER = """
 import sys
 from jepa_rl.csv_log import CSVLog
 log = CSVLog(sys.argv[1], keep_to=None)
-print("ready", flush=True)
 for step in range(10**9):
     log.write(step, {"loss": step / 7, f"metric_{step // 20 % 300}": "long " * 200})
+    if not step:
+        print("ready", flush=True)
 """
 
 

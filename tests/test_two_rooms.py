@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from stable_baselines3.common.env_checker import check_env as check_env_sb3
 
@@ -47,6 +47,9 @@ unit = st.floats(-1.5, 1.5)
 
 @settings(max_examples=300, deadline=None)
 @given(coordinate, coordinate, st.floats(*WALL_RANGE), st.floats(*DOOR_RANGE), unit, unit)
+@example(
+    35.10259447577698, 6.5, 31.08276595917592, 19.914462524456596, -0.5281280566028246, -0.5281280566028246
+)
 def test_no_move_leaves_the_rooms_or_enters_the_wall(x, y, wall, door, dx, dy):
     inside = abs(x - wall) < BLOCKED
     if inside and abs(y - door) > PASSAGE:

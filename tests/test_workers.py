@@ -45,13 +45,13 @@ class Mean:
 
 FAULTS = [
     ("dies", r"process ended .*exit codes by environment: \{1: -9\}"),
-    ("hangs", "did not answer within 1 s"),
+    ("hangs", "did not answer within 5 s"),
 ]
 
 
 @pytest.fixture
 def makes(monkeypatch):
-    monkeypatch.setattr(workers, "STEP_LIMIT", 1.0)
+    monkeypatch.setattr(workers, "STEP_LIMIT", 5.0)
     yield lambda fault, at=9: [Faulty, lambda: Faulty(fault, at), Faulty]
     for process in multiprocessing.active_children():
         process.kill()

@@ -55,7 +55,7 @@ def move(position: np.ndarray, layout: np.ndarray, action: np.ndarray) -> np.nda
     new_x = np.where(~in_gap & (x <= left), np.minimum(new_x, left), new_x)
     new_x = np.where(~in_gap & (x >= right), np.maximum(new_x, right), new_x)
     new_y = np.clip(y + step[..., 1], LOW, HIGH)
-    in_strip = np.abs(new_x - wall) < BLOCKED
+    in_strip = (left < new_x) & (new_x < right)  # |new_x - wall| may round to less at the very edge
     new_y = np.where(in_strip, np.clip(new_y, door - PASSAGE, door + PASSAGE), new_y)
     return np.stack([new_x, new_y], axis=-1)
 
