@@ -170,7 +170,7 @@ def order_of(pipeline: Pipeline, ways: list[Way]) -> dict[str, Any]:
         seen, goal = space.read(way.seen).flatten(1), space.read(way.goal).flatten(1)
         price = newest_frame(goal.shape[-1])(seen, goal).double().numpy()
         orders.append(rank_correlation(price, np.arange(len(price))[::-1]))
-        middles.append(float(price[len(price) // 2] / price[0]))
+        middles.append(float(price[len(price) // 2] / max(price[0], 1e-9)))
     return {"order": float(np.mean(orders)), "middle_over_start": float(np.mean(middles)), "ways": len(ways)}
 
 
