@@ -187,20 +187,20 @@ SPACES = {
     "dinov2": "recognition: DINOv2, frozen", "vae": "reconstruction: VAE", "pixels": "pixels, 16 x 16",
     "random": "an untrained encoder",
 }  # fmt: skip
+TASKS = {"two_rooms": "Two Rooms", "reacher": "reacher", "table_edge": "TableEdge"}
 
 
 def spaces() -> str:
     """Which space should it plan in?"""
     if (r := load("head_to_head")) is None:
         return ""
-    tasks = {"two_rooms": "Two Rooms", "reacher": "reacher", "table_edge": "TableEdge"}
     found = {
         (c["arm"], c["task"], c["dynamics"]): c["success"] for c in r["cells"] if c["distractor"] is None
     }
     rows = []
     for arm, label in SPACES.items():
         cells = {}
-        for task, name in tasks.items():
+        for task, name in TASKS.items():
             sides = [found.get((arm, task, dynamics)) for dynamics in ("point", "flow")]
             if any(sides):
                 cells[name] = " / ".join(f"{sum(x) / len(x):.2f}" if x else "not run" for x in sides)
@@ -210,7 +210,7 @@ def spaces() -> str:
         SPACES[arm].partition(": ")[2] for arm, works in r["works"].items() if not works and arm in SPACES
     ]
     own = f" By their own measure these do not work here: {', '.join(broken)}." if broken else ""
-    counts = {len(found[key]) for key in found if key[0] in SPACES and key[1] in tasks}
+    counts = {len(found[key]) for key in found if key[0] in SPACES and key[1] in TASKS}
     seeds = (
         f"{min(counts)} to {max(counts)} training seeds"
         if len(counts) > 1
@@ -224,4 +224,32 @@ def spaces() -> str:
     return matrix("success", rows, caption)
 
 
-MATRICES = {"goals": goals, "spaces": spaces, "control": control, "branching": branching, "speed": speed}
+def depth() -> str:
+    """How far must a plan look ahead, in which space?"""
+    if (r := load("search_depth")) is None:
+        return ""
+    tables, seeds = [], set()
+    for task, name in TASKS.items():
+        rows = []
+        for row in (row for row in r["rows"] if row["task"] == task and row["arm"] in SPACES):
+            cells = {
+                f"{horizon} block{'s' if int(horizon) > 1 else ''}": f"{sum(values) / len(values):.2f}"
+                for horizon, values in row["success"].items()
+            }
+            order = f"{sum(row['order']) / len(row['order']):.2f}"
+            rows.append((SPACES[row["arm"]], cells | {"order of prices": order}))
+            seeds.add(tuple(row["seeds"]))
+        if rows:
+            tables.append(matrix(name, rows, ""))
+    caption = (
+        "Success of the head-to-head's paired episodes, point dynamics, by how many blocks a plan looks ahead; order "
+        "of prices: rank correlation of the price and the decisions that are left along an expert's ways. Training "
+        f"seeds {', '.join(map(str, sorted({seed for some in seeds for seed in some})))}"
+        f"{', not all for every space' if len(seeds) > 1 else ''}."
+    )
+    return "\n".join([*(table.rstrip("\n") + "\n" for table in tables), caption, ""])
+
+
+MATRICES = {
+    "goals": goals, "spaces": spaces, "depth": depth, "control": control, "branching": branching, "speed": speed,
+}  # fmt: skip

@@ -1,4 +1,4 @@
-"""Write the figures in ``benchmarks/results/*.json`` into README.md and docs/results.md, between their markers.
+"""Write the figures in ``benchmarks/results/*.json`` into README.md and pages of docs, between their markers.
 
 python benchmarks/readme_table.py           # rewrite the blocks
 python benchmarks/readme_table.py --check   # exit 1 if a block does not say what the files say
@@ -22,7 +22,7 @@ from _intervals import shown, summarise
 from _matrices import CHOSEN_ON, MATRICES, RESULTS, facts, score, untold
 from _record import ROOT
 
-PAGES = (ROOT / "README.md", ROOT / "docs" / "results.md")
+PAGES = (ROOT / "README.md", ROOT / "docs" / "results.md", ROOT / "docs" / "head_to_head.md")
 BLOCK = re.compile(r"(<!-- figures: (\w+) -->\n).*?(<!-- /figures -->)", re.DOTALL)
 Row = tuple[str, str]  # what, figure
 DAGGER = (
