@@ -15,7 +15,7 @@ from _h2h_page import page
 from _h2h_table import ARMS, DECISIVE
 from _h2h_tasks import TIER_A, plain_of
 from _intervals import FEWEST_SEEDS, t_quantile, variance_of
-from _record import ROOT, made_by, run_git, trying, write_results, write_whole
+from _record import ROOT, made_by, refuse_other_code, run_git, trying, write_results, write_whole
 
 PROTOCOL = "docs/head_to_head_protocol.md"
 DRAWS = 4000  # of the bootstrap
@@ -39,12 +39,9 @@ def read_records(folder: Path) -> list[Record]:
         facts = {"task": task, "arm": arm, "dynamics": dynamics, "seed": int(path.stem[5:])}
         found.append(json.loads(path.read_text()) | facts)
     for task in sorted({record["task"] for record in found}):
-        made = {record["code"] for record in found if record["task"] == task}
-        if len(made) > 1:
-            raise ValueError(
-                f"cells of {task} under {folder} were made by different code ({', '.join(sorted(made))}); keep those "
-                "of one kind, and run the others again from one commit"
-            )
+        refuse_other_code(
+            [record for record in found if record["task"] == task], f"cells of {task} under {folder}"
+        )
     return found
 
 

@@ -168,6 +168,19 @@ def refuse_differences(records: Sequence[Mapping[str, Any]], keys: Sequence[str]
         )
 
 
+def refuse_other_code(records: Iterable[Mapping[str, Any]], what: str) -> None:
+    """What one task's records are compared by was made by one code.
+
+    Raises:
+        ValueError: if it was not.
+    """
+    if len(made := {record["code"] for record in records}) > 1:
+        raise ValueError(
+            f"{what} were made by different code ({', '.join(sorted(made))}); keep those of one kind, and run the "
+            "others again from one commit"
+        )
+
+
 @dataclass(frozen=True)
 class Records:
     """Finished runs of a benchmark, one small file for each seed, so that any machine may add some.

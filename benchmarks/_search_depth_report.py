@@ -12,7 +12,7 @@ import numpy as np
 from _h2h_answers import rank_correlation
 from _h2h_figures import COLOURS, save
 from _h2h_table import ARMS
-from _record import ROOT, made_by, trying, write_results
+from _record import ROOT, made_by, refuse_other_code, trying, write_results
 
 Records = dict[tuple[str, str], list[dict[str, Any]]]
 BOUNDS = ("random", "supervised", "state")
@@ -20,7 +20,7 @@ STYLES = ("-", "--", ":", "-.")  # of the arms of a family
 
 
 def write_report(folder: Path, quick: bool = False) -> None:
-    """Prints a table, writes ``search_depth.json`` and, of figures that count, the picture of docs/head_to_head.md."""
+    """Prints rank correlations, writes ``search_depth.json``, and draws the picture of docs/head_to_head.md."""
     records = read_records(folder)
     if not records:
         raise SystemExit(f"there is no finished record under {folder}")
@@ -30,7 +30,6 @@ def write_report(folder: Path, quick: bool = False) -> None:
         "order_against_success": correlations(rows),
         **made_by([record for runs in records.values() for record in runs]),
     }
-    print(table(rows))
     for task, found in results["order_against_success"].items():
         print(task, {horizon: round(value, 2) for horizon, value in found.items()})
     written = write_results("search_depth", results, quick=quick, collected=True)
@@ -49,12 +48,8 @@ def read_records(folder: Path) -> Records:
             json.loads(path.read_text()) | {"seed": int(path.stem[5:])}
         )
     for task in {task for task, _ in found}:
-        made = {record["code"] for (other, _), runs in found.items() for record in runs if other == task}
-        if len(made) > 1:
-            raise ValueError(
-                f"records of {task} under {folder} were made by different code ({', '.join(sorted(made))}); keep those "
-                "of one kind, and run the others again from one commit"
-            )
+        own = [record for (other, _), runs in found.items() for record in runs if other == task]
+        refuse_other_code(own, f"records of {task} under {folder}")
     arms = list(ARMS)
     return dict(sorted(found.items(), key=lambda pair: (pair[0][0], arms.index(pair[0][1]))))
 
@@ -78,32 +73,17 @@ def rows_of(records: Records) -> list[dict[str, Any]]:
 
 
 def correlations(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
-    """By task and horizon: Spearman's rank correlation of order and success over arms and seeds, without the bounds."""
+    """By task and horizon: Spearman's rank correlation of order and success (means of seeds) over arms but bounds."""
     found: dict[str, dict[str, float]] = {}
     for task in dict.fromkeys(row["task"] for row in rows):
         own = [row for row in rows if row["task"] == task and row["arm"] not in BOUNDS]
-        if sum(len(row["order"]) for row in own) < 3:
-            continue
-        order = [value for row in own for value in row["order"]]
-        found[task] = {
-            horizon: rank_correlation(order, [value for row in own for value in row["success"][horizon]])
-            for horizon in own[0]["success"]
-        }
+        if len(own) > 2:
+            order = [float(np.mean(row["order"])) for row in own]
+            found[task] = {
+                horizon: rank_correlation(order, [float(np.mean(row["success"][horizon])) for row in own])
+                for horizon in own[0]["success"]
+            }
     return found
-
-
-def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Means over training seeds, in Markdown; a table a task."""
-    parts = []
-    for task in dict.fromkeys(row["task"] for row in rows):
-        own = [row for row in rows if row["task"] == task]
-        horizons = list(own[0]["success"])
-        lines = [f"| {task} | {' | '.join(horizons)} | order |", "|---" * (len(horizons) + 2) + "|"]
-        for row in own:
-            values = [*(row["success"][horizon] for horizon in horizons), row["order"]]
-            lines.append(f"| {row['arm']} | {' | '.join(f'{np.mean(value):.2f}' for value in values)} |")
-        parts.append("\n".join(lines))
-    return "\n\n".join(parts)
 
 
 def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
