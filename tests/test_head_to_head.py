@@ -670,19 +670,27 @@ def test_a_quick_run_ends_in_a_report_and_other_code_is_not_counted_with_it(tmp_
     assert "core-hours" in capsys.readouterr().out
 
 
-@pytest.mark.filterwarnings("ignore:windows of")
-def test_a_recorded_cell_is_told_and_a_try_runs_it_again_beside_it(tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def recorded(tmp_path, monkeypatch):
+    """Arguments of one small cell, which is recorded below ``tmp_path``."""
     import head_to_head
-    from _h2h_cells import Cell, Setting
+    from _h2h_cells import Setting
 
-    kept = tmp_path / "kept"
-    monkeypatch.setattr(head_to_head, "RESULTS", kept)
+    monkeypatch.setattr(head_to_head, "RESULTS", tmp_path / "kept")
     monkeypatch.setattr(head_to_head, "refuse_unrecordable", lambda: None)
     monkeypatch.setattr("_record.not_recorded", lambda record: [])
     monkeypatch.setattr(head_to_head, "Setting", lambda out, quick: Setting(out, episodes=2, quick=True))
-    args = head_to_head.Args(
+    return head_to_head.Args(
         arms=("state",), tasks=("two_rooms",), dynamics=("point",), seeds=(3,), out=tmp_path / "runs"
     )
+
+
+@pytest.mark.filterwarnings("ignore:windows of")
+def test_a_recorded_cell_is_told_and_a_try_runs_it_again_beside_it(recorded, tmp_path, monkeypatch, capsys):
+    import head_to_head
+    from _h2h_cells import Cell
+
+    args, kept = recorded, head_to_head.RESULTS
     head_to_head.main(args)
     record = head_to_head.record_of(Cell("two_rooms", "state", "point", 3), kept)
     written = record.stat().st_mtime_ns
@@ -700,24 +708,18 @@ def test_a_recorded_cell_is_told_and_a_try_runs_it_again_beside_it(tmp_path, mon
 
 
 @pytest.mark.filterwarnings("ignore:windows of")
-def test_seeds_count_together_although_other_code_began_one_of_them(tmp_path, monkeypatch):
+def test_seeds_count_together_although_other_code_began_one_of_them(recorded, monkeypatch):
     import head_to_head
-    from _h2h_cells import Cell, Setting
+    from _h2h_cells import Cell
     from _record import Records
 
-    monkeypatch.setattr(head_to_head, "RESULTS", tmp_path / "kept")
-    monkeypatch.setattr(head_to_head, "refuse_unrecordable", lambda: None)
-    monkeypatch.setattr("_record.not_recorded", lambda record: [])
-    monkeypatch.setattr(head_to_head, "Setting", lambda out, quick: Setting(out, episodes=2, quick=True))
-    args = head_to_head.Args(
-        arms=("state",), tasks=("two_rooms",), dynamics=("point",), seeds=(3,), out=tmp_path / "runs"
-    )
+    args = recorded
     head_to_head.main(args)
     with monkeypatch.context() as change:
         change.setattr("_record.code", lambda: "earlier")
         head_to_head.main(replace(args, seeds=(4,), only=("data",)))
     head_to_head.main(replace(args, seeds=(4,)))
-    folder = head_to_head.folder_of(Cell("two_rooms", "state", "point", 3), tmp_path / "kept")
+    folder = head_to_head.folder_of(Cell("two_rooms", "state", "point", 3), head_to_head.RESULTS)
     assert list(Records(folder, {}, counted=True).all()) == [3, 4]
     with monkeypatch.context() as change, pytest.raises(ValueError, match=r"differ in .*code"):
         change.setattr("_record.code", lambda: "later")
