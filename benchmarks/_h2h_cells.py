@@ -245,7 +245,7 @@ class Pipeline:
     @cached_property
     def played(self) -> dict[str, Any]:
         """Success of every paired episode."""
-        return self._played(self.search)
+        return self.played_with(self.search)
 
     @cached_property
     def played_own(self) -> dict[str, Any] | None:
@@ -254,9 +254,10 @@ class Pipeline:
         number = OWN_SEARCH.get((task, arm)) if dynamics in SEARCHED else None
         if number is None:
             return None
-        return {"search": SEARCHES[task][number]} | self._played(SEARCHES[task][number])
+        return {"search": SEARCHES[task][number]} | self.played_with(SEARCHES[task][number])
 
-    def _played(self, search: dict[str, Any]) -> dict[str, Any]:
+    def played_with(self, search: dict[str, Any]) -> dict[str, Any]:
+        """The same with other changes to the task's search."""
         dynamics, trained = self.dynamics
         seeds = self.episodes()
         settings = {

@@ -62,11 +62,15 @@ def draw_measures(cells: Cells, path: Path) -> None:
     save(figure, path)
 
 
-def draw_arm(above: Axes, below: Axes, arm: str, runs: Sequence[Mapping[str, Any]]) -> None:
+def look_of(arm: str) -> tuple[int, str, str]:
+    """Number among its family, and with it the line's style; the family's colour."""
     family = ARMS[arm].family
-    colour = COLOURS[family]
     rank = [name for name, other in ARMS.items() if other.family == family].index(arm)
-    style = ("-", "--", ":", "-.")[rank % 4]
+    return rank, ("-", "--", ":", "-.")[rank % 4], COLOURS[family]
+
+
+def draw_arm(above: Axes, below: Axes, arm: str, runs: Sequence[Mapping[str, Any]]) -> None:
+    rank, style, colour = look_of(arm)
     error = np.mean([run["measures"]["rollout_error"] for run in runs], axis=0)
     above.plot(error, style, color=colour, linewidth=1, label=arm)
     probes = [max(-0.3, min(run["measures"]["probe_r2"].values())) for run in runs]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import subprocess
 from collections.abc import Callable, Iterable, Sequence
@@ -15,7 +14,7 @@ from _h2h_page import page
 from _h2h_table import ARMS, DECISIVE
 from _h2h_tasks import TIER_A, plain_of
 from _intervals import FEWEST_SEEDS, t_quantile, variance_of
-from _record import ROOT, made_by, refuse_other_code, run_git, trying, write_results, write_whole
+from _record import ROOT, made_by, read_cells, run_git, trying, write_results, write_whole
 
 PROTOCOL = "docs/head_to_head_protocol.md"
 DRAWS = 4000  # of the bootstrap
@@ -28,21 +27,8 @@ PHYSICAL = ("teleport", "wall", "vanish")  # steps that cannot be, whatever the 
 
 
 def read_records(folder: Path) -> list[Record]:
-    """All finished cells.
-
-    Raises:
-        ValueError: if those of a task were made by different code.
-    """
-    found = []
-    for path in sorted(folder.glob("*/*/*/seed_*.json")):
-        task, arm, dynamics = path.parts[-4:-1]
-        facts = {"task": task, "arm": arm, "dynamics": dynamics, "seed": int(path.stem[5:])}
-        found.append(json.loads(path.read_text()) | facts)
-    for task in sorted({record["task"] for record in found}):
-        refuse_other_code(
-            [record for record in found if record["task"] == task], f"cells of {task} under {folder}"
-        )
-    return found
+    """All finished cells; raises as ``read_cells``."""
+    return read_cells(folder, ("task", "arm", "dynamics"))
 
 
 def write_report(folder: Path, quick: bool = False) -> None:

@@ -50,10 +50,19 @@ def score(found: dict[str, Any], form: str, pooled: bool = True) -> str:
 
 def matrix(corner: str, rows: Sequence[tuple[str, Mapping[str, str]]], caption: str) -> str:
     """A table whose columns are those that any row has, in the order of first appearance."""
+    return "\n".join([grid(corner, rows), "", caption, ""])
+
+
+def grid(corner: str, rows: Sequence[tuple[str, Mapping[str, str]]]) -> str:
+    """The table of ``matrix`` without its caption."""
     columns = list(dict.fromkeys(name for _, cells in rows for name in cells))
     lines = [f"| {corner} | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
     lines += [f"| {name} | {' | '.join(cells.get(c, 'not run') for c in columns)} |" for name, cells in rows]
-    return "\n".join([*lines, "", caption, ""])
+    return "\n".join(lines)
+
+
+def mean(values: Sequence[float]) -> str:
+    return f"{sum(values) / len(values):.2f}"
 
 
 def mark(result: dict[str, Any]) -> str:
@@ -203,7 +212,7 @@ def spaces() -> str:
         for task, name in TASKS.items():
             sides = [found.get((arm, task, dynamics)) for dynamics in ("point", "flow")]
             if any(sides):
-                cells[name] = " / ".join(f"{sum(x) / len(x):.2f}" if x else "not run" for x in sides)
+                cells[name] = " / ".join(mean(x) if x else "not run" for x in sides)
         if cells:
             rows.append((label, cells))
     broken = [
@@ -233,21 +242,20 @@ def depth() -> str:
         rows = []
         for row in (row for row in r["rows"] if row["task"] == task and row["arm"] in SPACES):
             cells = {
-                f"{horizon} block{'s' if int(horizon) > 1 else ''}": f"{sum(values) / len(values):.2f}"
+                f"{horizon} block{'s' if int(horizon) > 1 else ''}": mean(values)
                 for horizon, values in row["success"].items()
             }
-            order = f"{sum(row['order']) / len(row['order']):.2f}"
-            rows.append((SPACES[row["arm"]], cells | {"order of prices": order}))
+            rows.append((SPACES[row["arm"]], cells | {"order of prices": mean(row["order"])}))
             seeds.add(tuple(row["seeds"]))
         if rows:
-            tables.append(matrix(name, rows, ""))
+            tables.append(grid(name, rows))
     caption = (
         "Success of the head-to-head's paired episodes, point dynamics, by how many blocks a plan looks ahead; order "
         "of prices: rank correlation of the price and the decisions that are left along an expert's ways. Training "
         f"seeds {', '.join(map(str, sorted({seed for some in seeds for seed in some})))}"
         f"{', not all for every space' if len(seeds) > 1 else ''}."
     )
-    return "\n".join([*(table.rstrip("\n") + "\n" for table in tables), caption, ""])
+    return "\n\n".join([*tables, f"{caption}\n"])
 
 
 MATRICES = {

@@ -168,17 +168,23 @@ def refuse_differences(records: Sequence[Mapping[str, Any]], keys: Sequence[str]
         )
 
 
-def refuse_other_code(records: Iterable[Mapping[str, Any]], what: str) -> None:
-    """What one task's records are compared by was made by one code.
+def read_cells(folder: Path, names: Sequence[str]) -> list[dict[str, Any]]:
+    """Finished cells of a grid, with their places: the folders ``names``, ``"task"`` among them, and ``"seed"``.
 
     Raises:
-        ValueError: if it was not.
+        ValueError: if those of a task were made by different code.
     """
-    if len(made := {record["code"] for record in records}) > 1:
-        raise ValueError(
-            f"{what} were made by different code ({', '.join(sorted(made))}); keep those of one kind, and run the "
-            "others again from one commit"
-        )
+    found = []
+    for path in sorted(folder.glob("*/" * len(names) + "seed_*.json")):
+        places = dict(zip(names, path.relative_to(folder).parts[:-1], strict=True))
+        found.append(json.loads(path.read_text()) | places | {"seed": int(path.stem[5:])})
+    for task in sorted({record["task"] for record in found}):
+        if len(made := {record["code"] for record in found if record["task"] == task}) > 1:
+            raise ValueError(
+                f"cells of {task} under {folder} were made by different code ({', '.join(sorted(made))}); keep those "
+                "of one kind, and run the others again from one commit"
+            )
+    return found
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,13 +9,11 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 from _h2h_answers import rank_correlation
-from _h2h_figures import COLOURS, save
+from _h2h_figures import look_of, save
 from _h2h_table import ARMS
-from _record import ROOT, made_by, refuse_other_code, trying, write_results
+from _record import ROOT, made_by, read_cells, trying, write_results
 
-Records = dict[tuple[str, str], list[dict[str, Any]]]
-BOUNDS = ("random", "supervised", "state")
-STYLES = ("-", "--", ":", "-.")  # of the arms of a family
+Runs = dict[tuple[str, str], list[dict[str, Any]]]
 
 
 def write_report(folder: Path, quick: bool = False) -> None:
@@ -36,25 +33,16 @@ def write_report(folder: Path, quick: bool = False) -> None:
     draw(rows, (written.parent if quick or trying() else ROOT / "docs") / "head_to_head_depth.png")
 
 
-def read_records(folder: Path) -> Records:
-    """By task and arm, in the table's order.
-
-    Raises:
-        ValueError: if those of a task were made by different code.
-    """
-    found: Records = {}
-    for path in sorted(folder.glob("*/*/seed_*.json")):
-        found.setdefault(path.parts[-3:-1], []).append(  # type: ignore[arg-type]
-            json.loads(path.read_text()) | {"seed": int(path.stem[5:])}
-        )
-    for task in {task for task, _ in found}:
-        own = [record for (other, _), runs in found.items() for record in runs if other == task]
-        refuse_other_code(own, f"records of {task} under {folder}")
+def read_records(folder: Path) -> Runs:
+    """By task and arm, in the table's order; raises as ``read_cells``."""
+    found: Runs = {}
+    for record in read_cells(folder, ("task", "arm")):
+        found.setdefault((record["task"], record["arm"]), []).append(record)
     arms = list(ARMS)
     return dict(sorted(found.items(), key=lambda pair: (pair[0][0], arms.index(pair[0][1]))))
 
 
-def rows_of(records: Records) -> list[dict[str, Any]]:
+def rows_of(records: Runs) -> list[dict[str, Any]]:
     """A row a task and arm; a list holds a value for every training seed."""
     return [
         {
@@ -76,7 +64,7 @@ def correlations(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float
     """By task and horizon: Spearman's rank correlation of order and success (means of seeds) over arms but bounds."""
     found: dict[str, dict[str, float]] = {}
     for task in dict.fromkeys(row["task"] for row in rows):
-        own = [row for row in rows if row["task"] == task and row["arm"] not in BOUNDS]
+        own = [row for row in rows if row["task"] == task and ARMS[row["arm"]].tier != "-"]
         if len(own) > 2:
             order = [float(np.mean(row["order"])) for row in own]
             found[task] = {
@@ -92,11 +80,10 @@ def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     figure, axes = plt.subplots(1, len(tasks), figsize=(2 + 3 * len(tasks), 3.4), squeeze=False, sharey=True)
     for axis, task in zip(axes[0], tasks, strict=True):
         for row in (row for row in rows if row["task"] == task):
-            family = ARMS[row["arm"]].family
-            rank = [name for name, arm in ARMS.items() if arm.family == family].index(row["arm"])
+            _, style, colour = look_of(row["arm"])
             axis.plot(
                 [int(horizon) for horizon in row["success"]], [np.mean(v) for v in row["success"].values()],
-                STYLES[rank % len(STYLES)], marker="o", markersize=3, color=COLOURS[family], label=row["arm"],
+                style, marker="o", markersize=3, color=colour, label=row["arm"],
             )  # fmt: skip
         axis.set(title=task, xscale="log", xlabel="horizon of plans, blocks", ylim=(-0.03, 1.03))
         horizons = [int(horizon) for horizon in next(r for r in rows if r["task"] == task)["success"]]

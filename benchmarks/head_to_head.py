@@ -17,6 +17,7 @@ in docs/head_to_head_protocol.md.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -102,6 +103,11 @@ def prepare() -> None:
 def check(args: Args) -> None:
     """Raises ValueError for names that are not known."""
     known = {"arms": tuple(ARMS), "tasks": (*TASKS, *VARIANTS), "dynamics": tuple(ALL), "only": STAGES}
+    check_names(args, known)
+
+
+def check_names(args: Any, known: Mapping[str, Sequence[str]]) -> None:
+    """Raises ValueError for names in a field of ``args`` that are not among its known ones."""
     for kind, names in known.items():
         if wrong := [name for name in getattr(args, kind) if name not in names]:
             raise ValueError(f"--{kind}: there is no {', '.join(wrong)}; choose of {', '.join(names)}")

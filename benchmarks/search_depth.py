@@ -27,11 +27,11 @@ from typing import Any
 import numpy as np
 import tyro
 from _h2h_answers import rank_correlation
-from _h2h_cells import Cell, Pipeline, Setting, planner_facts
+from _h2h_cells import Cell, Pipeline, Setting
 from _h2h_table import ARMS
 from _h2h_tasks import TIER_A, Seen, Worlds, newest_frame, play
 from _record import ROOT, Records, refuse_unrecordable, trying
-from head_to_head import prepare, settings_of
+from head_to_head import check_names, prepare, settings_of
 
 # Of plans, in blocks; the last is the common search's own.
 HORIZONS = {"two_rooms": (1, 2, 3, 4, 6, 12), "reacher": (1, 2, 3, 5), "table_edge": (1, 2, 3, 6)}
@@ -78,9 +78,7 @@ def main(args: Args) -> None:
 
 def check(args: Args) -> None:
     """Raises ValueError for names that are not known."""
-    for kind, known in (("arms", tuple(ARMS)), ("tasks", tuple(HORIZONS))):
-        if wrong := [name for name in getattr(args, kind) if name not in known]:
-            raise ValueError(f"--{kind}: there is no {', '.join(wrong)}; choose of {', '.join(known)}")
+    check_names(args, {"arms": tuple(ARMS), "tasks": tuple(HORIZONS)})
 
 
 def run(args: Args, folder: Path, cell: Cell) -> None:
@@ -93,10 +91,8 @@ def run(args: Args, folder: Path, cell: Cell) -> None:
         return
     success = {}
     for horizon in HORIZONS[cell.task]:
-        search = pipeline.search | {"horizon": horizon}
-        same = planner_facts(pipeline.task, search) == planner_facts(pipeline.task, pipeline.search)
-        # The head-to-head's own play, if it is that search.
-        success[str(horizon)] = (pipeline.played if same else pipeline._played(search))["success"]
+        # The search's own horizon is found where the head-to-head played it.
+        success[str(horizon)] = pipeline.played_with(pipeline.search | {"horizon": horizon})["success"]
     found = {"success": success, **order_of(pipeline, expert_ways(cell.task, cell.seed, setting))}
     kept.write(cell.seed, found, processes=[])
     told = ", ".join(f"{horizon}: {np.mean(values):.2f}" for horizon, values in success.items())
