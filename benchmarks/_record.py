@@ -217,8 +217,8 @@ class Records:
         )
         return None
 
-    def write(self, seed: int, found: dict[str, Any], processes: list[dict[str, Any]]) -> None:
-        """Keep a finished run and how it was made: what ``note_process`` returned.
+    def write(self, seed: int, found: dict[str, Any], processes: Sequence[dict[str, Any]] = ()) -> None:
+        """Keep a finished run and how it was made: what ``note_process`` returned, or nothing but this process.
 
         Raises:
             ValueError: if figures are to count and the record does not tell where they come from.

@@ -166,7 +166,7 @@ def run_cell(args: Args, cell: Cell) -> None:
     if set(args.only) == set(STAGES):
         found = pipeline.found
         # Not the processes that came before this one: what they finished counts only where its code is still the same.
-        kept.write(cell.seed, found, processes=[])
+        kept.write(cell.seed, found)
         print(f"{cell}: success {success_of(found):.3f}", flush=True)
 
 

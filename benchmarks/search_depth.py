@@ -94,7 +94,7 @@ def run(args: Args, folder: Path, cell: Cell) -> None:
         # The search's own horizon is found where the head-to-head played it.
         success[str(horizon)] = pipeline.played_with(pipeline.search | {"horizon": horizon})["success"]
     found = {"success": success, **order_of(pipeline, expert_ways(cell.task, cell.seed, setting))}
-    kept.write(cell.seed, found, processes=[])
+    kept.write(cell.seed, found)
     told = ", ".join(f"{horizon}: {np.mean(values):.2f}" for horizon, values in success.items())
     print(f"{cell}: success by horizon {told}; order {found['order']:.2f}", flush=True)
 

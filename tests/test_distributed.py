@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import re
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +19,9 @@ from jepa_rl.files import load_tensors
 from jepa_rl.registry import OBJECTIVES
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "benchmarks"))
+from _processes import free_port  # noqa: E402
+
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "JAXTYPING_DISABLE": "1"}
 
 
@@ -39,18 +39,9 @@ assert names and not [name for name in names if "gloo" in name], names
 """
 
 
-def free_port() -> str:
-    """Below those that Linux hands out by itself, which others may be given while the processes start."""
-    while True:
-        port = random.randrange(20_000, 32_000)
-        with socket.socket() as found, suppress(OSError):
-            found.bind(("127.0.0.1", port))
-            return str(port)
-
-
 def two_processes(*script: str) -> list[subprocess.Popen[str]]:
     """Two processes of Python, as torchrun would start them."""
-    told = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), **ONE_THREAD}
+    told = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), **ONE_THREAD}
     return [
         subprocess.Popen(
             [sys.executable, *script],
@@ -236,7 +227,7 @@ def test_the_commands_of_the_page_run(tmp_path):
     """One machine, then two nodes on one machine, then JEPAMPC, each with the example's trial run."""
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     for number, block in enumerate(commands()):
-        port, out = free_port(), tmp_path / str(number)
+        port, out = str(free_port()), tmp_path / str(number)
         running = []
         for line in block:
             words = shlex.split(line.removesuffix("&").replace("29500", port))[1:]
