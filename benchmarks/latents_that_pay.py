@@ -12,6 +12,9 @@ the latents, and its R2 on held-out episodes is reported, for all of them and fo
 balances. The supervised encoder is trained to predict the state by a linear layer. In early episodes the cart often
 leaves the picture, which no encoder can mend.
 
+``frozen``: SAC on frozen latents of the swing-up, those of the chosen objective in ``probe``, which has seen that
+(privileged) data: with Stable-Baselines3's own policy, and with ``DroQPolicy`` and the same settings.
+
 ``speed``: frames a second of joint SAC beside Stable-Baselines3's with its CnnPolicy, and of steps in a dream.
 
 ``dream``: SAC trained in the dream of a world model alone, by ``examples/dream.py``; its return in the world, divided
@@ -28,6 +31,7 @@ import shutil
 import sys
 import time
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal, NamedTuple
@@ -49,15 +53,17 @@ from _record import (
     write_results,
     write_whole,
 )
-from dmc_pixels import TASKS, make_pixels
+from dmc_pixels import EVALUATION_SEED, TASKS, learning_of, make_pixels
+from stable_baselines3 import SAC
 from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.utils import LinearSchedule
 from torch import nn
 
 import jepa_rl.envs
-from jepa_rl.agents import JEPAMPC, play_episodes
+from jepa_rl.agents import JEPAMPC, DroQPolicy, EvaluationCallback, play_episodes
 from jepa_rl.agents.sb3.jepa_mpc import jepa_mpc_preset
 from jepa_rl.agents.sb3.progress import LearningProgress
-from jepa_rl.data import EpisodeView, WindowSampler
+from jepa_rl.data import EpisodeStore, EpisodeView, WindowSampler
 from jepa_rl.data.latent_windows import LatentEpisodes
 from jepa_rl.diagnostics.probes import fit_mlp_probe, r2_score
 from jepa_rl.envs import collect, wrap
@@ -76,11 +82,16 @@ OBJECTIVES: dict[str, tuple[str, dict[str, Any]]] = {
     "laptop": ("jepa", {"sigreg": 1.0, "inverse_dynamics": 2.0}),
 }
 CHOSEN = "dense"
+POLICIES: dict[str, Any] = {"DroQPolicy": DroQPolicy, "MlpPolicy": "MlpPolicy"}
+FROZEN: dict[str, Any] = {
+    "learning_starts": 500, "gradient_steps": 2, "batch_size": 128, "tau": 0.02, "ent_coef": "auto_0.01",
+    "learning_rate": LinearSchedule(1e-3, 1e-4, 1.0),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Args:
-    parts: tuple[Literal["probe", "speed", "dream"], ...] = ("probe", "speed", "dream")
+    parts: tuple[Literal["probe", "frozen", "speed", "dream"], ...] = ("probe", "frozen", "speed", "dream")
     updates: int = 1500
     batch_size: int = 128
     steps: int = 3
@@ -90,6 +101,8 @@ class Args:
     data_seed: int = 31
     seed: int = 41
     """Of the weights and batches; settings were chosen with data seed 21 and seed 0."""
+    frozen_seeds: tuple[int, ...] = (51, 52, 53)
+    """Of SAC on frozen latents; settings were chosen with seeds 0 and 1 on the encoder of another agent."""
     dream_seed: int = 31
     """Of the agent that learns in the dream; settings were chosen with 0 and 1."""
     quick: bool = False
@@ -119,8 +132,12 @@ def collect_parts(records: Path) -> dict[str, Any]:
     """The figures of all parts that are recorded, and what ``dmc_pixels.json`` says of trainings from pixels."""
     parts = {path.stem: json.loads(path.read_text()) for path in sorted(records.glob("*.json"))}
     # The settings of the other parts stand in their own files.
-    probed, timed, imagined = (parts.get(name, {}) for name in ("probe", "speed", "dream"))
-    payload = without(probed, *MADE) | without(timed, *MADE, "settings", "dream_steps_per_second")
+    probed, fixed, timed, imagined = (parts.get(name, {}) for name in ("probe", "frozen", "speed", "dream"))
+    payload = (
+        without(probed, *MADE)
+        | without(fixed, *MADE, "settings")
+        | without(timed, *MADE, "settings", "dream_steps_per_second")
+    )
     dreams = {"steps_per_second": timed.get("dream_steps_per_second")} | without(imagined, *MADE, "settings")
     found = recorded_results("dmc_pixels")
     ratios = {
@@ -142,16 +159,23 @@ def without(part: dict[str, Any], *names: str) -> dict[str, Any]:
     return {name: value for name, value in part.items() if name not in names}
 
 
-def probe(args: Args) -> dict[str, Any]:
+def broad_episodes(args: Args) -> EpisodeStore:
     task = TASKS["cartpole-swingup"]
     env = make_pixels(task, keep_state=True)
-    store = broad_data(env, args.out / "episodes", args.decisions, task.gamma, args.data_seed)
-    held = set(range(4, len(store), 5))
-    train = store.view([i for i in range(len(store)) if i not in held])
-    held_out, late = store.view(sorted(held)), store.view(sorted(held)[-10:])
-    print(
-        f"{len(store)} episodes, returns {[round(float(store.episode(i).rewards.sum())) for i in sorted(held)]}"
-    )
+    return broad_data(env, args.out / "episodes", args.decisions, task.gamma, args.data_seed)
+
+
+def train_and_held(store: EpisodeStore) -> tuple[EpisodeView, list[int]]:
+    """The episodes to train on, and the numbers of the others."""
+    held = list(range(4, len(store), 5))
+    return store.view([i for i in range(len(store)) if i not in held]), held
+
+
+def probe(args: Args) -> dict[str, Any]:
+    store = broad_episodes(args)
+    train, held = train_and_held(store)
+    held_out, late = store.view(held), store.view(held[-10:])
+    print(f"{len(store)} episodes, returns {[round(float(store.episode(i).rewards.sum())) for i in held]}")
 
     found: dict[str, Any] = {}
     for name in ("supervised", *OBJECTIVES):
@@ -169,6 +193,43 @@ def probe(args: Args) -> dict[str, Any]:
         "chosen": CHOSEN, "objectives": found, "episodes": len(store),
         "settings": {name: getattr(args, name) for name in ("updates", "batch_size", "steps", "data_seed", "seed")},
     }  # fmt: skip
+
+
+def frozen(args: Args) -> dict[str, Any]:
+    """Returns of ten episodes after every 10,000 frames, by policy and seed."""
+    task = TASKS["cartpole-swingup"]
+    world = learned(args, train_and_held(broad_episodes(args))[0], *OBJECTIVES[CHOSEN], CHOSEN).eval()
+    make = partial(latent_pictures, world)
+    curves: dict[str, dict[int, list[float]]] = {name: {} for name in POLICIES}
+    told: dict[str, Any] = {}
+    for seed in args.frozen_seeds[: 1 if args.quick else None]:
+        for name, policy in POLICIES.items():
+            path = args.out / "frozen" / f"{name}_{seed}.json"
+            path.unlink(missing_ok=True)
+            every, episodes = (400, 1) if args.quick else (10_000 // task.repeat, 10)
+            curve = EvaluationCallback(make, every, episodes, EVALUATION_SEED, path)
+            agent = SAC(
+                policy,
+                Monitor(make()),
+                seed=seed,
+                gamma=task.gamma,
+                buffer_size=args.decisions,
+                device="cpu",
+                **FROZEN,
+            )
+            agent.learn(args.decisions, callback=[curve, LearningProgress("SAC", "decision")])
+            told = learning_of(agent)
+            curves[name][seed] = [float(np.mean(entry["returns"])) for entry in json.loads(path.read_text())]
+            print(name, seed, np.round(curves[name][seed]).tolist(), flush=True)
+    last = {name: [curve[-1] for curve in own.values()] for name, own in curves.items()}
+    return {
+        "frozen_return": float(np.mean(last["DroQPolicy"])), "frozen_returns": last, "frozen_curves": curves,
+        "settings": {"data_seed": args.data_seed, "seed": args.seed, "decisions": args.decisions, "agent": told},
+    }  # fmt: skip
+
+
+def latent_pictures(world: WorldModel) -> gym.Env:
+    return wrap(make_pixels(TASKS["cartpole-swingup"]), world)
 
 
 def speed(args: Args) -> dict[str, Any]:
@@ -336,7 +397,7 @@ def latents(world: WorldModel, episodes: EpisodeView) -> tuple[torch.Tensor, tor
     return torch.cat(z), torch.cat(states)
 
 
-PARTS = {"probe": probe, "speed": speed, "dream": dreamt}
+PARTS = {"probe": probe, "frozen": frozen, "speed": speed, "dream": dreamt}
 
 if __name__ == "__main__":
     main(tyro.cli(Args))

@@ -285,6 +285,17 @@ def flow_proposals(r: dict[str, Any]) -> list[Row]:
 
 def latents_that_pay(r: dict[str, Any]) -> list[Row]:
     rows: list[Row] = [*probed(r)] if "objectives" in r else []
+    if "frozen_returns" in r:
+        each = r["frozen_returns"]
+        rows.append(
+            (
+                "cartpole-swingup, SAC on the frozen latents of `dense` on that broad data, 100,000 frames more, three "
+                "training seeds: `DroQPolicy` / Stable-Baselines3's own policy, the same settings",
+                " / ".join(
+                    ", ".join(f"{value:.0f}" for value in each[name]) for name in ("DroQPolicy", "MlpPolicy")
+                ),
+            )
+        )
     if "fps_ratio" in r:
         rates = r["frames_per_second"]
         rows.append(

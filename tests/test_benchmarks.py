@@ -558,6 +558,7 @@ def test_parts_of_latents_that_pay_are_collected(benchmarks, monkeypatch, tmp_pa
         "speed": {"fps_ratio": 4.0, "dream_steps_per_second": 7.0, "settings": {"updates": 2}},
         "dream": {"return_ratio": 0.5, "settings": {"seed": 31}},
         "probe": {"probe_r2": [0.9], "settings": {"updates": 1500}},
+        "frozen": {"frozen_returns": {"DroQPolicy": [7.0], "MlpPolicy": [3.0]}, "settings": {"seed": 41}},
     }
     for name, part in parts.items():
         (tmp_path / f"{name}.json").write_text(json.dumps(made | part))
@@ -577,6 +578,7 @@ def test_parts_of_latents_that_pay_are_collected(benchmarks, monkeypatch, tmp_pa
     (tmp_path / "probe.json").unlink()
     import readme_table
 
-    assert len(readme_table.latents_that_pay(latents_that_pay.collect_parts(tmp_path) | {
+    rows = readme_table.latents_that_pay(latents_that_pay.collect_parts(tmp_path) | {
         "frames_per_second": {"joint": 60.0, "cnn": 15.0}, "dream": {"steps_per_second": 7.0},
-    })) == 2  # fmt: skip
+    })  # fmt: skip
+    assert len(rows) == 3 and rows[0][1] == "7 / 3"

@@ -72,12 +72,12 @@ def moved(before, module):
 @pytest.mark.parametrize(
     ("name", "steps", "settings"),
     [
-        ("sac", 500, {"learning_starts": 100}),
         # A falling rate is for more updates than these.
-        ("td3", 600, {"learning_starts": 150, "learning_rate": 1e-3, "joint": {"steps": 1}}),
+        ("sac", 500, {"learning_starts": 100, "learning_rate": 1e-3}),
+        ("td3", 1200, {"learning_starts": 150, "learning_rate": 1e-3}),
         (
             "dqn",
-            600,
+            1200,
             {"train_freq": 1, "gradient_steps": 1, "target_update_interval": 50, "exploration_fraction": 0.4},
         ),
         ("ppo", 2500, {"n_steps": 128, "n_epochs": 8, "batch_size": 32, "learning_rate": 2e-3, "gamma": 0.9}),
@@ -141,7 +141,7 @@ def test_the_objective_moves_no_weight_of_the_agent(name):
     for weight in (1e-6, 50.0):
         once = {"n_epochs": 1, "batch_size": 32} if name == "ppo" else {"learning_starts": 10_000}
         agent = tiny(name, joint={"weight": weight}, **once)
-        agent.learn(64 if name == "ppo" else 32)  # PPO's first rollout only measures
+        agent.learn(32)
         if name != "ppo":
             agent.train(1, 16)
         found.append((weights(agent.policy), weights(agent.joint.world)))
@@ -213,10 +213,9 @@ def test_one_picture_has_one_latent_now_and_later():
     seen = encoder.latents(batch)
     torch.testing.assert_close(seen.now, seen.later)
     assert seen.now.requires_grad and not seen.later.requires_grad
-    encoder.settle(pixels[:, 0])
-    torch.testing.assert_close(
-        encoder.acting(pixels[:, 0]), seen.now, rtol=1e-3, atol=2e-1
-    )  # biased against unbiased
+    # Training may compute in bfloat16. The statistics of a batch play no part.
+    torch.testing.assert_close(encoder.acting(pixels[:, 0]), seen.now, rtol=0, atol=2e-2)
+    torch.testing.assert_close(encoder.acting(pixels[:1, 0]), encoder.acting(pixels[:, 0])[:1])
 
 
 def test_ppos_rewards_are_scaled_once():
@@ -544,13 +543,10 @@ def test_a_state_of_another_device_loads_and_memory_is_taken_only_for_learning(t
     assert agent.replay_buffer.size() == 0
 
 
-def test_rollouts_that_do_not_divide_evenly_and_batch_norms_that_are_measured_first():
-    world = WORLD | {"encoder_options": {"widths": (8, 16)}}
-    agent = tiny("ppo", world=world, n_steps=33, batch_size=16)
+def test_rollouts_that_do_not_divide_evenly():
+    agent = tiny("ppo", n_steps=33, batch_size=16)
     before = weights(agent.policy)
     agent.learn(33)
-    assert agent.joint.measured and not moved(before, agent.policy)
-    agent.learn(66, reset_num_timesteps=False)
     assert moved(before, agent.policy)
     assert all(torch.isfinite(value).all() for value in weights(agent.policy).values())
 

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from jepa_rl.checks import check_each, check_not_negative
 from jepa_rl.control import MOMENTUM
 from jepa_rl.heads import Perceptron, TwoHot
-from jepa_rl.objectives.base import checked_loss, norms_of, step_weights, weighted_mean
+from jepa_rl.objectives.base import checked_loss, inputs_of_norm, norms_of, step_weights, weighted_mean
 from jepa_rl.training.optimisers import descend
-from jepa_rl.types import Batch, Observations
+from jepa_rl.types import Batch
 from jepa_rl.world_model import WorldModel
 
 LARGEST_REWARD = (
@@ -41,7 +41,7 @@ class JointConfig:
             the environment pays.
         encoder_rate: learning rate of encoder, dynamics and reward head, relative to the agent's.
         max_grad_norm: largest norm of their gradient.
-        latent_dim: width of the latents.
+        latent_dim: width of the latents, and of what the agent reads.
         world: further fields of ``WorldModelConfig``: encoder, dynamics and objective by name and options. Random
             shifts are the objective's (``{"objective_options": {"shift": 3}}``).
 
@@ -108,9 +108,9 @@ class ReturnScale(nn.Module):
 
     @property
     def value(self) -> float:
-        """The scale; 1 before the sums differ."""
+        """The scale; before the sums differ their size, before they are anything 1."""
         spread = math.sqrt(self.squares / self.count) if self.count else 0.0
-        return spread if spread > 1e-8 else 1.0
+        return next((size for size in (spread, abs(self.mean)) if size > 1e-8), 1.0)
 
     def get_extra_state(self) -> Tensor:
         return torch.tensor([self.count, self.mean, self.squares], dtype=torch.float64)
@@ -120,7 +120,7 @@ class ReturnScale(nn.Module):
 
 
 class Seen(NamedTuple):
-    """Latents for the agent's losses: of the windows' first states, and of ``future`` or the last ones."""
+    """What the agent's losses read: of the windows' first states, and of ``future`` or, without it, the last ones."""
 
     now: Float[Tensor, "b d"]
     later: Float[Tensor, "b d"]
@@ -129,9 +129,13 @@ class Seen(NamedTuple):
 class JointEncoder(nn.Module):
     """A world model whose encoder learns from an agent's loss, the world model's own objective and the reward.
 
-    The agent learns on latents whose graph ends at the latents (``latents``); its loss leaves a gradient there, and
-    ``update`` continues it into the encoder together with the objective's. So one encoding serves actor and critics,
-    the agent's other losses cannot move the encoder, and the objective cannot move the agent's networks.
+    The agent reads the encoder's features in front of its batch norm through a layer of its own (linear, layer norm,
+    tanh, as in DrQ, Kostrikov et al. 2020, arXiv:2004.13649): the statistics of a batch would move the world model's
+    latents by a fifth, from batch to batch and from training to acting.
+
+    What it reads is cut off from the encoder's graph (``latents``); its loss leaves a gradient there, and ``update``
+    continues it into layer and encoder together with the objective's. So one encoding serves actor and critics, the
+    agent's other losses cannot move the encoder, and the objective cannot move the agent's networks.
 
     Predicting rewards from latents is known from DeepMDP (Gelada et al. 2019, arXiv:1906.02736); here the prediction
     starts from the latents of the rollout and is a distribution, as in JEPAMPC.
@@ -148,6 +152,9 @@ class JointEncoder(nn.Module):
         self.world, self.config = world.eval(), config
         for norm in norms_of(world.encoder):
             norm.momentum = MOMENTUM
+        self.reader = nn.Sequential(
+            nn.Linear(world.latent_dim, world.latent_dim), nn.LayerNorm(world.latent_dim), nn.Tanh()
+        )
         self.two_hot = TwoHot()
         width = world.latent_dim + world.action_dim
         self.reward_head = Perceptron(width, 128, self.two_hot.bins, last_scale=0.0)
@@ -164,18 +171,29 @@ class JointEncoder(nn.Module):
 
     @torch.no_grad()
     def acting(self, pixels: Tensor) -> Float[Tensor, "b d"]:
-        """Latents of pixels "b c y x" of any dtype with whole values from 0 to 255, without a gradient."""
-        return self.world.encode(pixels.to(torch.uint8))
+        """What the agent reads of pixels "b c y x" of any dtype with whole values from 0 to 255, without a gradient."""
+        with inputs_of_norm(self.world.encoder) as features:
+            z = self.world.encode(pixels.to(torch.uint8))
+        return self._read(features[-1] if features else z)
+
+    def _read(self, features: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:
+        read: Tensor = self.reader(features)
+        return read
 
     def latents(self, batch: Batch) -> Seen:
-        """Latents for the agent's losses. ``update`` uses the first gradient that the present ones get."""
+        """For the agent's losses. ``update`` uses the first gradient that the present ones get.
+
+        Raises:
+            ValueError: if the objective's ``unroll`` does not encode the first states first and the future ones last.
+        """
         self.update()
         world, objective, weight = self.world, self.world.objective, self.config.weight
         # One row has no spread, which objectives and batch norms need.
         spread = len(batch.actions) > 1
         world.train(spread)
         try:
-            unrolled = objective.unroll(world, batch, self.generator)
+            with inputs_of_norm(world.encoder) as features:
+                unrolled = objective.unroll(world, batch, self.generator)
             loss, terms = unrolled.path.new_zeros(()), {}
             if weight and spread:
                 answer = objective.shape(world, batch, unrolled, self.config.decay, self.generator)
@@ -184,8 +202,17 @@ class JointEncoder(nn.Module):
                 loss, terms = loss + self.config.reward * paid, {**found, "predicted_reward": paid}
         finally:
             world.eval()
-        self._pending = _Pending(unrolled.path[:, 0], loss, terms)
-        return Seen(self._pending.seen, unrolled.future)
+        now, later = (features[0], features[-1]) if features else (unrolled.path[:, 0], unrolled.future)
+        rows = len(batch.actions)
+        if len(now) != rows or len(later) % rows:
+            raise ValueError(
+                f"{type(objective).__name__}.unroll must encode the windows' {rows} first states first and future ones "
+                f"last, it encoded {[len(seen) for seen in features]}"
+            )
+        with torch.no_grad():
+            later = self._read(later.unflatten(0, (rows, -1))[:, -1])
+        self._pending = _Pending(self._read(now), loss, terms)
+        return Seen(self._pending.seen, later)
 
     def _reward_error(self, batch: Batch, path: Float[Tensor, "b t d"]) -> Float[Tensor, ""]:
         """Cross-entropy of the rewards that are predicted along the rollout."""
@@ -216,30 +243,6 @@ class JointEncoder(nn.Module):
         self.updates += 1
         self.world.after_update()
         self.terms = pending.terms | {"gradient_norm": total, "agent_gradient": norm}
-
-    @property
-    def measured(self) -> bool:
-        """Whether the batch norms have seen a batch, or there are none."""
-        norms = [norm for norm in norms_of(self.world.encoder) if norm.running_mean is not None]
-        return all(int(norm.num_batches_tracked or 0) for norm in norms)
-
-    @torch.no_grad()
-    def settle(self, pixels: Observations) -> None:
-        """The batch norms take their running statistics from these pixels, encoded with the present weights.
-
-        Args:
-            pixels: uint8 "b c y x", two or more.
-        """
-        norms = norms_of(self.world.encoder)
-        for norm in norms:
-            norm.momentum = 1.0
-        self.world.train()
-        try:
-            self.world.encode(pixels)
-        finally:
-            self.world.eval()
-            for norm in norms:
-                norm.momentum = MOMENTUM
 
     def get_extra_state(self) -> Tensor:
         return self.generator.get_state()

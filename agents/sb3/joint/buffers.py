@@ -1,4 +1,4 @@
-"""Buffers of Stable-Baselines3 that store pixels and give latents."""
+"""Buffers of Stable-Baselines3 that store pixels and give what the agent reads of them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from jepa_rl.types import Batch, ControlBatch
 
 
 class JEPAReplayBuffer(ReplayBuffer):
-    """Whole episodes of pixels, each frame stored once; sampled batches hold latents.
+    """Whole episodes of pixels, each frame stored once; sampled batches hold what the agent reads of them.
 
     The arguments are those of ``ReplayBuffer``, and:
 
@@ -114,7 +114,7 @@ class JEPAReplayBuffer(ReplayBuffer):
         self.encoder.returns.follow(rewards, done)
 
     def sample(self, batch_size: int, env: VecNormalize | None = None) -> ReplayBufferSamples:
-        """A batch in latents. Those of the present states get the gradient that the encoder learns from.
+        """A batch as the agent reads it. The present states get the gradient that the encoder learns from.
 
         Args:
             batch_size: rows.
@@ -153,7 +153,9 @@ class JEPAReplayBuffer(ReplayBuffer):
 
 
 class JEPARolloutBuffer(RolloutBuffer):
-    """A rollout of pixels; its minibatches hold latents. Windows of the JEPA objective end where the rollout ends.
+    """A rollout of pixels; its minibatches hold what the agent reads of them.
+
+    Windows of the JEPA objective end where the rollout ends.
 
     Args:
         steps: that the JEPA objective predicts ahead.

@@ -34,7 +34,7 @@ def jepa_policy_kwargs(**options: Any) -> dict[str, Any]:
 
 
 class JointFeatures(BaseFeaturesExtractor):
-    """Features extractor: latents of pixels for acting; latents that the agent's buffer made are passed on.
+    """Features extractor: what the agent reads of pixels, for acting; what its buffer has read already is passed on.
 
     The encoder is not a submodule: Stable-Baselines3 would put its weights into the agent's optimisers and target
     networks, once for each network.
@@ -53,11 +53,11 @@ class JointFeatures(BaseFeaturesExtractor):
         self._encoder: list[JointEncoder] = []
 
     def use(self, encoder: JointEncoder) -> None:
-        """Reads latents of this encoder from now on."""
+        """Reads through this encoder from now on."""
         self._encoder[:] = [encoder]
 
     def forward(self, seen: Float[Tensor, "b c y x"] | Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:
-        """Latents.
+        """What the agent reads, see ``JointEncoder``.
 
         Raises:
             RuntimeError: if no encoder is set, since the algorithm is another one.
