@@ -24,6 +24,7 @@ from jepa_rl.agents.sb3.joint import (
     jepa_policy_kwargs,
 )
 from jepa_rl.envs import wrap
+from jepa_rl.objectives.consistency import Consistency
 from jepa_rl.spaces import observed_spec
 from jepa_rl.training.joint import JointEncoder, ReturnScale, Seen
 from jepa_rl.types import Batch, ControlBatch
@@ -216,6 +217,33 @@ def test_one_picture_has_one_latent_now_and_later():
     # Training may compute in bfloat16. The statistics of a batch play no part.
     torch.testing.assert_close(encoder.acting(pixels[:, 0]), seen.now, rtol=0, atol=2e-2)
     torch.testing.assert_close(encoder.acting(pixels[:1, 0]), encoder.acting(pixels[:, 0])[:1])
+
+
+def test_critics_of_sac_have_dropout_of_the_rate_that_was_asked_for():
+    for joint, rate in (({}, 0.01), ({"dropout_rate": 0.2}, 0.2)):
+        critic = tiny("sac", joint=joint).critic
+        rates = [part.p for part in critic.modules() if isinstance(part, torch.nn.Dropout)]
+        assert rates == [rate, rate]  # one hidden layer in each of two
+
+
+def test_an_objective_that_encodes_in_another_order_is_refused():
+    class Backwards(Consistency):
+        def unroll(self, world, batch, generator=None):
+            world.encode_windows(batch.observations)
+            return super().unroll(world, batch, generator)
+
+    env = Dot()
+    world = WorldModel(
+        WorldModelConfig(
+            observed_spec(env.observation_space, env.action_space), 8, objective="consistency", **WORLD
+        )
+    )
+    world.objective = Backwards()
+    config = jepa_policy_kwargs(latent_dim=8)["features_extractor_kwargs"]["joint"]
+    pixels = torch.randint(0, 255, (6, 2, 1, SIZE, SIZE), dtype=torch.uint8)
+    batch = Batch(pixels, torch.zeros(6, 1, 1), torch.zeros(6, 1), torch.zeros(6, 1, dtype=torch.bool))
+    with pytest.raises(ValueError, match=r"Backwards.unroll must encode the windows' 6 first states first"):
+        JointEncoder(world, config, discount=0.9, seed=0).latents(batch)
 
 
 def test_ppos_rewards_are_scaled_once():
