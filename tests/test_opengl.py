@@ -211,12 +211,16 @@ env.render()
 venv = gym.vector.AsyncVectorEnv([lambda: make(name)] * 2, context="fork")
 try:
     venv.reset(seed=0)
+    venv.close()
+    print("drawn")
 except RuntimeError as error:
-    print("forkserver" in str(error))
+    print("refused" if "forkserver" in str(error) else error)
 """,
         backend,
     )
-    assert shown.split() == ["True"]
+    # With one processor llvmpipe has no threads that a fork could lack, and what others have drawn is no matter.
+    alone = len(os.sched_getaffinity(0)) == 1 and drawn != "make(name)"
+    assert shown.strip() == ("drawn" if alone else "refused")
 
 
 def test_workers_forked_before_the_first_draw_render(backend):
