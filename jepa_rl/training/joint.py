@@ -174,10 +174,7 @@ class JointEncoder(nn.Module):
         """What the agent reads of pixels "b c y x" of any dtype with whole values from 0 to 255, without a gradient."""
         with inputs_of_norm(self.world.encoder) as features:
             z = self.world.encode(pixels.to(torch.uint8))
-        return self._read(features[-1] if features else z)
-
-    def _read(self, features: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:
-        read: Tensor = self.reader(features)
+        read: Tensor = self.reader(features[-1] if features else z)
         return read
 
     def latents(self, batch: Batch) -> Seen:
@@ -210,8 +207,8 @@ class JointEncoder(nn.Module):
                 f"last, it encoded {[len(seen) for seen in features]}"
             )
         with torch.no_grad():
-            later = self._read(later.unflatten(0, (rows, -1))[:, -1])
-        self._pending = _Pending(self._read(now), loss, terms)
+            later = self.reader(later.unflatten(0, (rows, -1))[:, -1])
+        self._pending = _Pending(self.reader(now), loss, terms)
         return Seen(self._pending.seen, later)
 
     def _reward_error(self, batch: Batch, path: Float[Tensor, "b t d"]) -> Float[Tensor, ""]:
