@@ -33,7 +33,7 @@ def frames_per_second(
         batch_size: of an update.
         warm: decisions before the first round, of random play.
     """
-    task = TASKS["cartpole-swingup"]
+    task = TASKS["cartpole-swingup-fast"]
     settings: dict[str, Any] = {
         "learning_starts": warm, "gradient_steps": updates, "batch_size": batch_size, "buffer_size": 2_000,
         "gamma": task.gamma, "seed": 0,

@@ -101,9 +101,9 @@ def goals() -> str:
 def control() -> str:
     """What does it reach from reward?"""
     methods = {
-        "jepa_mpc": "JEPAMPC, pixels", "sac_joint": "JEPASAC, pixels", "sac_pixels": "SAC or DQN, pixels",
-        "sac_latents": "..., frozen latents",
-        "sac_online_latents": "..., latents that learn", "sac_state": "..., state", "random": "random",
+        "jepa_mpc": "JEPAMPC, pixels", "sac_joint": "JEPASAC or JEPADQN, pixels",
+        "sac_drq": "..., agent's loss alone", "ppo_joint": "JEPAPPO, pixels", "sac_pixels": "SAC or DQN, pixels",
+        "sac_latents": "..., frozen latents", "sac_state": "..., state", "random": "random",
     }  # fmt: skip
     if (r := load("dmc_pixels")) is None:
         return ""

@@ -74,12 +74,12 @@ def diagnose(args: DiagnosisArgs, name: str, seed: int) -> dict[str, Any]:
     if args.quick:
         task, settings = replace(task, frames=QUICK["frames"]), replace(settings, **QUICK)
     folder = args.out / name / "jepa_mpc" / f"seed_{seed}"
-    checkpoint, decisions = folder / "run/checkpoint.safetensors", task.frames // task.repeat
+    checkpoint, decisions = folder / "run/checkpoint.safetensors", task.decisions
     tensors, header = load_tensors(checkpoint, KIND) if checkpoint.exists() else ({}, {"num_timesteps": 0})
     if header["num_timesteps"] < decisions:
-        run_jepa_mpc(settings, task, folder, seed, decisions)
+        run_jepa_mpc(settings, task, folder, seed)
         tensors, _ = load_tensors(checkpoint, KIND)
-    agent = make_jepa_mpc(settings, task, folder, seed, decisions)  # its replay stays empty
+    agent = make_jepa_mpc(settings, task, folder, seed)  # its replay stays empty
     restore_policy(agent, tensors)
     played = play(agent, task, episodes)
     found: dict[str, Any] = {"return": rounded(played["reward"].sum(0).mean())}

@@ -158,7 +158,7 @@ PLAYERS: dict[str, Callable[[int, int], list[float]]] = {
     "two-rooms": play_two_rooms,
     "reacher-goals": play_reacher,
     "table-edge": play_table_edge,
-    "cartpole-swingup": partial(play_control, "cartpole-swingup", "cartpole-swingup"),
+    "cartpole-swingup": partial(play_control, "cartpole-swingup", "cartpole-swingup-fast"),
     "cartpole": partial(play_control, "cartpole", "CartPole-v1"),
 }
 RETURNS = ("table-edge", "cartpole-swingup", "cartpole")

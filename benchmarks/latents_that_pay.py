@@ -160,7 +160,7 @@ def without(part: dict[str, Any], *names: str) -> dict[str, Any]:
 
 
 def broad_episodes(args: Args) -> EpisodeStore:
-    task = TASKS["cartpole-swingup"]
+    task = TASKS["cartpole-swingup-fast"]
     env = make_pixels(task, keep_state=True)
     return broad_data(env, args.out / "episodes", args.decisions, task.gamma, args.data_seed)
 
@@ -197,7 +197,7 @@ def probe(args: Args) -> dict[str, Any]:
 
 def frozen(args: Args) -> dict[str, Any]:
     """Returns of ten episodes after every 10,000 frames, by policy and seed."""
-    task = TASKS["cartpole-swingup"]
+    task = TASKS["cartpole-swingup-fast"]
     world = learned(args, train_and_held(broad_episodes(args))[0], *OBJECTIVES[CHOSEN], CHOSEN).eval()
     make = partial(latent_pictures, world)
     curves: dict[str, dict[int, list[float]]] = {name: {} for name in POLICIES}
@@ -229,15 +229,17 @@ def frozen(args: Args) -> dict[str, Any]:
 
 
 def latent_pictures(world: WorldModel) -> gym.Env:
-    return wrap(make_pixels(TASKS["cartpole-swingup"]), world)
+    return wrap(make_pixels(TASKS["cartpole-swingup-fast"]), world)
 
 
 def speed(args: Args) -> dict[str, Any]:
     short = {"rounds": 1, "decisions": 10, "warm": 130} if args.quick else {}
     found = frames_per_second(**short)
-    agent = JEPAMPC.from_weights("hub:cartpole-swingup", make_pixels(TASKS["cartpole-swingup"]), device="cpu")
+    agent = JEPAMPC.from_weights(
+        "hub:cartpole-swingup", make_pixels(TASKS["cartpole-swingup-fast"]), device="cpu"
+    )
     model = agent.policy.average
-    venv = gym.vector.SyncVectorEnv([lambda: make_pixels(TASKS["cartpole-swingup"])] * 2)
+    venv = gym.vector.SyncVectorEnv([lambda: make_pixels(TASKS["cartpole-swingup-fast"])] * 2)
     starts = LatentEpisodes.encode(agent.world, collect(venv, args.out / "starts", episodes=2, seed=0))
     venv.close()
     rates = [dream.dream_speed(model, starts) for _ in range(5)]

@@ -243,7 +243,7 @@ def save_control(task_name: str) -> Callable[[Path, dict[str, Any], Path], None]
         task, seed = harness.TASKS[task_name], int(folder.name.removeprefix("seed_"))
         tensors, header = load_tensors(folder / "run/checkpoint.safetensors", ("jepa_mpc run",))
         settings = harness.Args(preset=record["preset"], device="cpu")
-        agent = harness.make_jepa_mpc(settings, task, folder, seed, task.frames // task.repeat)
+        agent = harness.make_jepa_mpc(settings, task, folder, seed)
         agent._total_timesteps = header["total_timesteps"]
         restore_run(agent, tensors, header)
         agent.save_weights(path)
@@ -332,7 +332,7 @@ RECIPES = {
         "branching/table_edge/seed_4.json", save_table_edge, table_edge,
     ),
     "cartpole-swingup": control(
-        "cartpole-swingup",
+        "cartpole-swingup-fast",
         14,
         "dmc/cartpole-swingup-v0",
         "an earlier version with a defect was also run on this seed, and the defect was sought there",

@@ -121,8 +121,9 @@ def dmc_pixels(r: dict[str, Any]) -> list[Row]:
         "jepa_mpc": "JEPAMPC from pixels",
         "sac_pixels": "SAC from pixels",
         "sac_joint": "SAC from pixels, whose encoder also learns a JEPA objective",
+        "sac_drq": "SAC, by the agent's loss alone",
+        "ppo_joint": "SAC from pixels",
         "sac_latents": "SAC on frozen latents",
-        "sac_online_latents": "SAC on latents that go on learning",
         "sac_state": "SAC from state",
         "random": "random actions",
     }
@@ -130,7 +131,7 @@ def dmc_pixels(r: dict[str, Any]) -> list[Row]:
     for task, methods in r["results"].items():
         for i, method in enumerate(name for name in labels if name in methods):
             found = methods[method]
-            label = labels[method].replace("SAC", found["preset"]) if "sac" in method else labels[method]
+            label = labels[method].replace("SAC", found["preset"]) if "SAC" in labels[method] else labels[method]
             if method == "jepa_mpc":
                 label = label.replace("pixels", found["observations"])
             cut = found["train_episode_frames"]

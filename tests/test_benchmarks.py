@@ -429,10 +429,13 @@ def test_the_first_world_model_sees_speeds_and_every_step(benchmarks, monkeypatc
 
 
 @pytest.mark.parametrize(
-    ("page", "name"),
-    [("README.md", "CartPole-v1"), pytest.param("docs/reward.md", "cartpole-swingup", marks=pytest.mark.gl)],
+    ("page", "name", "preset"),
+    [
+        ("README.md", "CartPole-v1", "laptop"),
+        pytest.param("docs/reward.md", "cartpole-swingup-fast", "wide", marks=pytest.mark.gl),
+    ],
 )
-def test_the_control_snippet_is_the_run_of_its_figure(page, name, harness, tmp_path):
+def test_the_control_snippet_is_the_run_of_its_figure(page, name, preset, harness, tmp_path):
     from jepa_rl.agents.sb3.jepa_mpc.resume import settings_of
 
     snippets = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
@@ -441,9 +444,9 @@ def test_the_control_snippet_is_the_run_of_its_figure(page, name, harness, tmp_p
     made, learn = snippet.split("model.learn(")
     names: dict = {}
     exec(made, names)
-    decisions = task.frames // task.repeat
+    decisions = task.decisions
     assert re.match(rf"{decisions:_}\b", learn)
-    ours = harness.make_jepa_mpc(harness.Args(), task, tmp_path, 0, decisions)
+    ours = harness.make_jepa_mpc(harness.Args(preset=preset), task, tmp_path, 0)
     theirs, expected = settings_of(names["model"]), settings_of(ours)
     assert (
         theirs.pop("buffer_size") >= decisions and expected.pop("buffer_size") >= decisions
