@@ -103,7 +103,8 @@ def control() -> str:
     methods = {
         "jepa_mpc": "JEPAMPC, pixels", "sac_joint": "JEPASAC or JEPADQN, pixels",
         "sac_drq": "..., agent's loss alone", "ppo_joint": "JEPAPPO, pixels", "sac_pixels": "SAC or DQN, pixels",
-        "sac_latents": "..., frozen latents", "sac_state": "..., state", "random": "random",
+        "sac_latents": "..., frozen latents", "sac_grown": "..., growing latents", "sac_state": "..., state",
+        "random": "random",
     }  # fmt: skip
     if (r := load("dmc_pixels")) is None:
         return ""

@@ -18,7 +18,8 @@ that do not tell are shown one by one. Score of a run: mean return of its last e
 
 Methods: ``jepa_mpc``; ``sac_joint`` (``JEPASAC``); ``sac_drq`` (the same without what the world model learns, so that
 the agent's loss and random shifts are left, as in DrQ); ``sac_latents`` (SAC on latents of a world model that was
-trained on 10,000 frames of random play, which count, and then frozen); ``sac_pixels`` (Stable-Baselines3's with its
+trained on 10,000 frames of random play, which count, and then frozen); ``sac_grown`` (``grow`` in ten rounds, with the
+objective ``dense``); ``sac_pixels`` (Stable-Baselines3's with its
 CnnPolicy; SAC's as ``LeanCnnPolicy``, which learns the same sooner); ``sac_state`` (SAC with JEPASAC's settings
 and critics); ``random``. Discrete tasks have DQN in place of SAC, and ``ppo_joint`` (``JEPAPPO``).
 """
@@ -57,17 +58,29 @@ from stable_baselines3 import DQN, PPO, SAC
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.utils import LinearSchedule
 
 import jepa_rl.envs
 from jepa_rl import EpisodeStore, WindowSampler, WorldModel, fit, preset
-from jepa_rl.agents import JEPADQN, JEPAMPC, JEPAPPO, JEPASAC, DroQPolicy, ResumableRun, jepa_policy_kwargs
-from jepa_rl.agents.evaluation import EvaluationCallback
+from jepa_rl.agents import (
+    JEPADQN,
+    JEPAMPC,
+    JEPAPPO,
+    JEPASAC,
+    DroQPolicy,
+    EvaluationCallback,
+    Grown,
+    ResumableRun,
+    grow,
+    jepa_policy_kwargs,
+    play_episodes,
+)
 from jepa_rl.agents.sb3.baselines import SHORT_DQN, LeanCnnPolicy, SaveAtEvaluation, load_saved
 from jepa_rl.agents.sb3.jepa_mpc import jepa_mpc_preset
 from jepa_rl.agents.sb3.jepa_mpc.resume import settings_of
 from jepa_rl.agents.sb3.joint.algorithms import FALLING, FEW_UPDATES
 from jepa_rl.agents.sb3.whole_episodes import WholeEpisodes
-from jepa_rl.envs import ActionRepeat, LatentObservation, PixelObservation, collect
+from jepa_rl.envs import ActionRepeat, LatentObservation, PixelObservation, collect, wrap
 from jepa_rl.files import write_atomic
 from jepa_rl.memory import keep_freed_memory
 
@@ -82,10 +95,16 @@ EVALUATION_SEED = 3_000_000
 RANDOM_FRAMES = 10_000  # of random play for the frozen world model
 # Of SAC on vectors: JEPASAC's.
 LIKE_JOINT: dict[str, Any] = FEW_UPDATES | {"learning_rate": FALLING, "ent_coef": "auto_0.01"}
+# RL Baselines3 Zoo's for CartPole-v1 from state.
 PPO_ENVS = 8
+PPO_SETTINGS: dict[str, Any] = {
+    "n_steps": 32, "batch_size": 256, "n_epochs": 20, "gae_lambda": 0.8, "ent_coef": 0.0,
+    "learning_rate": LinearSchedule(1e-3, 0.0, 1.0), "clip_range": LinearSchedule(0.2, 0.0, 1.0),
+}  # fmt: skip
 QUICK = {"frames": 600, "evaluate_every": 300, "episodes": 2}
 METHODS = (
-    "jepa_mpc", "sac_joint", "sac_drq", "ppo_joint", "sac_latents", "sac_pixels", "sac_state", "random",
+    "jepa_mpc", "sac_joint", "sac_drq", "ppo_joint", "sac_latents", "sac_grown", "sac_pixels", "sac_state",
+    "random",
 )  # fmt: skip
 CURVES = ROOT / "docs/pixel_control.png"
 LABELS = {
@@ -95,6 +114,7 @@ LABELS = {
     "ppo_joint": "JEPAPPO from pixels",
     "sac_pixels": "SAC or DQN from pixels",
     "sac_latents": "... on frozen latents",
+    "sac_grown": "... on latents that grow with it",
     "sac_state": "... from state",
     "random": "random actions",
 }
@@ -249,7 +269,8 @@ def run(args: Args, name: str, method: str, seed: int) -> None:
         return
     print(f"{name}, {method}, seed {seed}", flush=True)
     folder.mkdir(parents=True, exist_ok=True)
-    runner = {"jepa_mpc": run_jepa_mpc, "random": run_random}.get(method, partial(run_sb3, method))
+    own = {"jepa_mpc": run_jepa_mpc, "sac_grown": run_grown, "random": run_random}
+    runner = own.get(method, partial(run_sb3, method))
     processes = note_process(folder)
     facts = {
         "frames": task.frames,
@@ -267,7 +288,7 @@ def run(args: Args, name: str, method: str, seed: int) -> None:
         raise SystemExit(f"{record} would not tell {missing} and is not written; {folder} keeps the run")
     record.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(record, json.dumps(facts | {"curve": curve}).encode())
-    for used in ("run/episodes", "saved", "episodes"):  # gigabytes, needed only to go on
+    for used in ("run/episodes", "saved", "episodes", "grown/episodes"):  # gigabytes, needed only to go on
         shutil.rmtree(folder / used, ignore_errors=True)
 
 
@@ -377,7 +398,7 @@ def agent_of(method: str, task: Task) -> tuple[type[BaseAlgorithm], Any, dict[st
     """Algorithm, policy and settings of a method, the same for all tasks."""
     discrete, joint = is_discrete(task), {"policy_kwargs": jepa_policy_kwargs()}
     if method == "ppo_joint":
-        return JEPAPPO, "CnnPolicy", joint
+        return JEPAPPO, "CnnPolicy", PPO_SETTINGS | joint
     if method in ("sac_joint", "sac_drq"):
         if method == "sac_drq":
             joint = {"policy_kwargs": jepa_policy_kwargs(weight=0)}
@@ -427,6 +448,44 @@ def random_play(task: Task, folder: Path, decisions: int, seed: int) -> EpisodeS
     store = collect(venv, folder, steps=decisions, seed=seed)
     venv.close()
     return store
+
+
+def run_grown(args: Args, task: Task, folder: Path, seed: int) -> dict[str, Any]:
+    """With as many updates of the agent as elsewhere, beside those of the world model."""
+    rounds, discrete, began = 10, is_discrete(task), time.perf_counter()
+    counts = {
+        "steps": task.decisions // rounds,
+        "updates": max(1, task.frames // 20 // rounds),
+        "gradient_steps": task.frames // 4 // rounds,
+    }
+    settings: dict[str, Any] = {"gamma": task.gamma}
+    if not discrete:
+        settings |= {"batch_size": 128, "tau": FEW_UPDATES["tau"], "ent_coef": LIKE_JOINT["ent_coef"]}
+    world = {"objective": "dense", "objective_options": {}}
+    told = counts | settings | {"rounds": rounds, "world": world}
+    facts = {"preset": "DQN" if discrete else "SAC", "device": "cpu", "observations": "pixels", "agent": told}
+    refuse_unlike(args, folder, facts)
+    curve, spent = folder / "curve.json", folder / "seconds.json"
+    before = json.loads(spent.read_text()) if spent.exists() else 0.0
+
+    def evaluate(grown: Grown) -> dict[str, float]:
+        there = json.loads(curve.read_text())[: len(grown.rounds)] if curve.exists() else []
+        seeds = [EVALUATION_SEED + i for i in range(args.episodes)]
+        played = play_episodes(grown.agent, lambda: wrap(make_pixels(task), grown.world), seeds)
+        seconds = before + time.perf_counter() - began
+        entry = {
+            "step": grown.store.num_steps, "returns": played.returns.tolist(), "lengths": played.lengths.tolist(),
+            "seconds": seconds,
+        }  # fmt: skip
+        write_atomic(curve, json.dumps([*there, entry]).encode())
+        write_atomic(spent, json.dumps(seconds).encode())
+        return {"mean_return": float(played.returns.mean())}
+
+    venv = gym.vector.SyncVectorEnv([partial(make_pixels, task)])
+    grow(venv, collect, folder / "grown", rounds=rounds, **counts, world=world, settings=settings,
+         after_round=evaluate, seed=seed, progress=False)  # fmt: skip
+    venv.close()
+    return facts
 
 
 def run_random(args: Args, task: Task, folder: Path, seed: int) -> dict[str, Any]:

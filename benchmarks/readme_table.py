@@ -124,6 +124,7 @@ def dmc_pixels(r: dict[str, Any]) -> list[Row]:
         "sac_drq": "SAC, by the agent's loss alone",
         "ppo_joint": "SAC from pixels",
         "sac_latents": "SAC on frozen latents",
+        "sac_grown": "SAC on latents that grow with it",
         "sac_state": "SAC from state",
         "random": "random actions",
     }
@@ -131,7 +132,9 @@ def dmc_pixels(r: dict[str, Any]) -> list[Row]:
     for task, methods in r["results"].items():
         for i, method in enumerate(name for name in labels if name in methods):
             found = methods[method]
-            label = labels[method].replace("SAC", found["preset"]) if "SAC" in labels[method] else labels[method]
+            label = (
+                labels[method].replace("SAC", found["preset"]) if "SAC" in labels[method] else labels[method]
+            )
             if method == "jepa_mpc":
                 label = label.replace("pixels", found["observations"])
             cut = found["train_episode_frames"]
@@ -286,14 +289,14 @@ def flow_proposals(r: dict[str, Any]) -> list[Row]:
 
 def latents_that_pay(r: dict[str, Any]) -> list[Row]:
     rows: list[Row] = [*probed(r)] if "objectives" in r else []
-    if "frozen_returns" in r:
-        each = r["frozen_returns"]
+    if "frozen_curves" in r:
+        last = {name: [curve[-1] for curve in own.values()] for name, own in r["frozen_curves"].items()}
         rows.append(
             (
                 "cartpole-swingup, SAC on the frozen latents of `dense` on that broad data, 100,000 frames more, three "
                 "training seeds: `DroQPolicy` / Stable-Baselines3's own policy, the same settings",
                 " / ".join(
-                    ", ".join(f"{value:.0f}" for value in each[name]) for name in ("DroQPolicy", "MlpPolicy")
+                    ", ".join(f"{value:.0f}" for value in last[name]) for name in ("DroQPolicy", "MlpPolicy")
                 ),
             )
         )

@@ -561,22 +561,28 @@ def test_parts_of_latents_that_pay_are_collected(benchmarks, monkeypatch, tmp_pa
         "speed": {"fps_ratio": 4.0, "dream_steps_per_second": 7.0, "settings": {"updates": 2}},
         "dream": {"return_ratio": 0.5, "settings": {"seed": 31}},
         "probe": {"probe_r2": [0.9], "settings": {"updates": 1500}},
-        "frozen": {"frozen_returns": {"DroQPolicy": [7.0], "MlpPolicy": [3.0]}, "settings": {"seed": 41}},
+        "frozen": {
+            "frozen_curves": {"DroQPolicy": {"51": [1.0, 7.0]}, "MlpPolicy": {"51": [1.0, 3.0]}},
+            "settings": {"seed": 41},
+        },
     }
     for name, part in parts.items():
         (tmp_path / f"{name}.json").write_text(json.dumps(made | part))
     pixels = {
         "cartpole-swingup": {"sac_joint": {"mean": 400.0}, "sac_state": {"mean": 800.0}},
+        "cartpole-swingup-fast": {"sac_joint": {"mean": 600.0}},
         "reacher-easy": {"sac_state": {"mean": 900.0}},
-        "CartPole-v1": {"sac_joint": {"mean": 100.0, "per_seed": [100.0]}},
+        "CartPole-v1": {
+            "sac_joint": {"mean": 100.0, "per_seed": [100.0]},
+            "ppo_joint": {"mean": 200.0, "per_seed": [200.0]},
+        },
     }
     monkeypatch.setattr(latents_that_pay, "recorded_results", lambda name: pixels)
     found = latents_that_pay.collect_parts(tmp_path)
     assert found["fps_ratio"] == 4.0 and found["probe_r2"] == [0.9] and found["settings"] == {"updates": 1500}
     assert found["dream"] == {"steps_per_second": 7.0, "return_ratio": 0.5}
-    assert found["ratio_to_state"] == {"cartpole-swingup": 0.5} and found["cartpole"] == {
-        "dqn_joint": [100.0]
-    }
+    assert found["ratio_to_state"] == {"cartpole-swingup": 0.5, "cartpole-swingup-fast": 0.75}
+    assert found["cartpole"] == {"dqn_joint": [100.0], "ppo_joint": [200.0]}
     assert found["not_recorded"] == []
     (tmp_path / "probe.json").unlink()
     import readme_table

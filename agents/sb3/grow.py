@@ -19,6 +19,7 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.utils import polyak_update, set_random_seed
 
 from jepa_rl.agents.curiosity import curious_agent
+from jepa_rl.agents.sb3.droq import DroQPolicy
 from jepa_rl.agents.sb3.saved import load_agent
 from jepa_rl.checks import check_each
 from jepa_rl.data import EpisodeStore, WindowSampler
@@ -68,7 +69,7 @@ def grow(
     seed: int = 0,
     progress: bool = True,
 ) -> Grown:
-    """Trains SAC or DQN on frozen latents whose world model learns from what the agent meets.
+    """Trains SAC or DQN on frozen latents whose world model learns from what the agent meets. SAC has ``DroQPolicy``.
 
     A round collects steps, fits the world model to all episodes from where it stood, encodes all of them anew into the
     agent's replay, and trains the agent on it. The first round is random play. Everything is under ``folder``; a call
@@ -204,7 +205,9 @@ def _agent(
     kind: type[OffPolicyAlgorithm], latent_dim: int, actions: gym.Space, settings: Mapping[str, Any]
 ) -> OffPolicyAlgorithm:
     """An agent on latents. It learns from what is in its replay alone, which is made later."""
-    agent = kind("MlpPolicy", _Spaces(latent_dim, actions), **{"buffer_size": 1} | dict(settings))
+    # Thousands of updates on the same latents: plain critics would learn their errors by heart.
+    policy = DroQPolicy if kind is SAC else "MlpPolicy"
+    agent = kind(policy, _Spaces(latent_dim, actions), **{"buffer_size": 1} | dict(settings))
     if getattr(agent, "n_steps", 1) != 1:
         raise ValueError(
             f"the replay holds single steps, got n_steps={agent.n_steps}; leave it out of settings"
