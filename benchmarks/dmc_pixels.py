@@ -8,20 +8,21 @@
 Every run has the same environments and the same evaluation: 10 episodes with deterministic actions every 10,000
 frames, from seeds that no training uses. Frames are environment steps: decisions times action repeat. An agent has one
 setting for all tasks; discount and number of updates follow from action repeat and episode length by a rule
-(``Task``). Pictures are dm_control's own but for tasks that are named fast. Runs lie under
-``--out``, one folder each, and go on after a kill: JEPAMPC exactly, SAC from its last evaluation. A finished run is a
-small file of ``benchmarks/results/dmc_pixels`` with all its returns, and is not run again, so the table may be filled
-by many calls, in any order and on several machines; ``--report`` collects what is finished. A record tells the agent's
-settings, the commit and the code that made it; runs of different agents are not reported together, and older records
-that do not tell are shown one by one. Score of a run: mean return of its last evaluation.
+(``Task``). Pictures are dm_control's own but for tasks that are named fast.
+
+Runs lie under ``--out``, one folder each, and go on after a kill: JEPAMPC exactly, SAC from its last evaluation. A
+finished run is a small file of ``benchmarks/results/dmc_pixels`` with all its returns, and is not run again, so the
+table may be filled by many calls, in any order and on several machines; ``--report`` collects what is finished. A
+record tells the agent's settings, the commit and the code that made it; runs of different agents are not reported
+together, and older records that do not tell are shown one by one. Score of a run: mean return of its last evaluation.
 ``docs/pixel_control.png`` shows curves of published agents beside ours, under their own names.
 
-Methods: ``jepa_mpc``; ``sac_joint`` (``JEPASAC``); ``sac_drq`` (the same without what the world model learns, so that
-the agent's loss and random shifts are left, as in DrQ); ``sac_latents`` (SAC on latents of a world model that was
-trained on 10,000 frames of random play, which count, and then frozen); ``sac_grown`` (``grow`` in ten rounds, with the
-objective ``dense``); ``sac_pixels`` (Stable-Baselines3's with its
-CnnPolicy; SAC's as ``LeanCnnPolicy``, which learns the same sooner); ``sac_state`` (SAC with JEPASAC's settings
-and critics); ``random``. Discrete tasks have DQN in place of SAC, and ``ppo_joint`` (``JEPAPPO``).
+Methods, with DQN in place of SAC where actions are discrete: ``jepa_mpc``; ``sac_joint`` (``JEPASAC``); ``sac_drq``
+(the same without what the world model learns, so that the agent's loss and random shifts are left, as in DrQ);
+``ppo_joint`` (``JEPAPPO``, on discrete actions alone); ``sac_latents`` (on latents of a world model that was trained
+on 10,000 frames of random play, which count, and then frozen); ``sac_grown`` (``grow`` in ten rounds, with the
+objective ``dense``); ``sac_pixels`` (Stable-Baselines3's with its CnnPolicy; SAC's as ``LeanCnnPolicy``, which learns
+the same sooner); ``sac_state`` (SAC with JEPASAC's settings and critics); ``random``.
 """
 
 import csv
