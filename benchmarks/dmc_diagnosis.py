@@ -1,7 +1,7 @@
 """Why JEPAMPC's return is what it is: encoder, dynamics, reward, value or search?
 
     python benchmarks/dmc_diagnosis.py
-    python benchmarks/dmc_diagnosis.py --tasks cartpole-swingup --seeds 0
+    python benchmarks/dmc_diagnosis.py --tasks cartpole-swingup-fast --seeds 0
     python benchmarks/dmc_diagnosis.py --quick
 
 Takes runs that ``dmc_pixels.py`` left in ``--out`` (one that is missing or not finished is trained first, up to two
@@ -40,7 +40,7 @@ SEED = 4_000_000  # of the first episode; neither training nor evaluation has it
 
 @dataclass(frozen=True)
 class DiagnosisArgs:
-    tasks: tuple[str, ...] = ("reacher-easy",)
+    tasks: tuple[str, ...] = ("reacher-easy-fast",)
     seeds: tuple[int, ...] = (1, 2)
     episodes: int = 10
     preset: str = "laptop"

@@ -81,7 +81,7 @@ from jepa_rl.agents.sb3.jepa_mpc import jepa_mpc_preset
 from jepa_rl.agents.sb3.jepa_mpc.resume import settings_of
 from jepa_rl.agents.sb3.joint.algorithms import FALLING, FEW_UPDATES
 from jepa_rl.agents.sb3.whole_episodes import WholeEpisodes
-from jepa_rl.envs import ActionRepeat, LatentObservation, PixelObservation, collect, wrap
+from jepa_rl.envs import ActionRepeat, LatentObservation, PixelObservation, collect
 from jepa_rl.files import write_atomic
 from jepa_rl.memory import keep_freed_memory
 
@@ -209,13 +209,7 @@ def main(args: Args) -> None:
     if not (args.report or not_counted(args)):
         refuse_unrecordable()
     # All methods of one seed before the next seed.
-    cases = [
-        (name, method, seed)
-        for name in args.tasks
-        for seed in args.seeds
-        for method in args.methods
-        if method != "ppo_joint" or is_discrete(TASKS[name])
-    ]
+    cases = [(name, method, seed) for name in args.tasks for seed in args.seeds for method in args.methods]
     if args.ray and not args.report:
         run_cases("dmc_pixels", args, cases, address=args.address)
     for case in () if args.ray or args.report else cases:
@@ -241,8 +235,8 @@ def make_pixels(task: Task, keep_state: bool = False) -> gym.Env:
     return PixelObservation(_paced(env, task), size=64, frames=3, keep_state=keep_state)
 
 
-def make_latents(task: Task, world: Path) -> gym.Env:
-    return LatentObservation(make_pixels(task), str(world))
+def make_latents(task: Task, world: Path | WorldModel) -> gym.Env:
+    return LatentObservation(make_pixels(task), world)
 
 
 def _paced(env: gym.Env, task: Task) -> gym.Env:
@@ -267,6 +261,8 @@ def run(args: Args, name: str, method: str, seed: int) -> None:
     if record.exists():
         asked: dict[str, Any] = {"preset": args.preset} if method == "jepa_mpc" else {}
         refuse_unlike(args, folder, asked | {"frames": task.frames}, finished=True)
+        return
+    if method == "ppo_joint" and not is_discrete(task):
         return
     print(f"{name}, {method}, seed {seed}", flush=True)
     folder.mkdir(parents=True, exist_ok=True)
@@ -461,25 +457,24 @@ def run_grown(args: Args, task: Task, folder: Path, seed: int) -> dict[str, Any]
     }
     settings: dict[str, Any] = {"gamma": task.gamma}
     if not discrete:
-        settings |= {"batch_size": 128, "tau": FEW_UPDATES["tau"], "ent_coef": LIKE_JOINT["ent_coef"]}
+        settings |= {name: LIKE_JOINT[name] for name in ("batch_size", "tau", "ent_coef")}
     world = {"objective": "dense", "objective_options": {}}
     told = counts | settings | {"rounds": rounds, "world": world}
     facts = {"preset": "DQN" if discrete else "SAC", "device": "cpu", "observations": "pixels", "agent": told}
     refuse_unlike(args, folder, facts)
-    curve, spent = folder / "curve.json", folder / "seconds.json"
-    before = json.loads(spent.read_text()) if spent.exists() else 0.0
+    curve = folder / "curve.json"
+    earlier = json.loads(curve.read_text()) if curve.exists() else []
+    before = earlier[-1]["seconds"] if earlier else 0.0
 
     def evaluate(grown: Grown) -> dict[str, float]:
         there = json.loads(curve.read_text())[: len(grown.rounds)] if curve.exists() else []
         seeds = [EVALUATION_SEED + i for i in range(args.episodes)]
-        played = play_episodes(grown.agent, lambda: wrap(make_pixels(task), grown.world), seeds)
-        seconds = before + time.perf_counter() - began
+        played = play_episodes(grown.agent, partial(make_latents, task, grown.world), seeds)
         entry = {
             "step": grown.store.num_steps, "returns": played.returns.tolist(), "lengths": played.lengths.tolist(),
-            "seconds": seconds,
+            "seconds": before + time.perf_counter() - began,
         }  # fmt: skip
         write_atomic(curve, json.dumps([*there, entry]).encode())
-        write_atomic(spent, json.dumps(seconds).encode())
         return {"mean_return": float(played.returns.mean())}
 
     venv = gym.vector.SyncVectorEnv([partial(make_pixels, task)])

@@ -200,8 +200,8 @@ def probe(args: Args) -> dict[str, Any]:
 def frozen(args: Args) -> dict[str, Any]:
     """Returns of ten episodes after every 10,000 frames, by policy and seed."""
     task = TASKS["cartpole-swingup-fast"]
-    learned(args, train_and_held(broad_episodes(args))[0], *OBJECTIVES[CHOSEN], CHOSEN)
-    make = partial(make_latents, task, args.out / CHOSEN / "model.safetensors")
+    world = learned(args, train_and_held(broad_episodes(args))[0], *OBJECTIVES[CHOSEN], CHOSEN).eval()
+    make = partial(make_latents, task, world)
     curves: dict[str, dict[int, list[float]]] = {name: {} for name in POLICIES}
     told: dict[str, Any] = {}
     for seed in args.frozen_seeds[: 1 if args.quick else None]:

@@ -132,9 +132,7 @@ def dmc_pixels(r: dict[str, Any]) -> list[Row]:
     for task, methods in r["results"].items():
         for i, method in enumerate(name for name in labels if name in methods):
             found = methods[method]
-            label = (
-                labels[method].replace("SAC", found["preset"]) if "SAC" in labels[method] else labels[method]
-            )
+            label = labels[method].replace("SAC", found["preset"])
             if method == "jepa_mpc":
                 label = label.replace("pixels", found["observations"])
             cut = found["train_episode_frames"]
