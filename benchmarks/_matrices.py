@@ -109,9 +109,6 @@ def control() -> str:
     if (r := load("dmc_pixels")) is None:
         return ""
     rows, notes, results = [], [], r["results"]
-    for task in [name for name in results if name.endswith("-fast")]:  # what does not look at pictures
-        own = results.get(task.removesuffix("-fast"), {})
-        results[task] |= {name: own[name] for name in ("sac_state", "random") if name in own}
     for task, found in results.items():
         if found.keys() <= {"sac_state", "random"}:
             continue

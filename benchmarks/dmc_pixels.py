@@ -79,7 +79,7 @@ from jepa_rl.agents import (
 from jepa_rl.agents.sb3.baselines import SHORT_DQN, LeanCnnPolicy, SaveAtEvaluation, load_saved
 from jepa_rl.agents.sb3.jepa_mpc import jepa_mpc_preset
 from jepa_rl.agents.sb3.jepa_mpc.resume import settings_of
-from jepa_rl.agents.sb3.joint.algorithms import FALLING, FEW_UPDATES
+from jepa_rl.agents.sb3.joint.algorithms import SAC_SETTINGS
 from jepa_rl.agents.sb3.whole_episodes import WholeEpisodes
 from jepa_rl.envs import ActionRepeat, LatentObservation, PixelObservation, collect
 from jepa_rl.files import write_atomic
@@ -94,8 +94,6 @@ RECORDS = ROOT / "benchmarks/results/dmc_pixels"
 # Of the first evaluation episode; training draws its seeds of 31 bits from the run's own.
 EVALUATION_SEED = 3_000_000
 RANDOM_FRAMES = 10_000  # of random play for the frozen world model
-# Of SAC on vectors: JEPASAC's.
-LIKE_JOINT: dict[str, Any] = FEW_UPDATES | {"learning_rate": FALLING, "ent_coef": "auto_0.01"}
 # RL Baselines3 Zoo's for CartPole-v1 from state.
 PPO_ENVS = 8
 PPO_SETTINGS: dict[str, Any] = {
@@ -107,6 +105,7 @@ METHODS = (
     "jepa_mpc", "sac_joint", "sac_drq", "ppo_joint", "sac_latents", "sac_grown", "sac_pixels", "sac_state",
     "random",
 )  # fmt: skip
+BLIND = ("sac_state", "random")  # look at no pictures: one record for both looks
 CURVES = ROOT / "docs/pixel_control.png"
 LABELS = {
     "jepa_mpc": "JEPAMPC from pixels",
@@ -255,7 +254,7 @@ def is_discrete(task: Task) -> bool:
 def run(args: Args, name: str, method: str, seed: int) -> None:
     """One training, to its end; nothing if it is finished."""
     task, folder = TASKS[name], args.out / name / method / f"seed_{seed}"
-    record = records(args) / name / method / f"seed_{seed}.json"
+    record = folder_of_records(args, name, method) / f"seed_{seed}.json"
     if args.frames is not None:
         task = replace(task, frames=args.frames)
     if record.exists():
@@ -294,6 +293,10 @@ def records(args: Args) -> Path:
     return args.out / "records" if not_counted(args) else RECORDS
 
 
+def folder_of_records(args: Args, name: str, method: str) -> Path:
+    return records(args) / (name.removesuffix("-fast") if method in BLIND else name) / method
+
+
 def not_counted(args: Args) -> bool:
     """Whether this is a try with another budget or evaluation than the task's own."""
     own = Args()
@@ -310,7 +313,8 @@ def refuse_unlike(args: Args, folder: Path, facts: dict[str, Any], finished: boo
         SystemExit: if a finished run differs in ``facts`` or in its code.
     """
     now = {} if finished else {"code": code(), "commit": commit()}
-    for path in (records(args) / folder.parent.relative_to(args.out)).glob("seed_*.json"):
+    name, method = folder.parts[-3:-1]
+    for path in folder_of_records(args, name, method).glob("seed_*.json"):
         there = json.loads(path.read_text())
         told = [name for name in facts if name != "agent" or name in there]  # older records do not tell it
         unlike = {name: (there.get(name), facts[name]) for name in told if there.get(name) != facts[name]}
@@ -404,7 +408,7 @@ def agent_of(method: str, task: Task) -> tuple[type[BaseAlgorithm], Any, dict[st
         return DQN, "CnnPolicy" if method == "sac_pixels" else "MlpPolicy", dict(SHORT_DQN)
     if method == "sac_pixels":
         return SAC, LeanCnnPolicy, task.rhythm
-    return SAC, DroQPolicy, task.rhythm | LIKE_JOINT
+    return SAC, DroQPolicy, task.rhythm | SAC_SETTINGS
 
 
 def learning_of(model: BaseAlgorithm) -> dict[str, Any]:
@@ -457,7 +461,7 @@ def run_grown(args: Args, task: Task, folder: Path, seed: int) -> dict[str, Any]
     }
     settings: dict[str, Any] = {"gamma": task.gamma}
     if not discrete:
-        settings |= {name: LIKE_JOINT[name] for name in ("batch_size", "tau", "ent_coef")}
+        settings |= {name: SAC_SETTINGS[name] for name in ("batch_size", "tau", "ent_coef")}
     world = {"objective": "dense", "objective_options": {}}
     told = counts | settings | {"rounds": rounds, "world": world}
     facts = {"preset": "DQN" if discrete else "SAC", "device": "cpu", "observations": "pixels", "agent": told}
@@ -512,7 +516,7 @@ def collect_results(args: Args) -> dict[str, dict[str, Any]]:
     results: dict[str, dict[str, Any]] = {}
     for name in TASKS:
         for method in METHODS:
-            paths = sorted((records(args) / name / method).glob("seed_*.json"))
+            paths = sorted(folder_of_records(args, name, method).glob("seed_*.json"))
             if paths:
                 results.setdefault(name, {})[method] = summary(paths)
     return results

@@ -56,12 +56,12 @@ from _record import (
 from dmc_pixels import EVALUATION_SEED, TASKS, learning_of, make_latents, make_pixels
 from stable_baselines3 import SAC
 from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.utils import LinearSchedule
 from torch import nn
 
 import jepa_rl.envs
 from jepa_rl.agents import JEPAMPC, DroQPolicy, EvaluationCallback, play_episodes
 from jepa_rl.agents.sb3.jepa_mpc import jepa_mpc_preset
+from jepa_rl.agents.sb3.joint.algorithms import SAC_SETTINGS
 from jepa_rl.agents.sb3.progress import LearningProgress
 from jepa_rl.data import EpisodeStore, EpisodeView, WindowSampler
 from jepa_rl.data.latent_windows import LatentEpisodes
@@ -83,10 +83,7 @@ OBJECTIVES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 CHOSEN = "dense"
 POLICIES: dict[str, Any] = {"DroQPolicy": DroQPolicy, "MlpPolicy": "MlpPolicy"}
-FROZEN: dict[str, Any] = {
-    "learning_starts": 500, "gradient_steps": 2, "batch_size": 128, "tau": 0.02, "ent_coef": "auto_0.01",
-    "learning_rate": LinearSchedule(1e-3, 1e-4, 1.0),
-}  # fmt: skip
+FROZEN: dict[str, Any] = SAC_SETTINGS | {"learning_starts": 500, "gradient_steps": 2, "n_steps": 1}
 
 
 @dataclass(frozen=True)
@@ -140,11 +137,10 @@ def collect_parts(records: Path) -> dict[str, Any]:
     )
     dreams = {"steps_per_second": timed.get("dream_steps_per_second")} | without(imagined, *MADE, "settings")
     found = recorded_results("dmc_pixels")
-    states = {task: rows["sac_state"]["mean"] for task, rows in found.items() if "sac_state" in rows}
     ratios = {
-        task: rows["sac_joint"]["mean"] / states[seen]
+        task: rows["sac_joint"]["mean"] / rows["sac_state"]["mean"]
         for task, rows in found.items()
-        if "sac_joint" in rows and (seen := task.removesuffix("-fast")) in states  # looks share the state
+        if rows.keys() >= {"sac_joint", "sac_state"}
     }
     rows = found.get("CartPole-v1", {})
     agents = {"dqn_joint": "sac_joint", "ppo_joint": "ppo_joint"}
@@ -215,9 +211,8 @@ def frozen(args: Args) -> dict[str, Any]:
                 Monitor(make()),
                 seed=seed,
                 gamma=task.gamma,
-                buffer_size=args.decisions,
                 device="cpu",
-                **FROZEN,
+                **FROZEN | {"buffer_size": args.decisions},
             )
             agent.learn(args.decisions, callback=[curve, LearningProgress("SAC", "decision")])
             told = learning_of(agent)

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from jepa_rl import ActionSpec, Batch, WorldModel, WorldModelConfig, WorldSpec
 from jepa_rl.dynamics import CausalTransformerDynamics, GRUDynamics, HeldActions, MLPDynamics
-from jepa_rl.encoders import ConvEncoder, FramesEncoder, KeypointEncoder, ViTEncoder
+from jepa_rl.encoders import ConvEncoder, FramesEncoder, KeypointEncoder, ViTEncoder, conv
 from jepa_rl.encoders.conv import PatchConv
 from jepa_rl.encoders.keypoints import blurred, gaussian
 from jepa_rl.files import FORMAT_VERSION, load_tensors, save_tensors
@@ -112,7 +112,7 @@ def test_bfloat16_training_stays_close_to_float32():
 @pytest.mark.parametrize("size", [16, 17, 24])
 def test_patches_of_bytes_are_a_strided_convolution(patch, size):
     torch.manual_seed(0)
-    stem = PatchConv(3, 5, patch)
+    stem = PatchConv(3, size, 5, patch).eval()
     pixels = torch.randint(0, 256, (4, 3, size, size), dtype=torch.uint8)
     expected = torch.nn.functional.conv2d(
         pixels.double() / 255, stem.weight.double(), stem.bias.double(), patch
@@ -120,6 +120,56 @@ def test_patches_of_bytes_are_a_strided_convolution(patch, size):
     torch.testing.assert_close(stem(pixels).double(), expected, rtol=1e-4, atol=1e-5)
     with pytest.raises(ValueError, match=r"expected uint8 pixels, got torch.float32"):
         stem(pixels.float())
+
+
+def test_patches_are_standardised_by_what_training_showed():
+    torch.manual_seed(0)
+    background = torch.randint(0, 200, (3, 16, 16), dtype=torch.uint8)
+    pixels = background + torch.randint(0, 50, (64, 3, 16, 16), dtype=torch.uint8)
+    stem = PatchConv(3, 16, 5, 4)
+    stem.train()(pixels[:1])  # one picture has no spread
+    stem.eval()(pixels)
+    assert stem.measured == 0
+    for part in pixels.split(32) * 2:
+        stem.train()(part)
+    assert stem.measured == 4
+    centred = (pixels.double() - pixels.double().mean(0).round()) / stem.spread.double()
+    assert 0.95 < centred.std() < 1.05
+    expected = torch.nn.functional.conv2d(centred, stem.weight.double(), stem.bias.double(), 4)
+    torch.testing.assert_close(stem.eval()(pixels).double(), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_statistics_of_pixels_are_fixed_after_a_while(monkeypatch):
+    monkeypatch.setattr(conv, "MEASURED", 2)
+    pixels = torch.randint(0, 256, (8, 3, 16, 16), dtype=torch.uint8)
+    stem = PatchConv(3, 16, 5, 4).train()
+    for _ in range(3):
+        stem(pixels)
+    before = stem.mean.clone()
+    stem(255 - pixels)
+    assert stem.measured == 2 and torch.equal(stem.mean, before)
+
+
+def test_pictures_that_are_all_alike_have_a_spread():
+    stem = PatchConv(3, 16, 5, 4).train()
+    assert stem(torch.full((4, 3, 16, 16), 7, dtype=torch.uint8)).isfinite().all()
+    assert stem.spread == 1
+
+
+def test_weights_without_statistics_of_pixels_read_them_as_before():
+    torch.manual_seed(0)
+    pixels = torch.randint(0, 256, (8, 3, 16, 16), dtype=torch.uint8)
+    old = {
+        name: value
+        for name, value in PatchConv(3, 16, 5, 4).state_dict().items()
+        if name in ("weight", "bias")
+    }
+    encoder = ConvEncoder(3, 16, 4, widths=(5, 8), norm=False)
+    encoder.train()(pixels)
+    encoder.convolutions[0].load_state_dict(old)
+    expected = torch.nn.functional.conv2d(pixels / 255, old["weight"], old["bias"], 4)
+    for _ in range(2):  # training does not measure them, either
+        torch.testing.assert_close(encoder.train().convolutions[0](pixels), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_convolutions_are_in_bfloat16_only_where_that_is_fast(monkeypatch):

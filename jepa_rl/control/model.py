@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from jepa_rl.control.config import ControlConfig
 from jepa_rl.distributed import gather
+from jepa_rl.encoders.conv import PatchConv
 from jepa_rl.heads import CategoricalPolicy, GaussianPolicy, Perceptron, TwoHot
 from jepa_rl.objectives.base import check_gradient, checked_loss, norms_of, step_weights, weighted_mean
 from jepa_rl.types import ControlBatch, Observations
@@ -230,6 +231,8 @@ def frozen(module: nn.Module, x: Tensor) -> Tensor:
 def move_towards(average: nn.Module, module: nn.Module, rate: float) -> None:
     """Updates a moving average of weights and batch-norm statistics: ``average += rate * (module - average)``.
 
+    What pixels are standardised by is copied: weights that lag behind still mean the same pixels.
+
     Args:
         average: the module that is changed.
         module: of the same architecture.
@@ -238,3 +241,7 @@ def move_towards(average: nn.Module, module: nn.Module, rate: float) -> None:
     pairs = zip(average.state_dict().values(), module.state_dict().values(), strict=True)
     moving = [(old, new) for old, new in pairs if old.is_floating_point()]
     torch._foreach_lerp_([old for old, _ in moving], [new for _, new in moving], rate)
+    for part, new in zip(average.modules(), module.modules(), strict=True):
+        if isinstance(part, PatchConv) and isinstance(new, PatchConv):
+            for name, value in new.named_buffers():
+                part.get_buffer(name).copy_(value)

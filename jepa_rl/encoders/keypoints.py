@@ -69,7 +69,7 @@ class KeypointEncoder(PictureEncoder):
             raise ValueError(f"blur must be at least 0, got {blur}")
         self.latent_dim = latent_dim
         self.register_buffer("soften", gaussian(size, blur) if blur else None, persistent=False)
-        layers: list[nn.Module] = [PatchConv(channels, widths[0], patch), nn.ReLU()]
+        layers: list[nn.Module] = [PatchConv(channels, size, widths[0], patch), nn.ReLU()]
         for i, (before, after) in enumerate(pairwise(widths)):
             layers += [nn.Conv2d(before, after, 1 if i else 3, padding=0 if i else 1), nn.ReLU()]
         self.convolutions = nn.Sequential(*layers)

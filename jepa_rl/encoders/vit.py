@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from jepa_rl.distributed import BatchNorm
 from jepa_rl.encoders.base import PictureEncoder
-from jepa_rl.encoders.conv import trains_in_bfloat16
+from jepa_rl.encoders.conv import PatchConv, trains_in_bfloat16
 from jepa_rl.registry import register_encoder
 
 
@@ -50,7 +50,7 @@ class ViTEncoder(PictureEncoder):
                 raise ValueError(f"{name} must be a multiple of {of}, got {name}={value} and {of}={unit}")
         self.latent_dim, self.pool, self.causal = latent_dim, pool, causal
         places = (size // patch) ** 2
-        self.patches = nn.Conv2d(channels, width, patch, stride=patch)
+        self.patches = PatchConv(channels, size, width, patch)
         self.positions = nn.Parameter(0.02 * torch.randn(1, places, width))
         block = nn.TransformerEncoderLayer(
             width, heads, 4 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
@@ -99,10 +99,9 @@ class ViTEncoder(PictureEncoder):
         return tokens.to(self.project.weight.dtype)
 
     def embeddings(self, pixels: UInt8[Tensor, "b c y x"]) -> Float[Tensor, "b l w"]:
-        """Each patch alone, without its position; pixels are scaled from 0..255 to 0..1 here and nowhere else."""
+        """Each patch alone, without its position."""
         with self._precision(pixels):
-            half = torch.is_autocast_enabled(pixels.device.type)
-            x = self.patches(pixels.to(torch.bfloat16 if half else self.project.weight.dtype).mul_(1 / 255))
+            x = self.patches(pixels)
         return x.flatten(2).transpose(1, 2)
 
     def _precision(self, pixels: Tensor) -> torch.autocast:
