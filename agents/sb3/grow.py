@@ -117,6 +117,7 @@ def grow(
     else:
         model = WorldModel(replace(config, **changes)).eval()
         agent = _agent(kind, model.latent_dim, env.single_action_space, {"seed": seed} | options)
+    model.to(agent.device)
     if isinstance(agent, DQN):
         agent.exploration_rate = DQN_EXPLORATION
     path = folder / "episodes"
