@@ -125,9 +125,7 @@ def test_tokens_of_kept_places_do_not_depend_on_the_others():
 def test_what_is_predicted_does_not_depend_on_hidden_pixels(objective, monkeypatch):
     """Pixels of all hidden places are inverted: the predictor answers the same, and the targets change."""
     world, (batch, _) = world_of(objective, **MASKED[objective]), discs(8, seeded(3))
-    world.encoder.patches.measured.fill_(
-        MEASURED
-    )  # the mean picture knows hidden pixels, as all statistics of data do
+    world.encoder.patches.measured.fill_(MEASURED)  # the mean picture knows hidden pixels, too
     asked, forward = [], world.objective.predictor.forward
 
     def listen(tokens, seen, hidden, **rest):

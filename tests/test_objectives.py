@@ -9,6 +9,7 @@ import torch
 from jepa_rl import ActionSpec, Batch, WorldModel, WorldModelConfig, WorldSpec
 from jepa_rl.diagnostics.probes import fit_mlp_probe, r2_score
 from jepa_rl.encoders.base import tokens_of
+from jepa_rl.encoders.conv import MEASURED
 from jepa_rl.objectives import (
     covariance,
     inverse_dynamics,
@@ -222,6 +223,8 @@ def test_consistency_spreads_latents_whose_batch_norm_cannot():
     world = WorldModel(
         WorldModelConfig(spec, 8, encoder="frames", objective="consistency", objective_options={"shift": 0})
     )
+    # Standardised pixels are spread from the start.
+    world.encoder.frame.convolutions[0].measured.fill_(MEASURED)
     pixels = torch.zeros(16, 3, 9, 64, 64, dtype=torch.uint8)
     for i in range(16):
         pixels[i, :, :, 4 * (i // 4) : 4 * (i // 4) + 4, 4 * (i % 4) : 4 * (i % 4) + 4] = 100

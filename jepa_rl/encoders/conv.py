@@ -67,13 +67,14 @@ class PatchConv(nn.Conv2d):
         self.register_buffer("mean", torch.zeros(channels, size, size))
         self.register_buffer("spread", torch.tensor(255.0))
         self.register_buffer("measured", torch.tensor(0))
-        self.register_load_state_dict_pre_hook(_divide_by_255)
+        self._fixed = False  # asking a GPU's ``measured`` every time would wait for it
+        self.register_load_state_dict_pre_hook(_read_statistics)
 
     def forward(self, pixels: UInt8[Tensor, "b c y x"]) -> Float[Tensor, "b w rows columns"]:
         """The result has the memory format channels_last, which the next convolution needs."""
         if pixels.dtype != torch.uint8:
             raise ValueError(f"expected uint8 pixels, got {pixels.dtype}; they are standardised inside")
-        if self.training and len(pixels) > 1 and self.measured < MEASURED:
+        if self.training and len(pixels) > 1 and not self._fixed:
             self._measure(pixels)
         half = torch.is_autocast_enabled(pixels.device.type)
         dtype = torch.get_autocast_dtype(pixels.device.type) if half else self.weight.dtype
@@ -101,7 +102,10 @@ class PatchConv(nn.Conv2d):
 
     @torch.no_grad()
     def _measure(self, pixels: UInt8[Tensor, "b c y x"]) -> None:
-        """One batch more in the averages; 32 of its pictures say enough."""
+        """One batch more in the averages, if there are fewer than ``MEASURED``; 32 of its pictures say enough."""
+        self._fixed = bool(self.measured >= MEASURED)
+        if self._fixed:
+            return
         some = pixels[:: max(1, len(pixels) // 32)].to(self.mean.dtype)
         mean, variance, _ = distributed.moments(some)
         self.measured += 1
@@ -111,10 +115,11 @@ class PatchConv(nn.Conv2d):
         self.spread = self.spread.lerp(spread, share)  # new memory: an earlier batch's gradient needs the old
 
 
-def _divide_by_255(stem: nn.Module, tensors: dict[str, Tensor], prefix: str, *_: Any) -> None:
-    """Hook of ``load_state_dict`` for weights without statistics."""
+def _read_statistics(stem: nn.Module, tensors: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    """Hook of ``load_state_dict``: weights without statistics are those of pixels divided by 255."""
+    assert isinstance(stem, PatchConv)
+    stem._fixed = False
     if f"{prefix}weight" in tensors and f"{prefix}mean" not in tensors:
-        assert isinstance(stem, PatchConv)
         like = tensors[f"{prefix}weight"]
         tensors[f"{prefix}mean"] = torch.zeros_like(stem.mean, device=like.device)
         tensors[f"{prefix}spread"] = torch.full_like(stem.spread, 255.0, device=like.device)
