@@ -256,7 +256,7 @@ def test_dino_without_centring_collapses():
         world = make_world("dino", encoder_options={"widths": (8, 16), "norm": norm}, **options)
         without_norms(world.objective.head)
         without_norms(world.objective.teacher.head)
-        updates(world, 30 if norm else 15, rate=1e-3)
+        updates(world, 30, rate=1e-3)
         found[name] = used(world.train())
     assert found["bare"] < 1.1 and found["not centred"] < 4, found
     assert found["centred"] > 6 and found["balanced"] > 6, found

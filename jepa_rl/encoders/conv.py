@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any
 
@@ -67,6 +69,7 @@ class PatchConv(nn.Conv2d):
         self.register_buffer("mean", torch.zeros(channels, size, size))
         self.register_buffer("spread", torch.tensor(255.0))
         self.register_buffer("measured", torch.tensor(0))
+        self.measuring = True  # see ``unmeasured_pixels``
         self._fixed = False  # asking a GPU's ``measured`` every time would wait for it
         self.register_load_state_dict_pre_hook(_read_statistics)
 
@@ -74,7 +77,7 @@ class PatchConv(nn.Conv2d):
         """The result has the memory format channels_last, which the next convolution needs."""
         if pixels.dtype != torch.uint8:
             raise ValueError(f"expected uint8 pixels, got {pixels.dtype}; they are standardised inside")
-        if self.training and len(pixels) > 1 and not self._fixed:
+        if self.training and len(pixels) > 1 and self.measuring and not self._fixed:
             self._measure(pixels)
         half = torch.is_autocast_enabled(pixels.device.type)
         dtype = torch.get_autocast_dtype(pixels.device.type) if half else self.weight.dtype
@@ -113,6 +116,19 @@ class PatchConv(nn.Conv2d):
         self.mean.lerp_(mean, share)
         spread = variance.mean().sqrt().clamp_min(1.0)  # pictures that are all alike
         self.spread = self.spread.lerp(spread, share)  # new memory: an earlier batch's gradient needs the old
+
+
+@contextmanager
+def unmeasured_pixels(module: nn.Module) -> Iterator[None]:
+    """Context manager: pictures that are encoded inside do not count as what training showed."""
+    stems = [part for part in module.modules() if isinstance(part, PatchConv) and part.measuring]
+    for stem in stems:
+        stem.measuring = False
+    try:
+        yield
+    finally:
+        for stem in stems:
+            stem.measuring = True
 
 
 def _read_statistics(stem: nn.Module, tensors: dict[str, Tensor], prefix: str, *_: Any) -> None:

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from jepa_rl.distributed import whole_batch
+from jepa_rl.encoders.conv import unmeasured_pixels
 from jepa_rl.types import Batch, ControlBatch, Observations, World
 
 
@@ -176,11 +177,12 @@ class SharedStatistics:
     the running statistics as usual, and the later states inside ``used``.
 
     Args:
-        module: its ``BatchNorm1d`` layers are treated so; if there are none, nothing changes.
+        module: its ``BatchNorm1d`` layers are treated so; if there are none, nothing changes. Its patch convolutions
+            measure pixels inside ``measured`` alone.
     """
 
     def __init__(self, module: nn.Module) -> None:
-        self._norms = norms_of(module)
+        self._module, self._norms = module, norms_of(module)
         self._measured: list[tuple[Tensor, Tensor]] = []
 
     def _live(self) -> list[nn.BatchNorm1d]:
@@ -217,7 +219,8 @@ class SharedStatistics:
         for norm, (mean, var) in zip(live, self._measured, strict=True):
             norm.running_mean, norm.running_var, norm.training = mean, var, False
         try:
-            yield
+            with unmeasured_pixels(self._module):
+                yield
         finally:
             for norm, kept in zip(live, before, strict=True):
                 (norm.running_mean, norm.running_var), norm.training = kept, True

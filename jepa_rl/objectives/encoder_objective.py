@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from jepa_rl.checks import check_not_negative
+from jepa_rl.encoders.conv import unmeasured_pixels
 from jepa_rl.objectives.base import Objective, checked_loss, each
 from jepa_rl.types import Batch, Observations, World, WorldSpec
 
@@ -116,13 +117,14 @@ def real_pictures(batch: Batch) -> Observations:
 
 @contextmanager
 def unmeasured(encoder: nn.Module) -> Iterator[None]:
-    """Context manager: batch norms of the encoder leave their running statistics as they are."""
+    """Context manager: batch norms and patch convolutions of the encoder leave their statistics as they are."""
     every = [part for part in encoder.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
     norms = [norm for norm in every if norm.track_running_stats]
     for norm in norms:
         norm.track_running_stats = False  # in training mode they then normalise by the batch alone
     try:
-        yield
+        with unmeasured_pixels(encoder):
+            yield
     finally:
         for norm in norms:
             norm.track_running_stats = True
