@@ -596,15 +596,16 @@ def test_acting_reads_the_statistics_of_states_that_windows_start_with():
     agent = tiny(OnlyPictures())
     agent.learn(60)
     batch = agent.replay_buffer.sample(64, 3, np.random.default_rng(0), 9, 0.9)
-    norm, found = agent.policy.model.world.encoder.norm, []
-    before = {name: value.clone() for name, value in norm.state_dict().items()}
+    encoder = agent.policy.model.world.encoder
+    norm, found = encoder.norm, []
+    before = {name: value.clone() for name, value in encoder.state_dict().items()}
     for brightness in (0, 255):
-        norm.load_state_dict(before)
+        encoder.load_state_dict(before)
         future = torch.full_like(batch.future, brightness)
         agent.policy.model.train().loss(replace(batch, future=future), torch.Generator().manual_seed(0))
         found.append(torch.cat([norm.running_mean, norm.running_var]))
     torch.testing.assert_close(*found, rtol=0, atol=0)
-    assert not torch.equal(found[0], torch.cat([before["running_mean"], before["running_var"]]))
+    assert not torch.equal(found[0], torch.cat([before["norm.running_mean"], before["norm.running_var"]]))
 
 
 def test_the_last_state_of_a_window_is_not_encoded_twice_for_the_value_target():
