@@ -47,7 +47,7 @@ def bar(steps: int = 20) -> gym.Env:
 @pytest.fixture(scope="module")
 def learned(tmp_path_factory):
     out = tmp_path_factory.mktemp("learned") / "run"
-    with pytest.warns(UserWarning, match="is of little use"):
+    with pytest.warns(UserWarning, match="is of little use: the prediction ignores the actions"):
         model = learn_world_model(bar(), out, **FEW)
     return model, out
 

@@ -242,6 +242,6 @@ def move_towards(average: nn.Module, module: nn.Module, rate: float) -> None:
     moving = [(old, new) for old, new in pairs if old.is_floating_point()]
     torch._foreach_lerp_([old for old, _ in moving], [new for _, new in moving], rate)
     for part, new in zip(average.modules(), module.modules(), strict=True):
-        if isinstance(part, PatchConv) and isinstance(new, PatchConv):
-            for name, value in new.named_buffers():
-                part.get_buffer(name).copy_(value)
+        if isinstance(part, PatchConv):
+            for copied, buffer in zip(part.buffers(), new.buffers(), strict=True):
+                copied.copy_(buffer)
