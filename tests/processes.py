@@ -43,6 +43,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "teacher": {"objective": "teacher"},
     "action_free": {"objective": "action_free"},
     "consistency": {"objective": "consistency"},
+    "change": {"objective": "change"},
     "consistency, sigreg": {"objective": "consistency", "objective_options": {"kind": "sigreg"}},
     "reconstruction": {"objective": "reconstruction"},
     "frames": {"encoder": "frames"},

@@ -76,12 +76,17 @@ def batch():
         ("eb_jepa", "gru"),
         ("ema", "flow"),
         ("consistency", "mlp"),
+        ("change", "mlp"),
         ("reconstruction", "ensemble"),
     ],
 )
 def test_a_world_model_that_has_learned(objective, dynamics):
     torch.manual_seed(0)
-    small = {"objective_options": {"shift": 0}} if objective in ("consistency", "reconstruction") else {}
+    small = (
+        {"objective_options": {"shift": 0}}
+        if objective in ("consistency", "change", "reconstruction")
+        else {}
+    )
     world = WorldModel(WorldModelConfig(SPEC, 8, objective=objective, dynamics=dynamics, **small))
     optimizer = torch.optim.SGD(world.parameters(), 0.1)
 

@@ -1,5 +1,6 @@
 """Every term against a value worked out by hand."""
 
+import copy
 import math
 
 import numpy as np
@@ -11,6 +12,7 @@ from jepa_rl.diagnostics.probes import fit_mlp_probe, r2_score
 from jepa_rl.encoders.base import tokens_of
 from jepa_rl.encoders.conv import MEASURED
 from jepa_rl.objectives import (
+    Unrolled,
     covariance,
     inverse_dynamics,
     prediction,
@@ -176,6 +178,37 @@ def test_later_states_are_normalised_by_the_first_states_statistics(momentum):
     assert norm.momentum == momentum and norm.training
 
 
+def encoder_of_frames():
+    torch.manual_seed(0)
+    spec = WorldSpec((6, 16, 16), 2, ActionSpec("continuous", 1, (-1.0,), (1.0,)))
+    options = {"encoder_options": {"widths": (8, 8)}}
+    world = WorldModel(WorldModelConfig(spec, 8, encoder="frames", objective="change", **options)).train()
+    world.encoder.frame.convolutions[0].measured.fill_(MEASURED)
+    return world
+
+
+def test_windows_encoded_together_have_the_latents_and_the_statistics_of_two_passes():
+    world = encoder_of_frames()
+    pixels = torch.randint(0, 256, (5, 4, 6, 16, 16), generator=seeded(), dtype=torch.uint8)
+    pixels[:, 1:, :3] = pixels[:, :-1, 3:]  # stacks share frames
+    before = copy.deepcopy(world.state_dict())
+    shared = SharedStatistics(world.encoder)
+    with shared.measured(5):
+        first = world.encode(pixels[:, 0])
+    with shared.used():
+        later = world.encode_windows(pixels[:, 1:])
+    after = copy.deepcopy(world.state_dict())
+    world.load_state_dict(before)
+    shared = SharedStatistics(world.encoder)
+    with shared.together(5):
+        z = world.encode_windows(pixels)
+    torch.testing.assert_close(z, torch.cat([first[:, None], later], dim=1), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(dict(world.state_dict()), dict(after), rtol=1e-4, atol=1e-5)
+    with shared.used():  # and later calls know the statistics
+        torch.testing.assert_close(world.encode_windows(pixels[:, 1:]), later, rtol=1e-4, atol=1e-5)
+    assert "forward" not in vars(world.encoder.norm)
+
+
 def test_batch_norms_without_running_statistics_normalise_by_their_own_batch():
     norm = torch.nn.BatchNorm1d(1, eps=1e-12, affine=False, track_running_stats=False)
     later = encoded_with_shared_statistics(norm, torch.tensor([[1.0], [5.0]]), torch.tensor([[3.0], [7.0]]))
@@ -239,6 +272,27 @@ def test_consistency_spreads_latents_whose_batch_norm_cannot():
         optimiser.step()
     assert found[0] < 0.5, found
     assert found[-1] > 0.8, found
+
+
+class TestChange(ObjectiveContract):
+    def make_world(self) -> WorldModel:
+        return encoder_of_frames()
+
+
+def test_changes_count_in_units_of_their_spread():
+    """One dimension changes a hundred times as much as the other, both are predicted at half their size: (1/2)^2."""
+    world = world_of("change", latent_dim=2, consistency=0.0, anti_collapse=0.0, inverse_dynamics=0.0)
+    moved = torch.randn(4000, 1, 2, generator=seeded()) * torch.tensor([100.0, 1.0]) * 20
+    first = 1000 * torch.randn(4000, 1, 2, generator=seeded(1))
+    states = torch.cat([first, first + moved], dim=1)
+    path = torch.cat([first, first + moved / 2], dim=1)
+    zeros = torch.zeros(4000, 1)
+    batch = Batch(
+        torch.zeros(4000, 2, 1, 16, 16, dtype=torch.uint8), torch.zeros(4000, 1, 2), zeros, zeros.bool()
+    )
+    unrolled = Unrolled(path, states[:, 1:], states[:, 1], batch.observations, states)
+    total, found = world.objective.shape(world, batch, unrolled, 1.0)
+    assert total.item() == found["change"].item() == pytest.approx(0.25, rel=0.02)
 
 
 class TestDense(ObjectiveContract):
@@ -315,6 +369,49 @@ def test_dense_prediction_reads_a_small_thing_beside_a_large_one():
         probe = fit_mlp_probe(z[:600], target[:600], torch.Generator().manual_seed(0), steps=300)
         read[name] = float(r2_score(probe(z[600:]), target[600:]).mean())
     assert read["dense"] > read["lewm"] + 0.2, read
+
+
+def goal_and_tip(rows: int, seed: int, steps: int = 3) -> tuple[Batch, torch.Tensor]:
+    """A large block that stands still, and below it a small one that the action moves; where the latter is."""
+    rng = np.random.default_rng(seed)
+    goal, tip, at = rng.integers(0, 9, rows), rng.integers(0, 7, rows), np.arange(rows)
+    frames, actions, first = [], [], tip
+    for _ in range(steps + 1):
+        picture = np.zeros((rows, 1, 16, 16), np.uint8)
+        for column in range(8):
+            picture[at, 0, 0:10, goal + column] = 255
+        for column in range(2):
+            picture[at, 0, 14:16, 2 * tip + column] = 80
+        push = rng.integers(-1, 2, rows)
+        frames.append(picture)
+        actions.append(push)
+        tip = np.clip(tip + push, 0, 6)
+    zeros = torch.zeros(rows, steps)
+    moves = torch.from_numpy(np.stack(actions[:-1], 1)[..., None]).float()
+    return Batch(torch.from_numpy(np.stack(frames, 1)), moves, zeros, zeros.bool()), torch.from_numpy(first)
+
+
+def test_change_reads_what_moves_beside_what_stands_still():
+    spec = WorldSpec((1, 16, 16), 1, ActionSpec("continuous", 1, (-1.0,), (1.0,)))
+    read = {}
+    for name in ("change", "consistency"):
+        torch.manual_seed(0)
+        world = WorldModel(
+            WorldModelConfig(
+                spec, 4, encoder_options={"widths": (8, 16)}, dynamics_options={"width": 32, "depth": 1},
+                objective=name, objective_options={"shift": 0},
+            )
+        ).train()  # fmt: skip
+        optimizer = torch.optim.Adam(world.parameters(), lr=2e-3)
+        for update in range(200):
+            loss, _ = world.loss(goal_and_tip(64, update)[0], None)
+            descend(loss, [optimizer], world.parameters(), 1.0)
+        batch, place = goal_and_tip(1000, 10_000)
+        z = world.eval().encode(batch.pixels[:, 0]).detach()
+        target = torch.nn.functional.one_hot(place, 7).float()
+        probe = fit_mlp_probe(z[:600], target[:600], torch.Generator().manual_seed(0), steps=300)
+        read[name] = float(r2_score(probe(z[600:]), target[600:]).mean())
+    assert read["change"] > 0.8 and read["consistency"] < 0.3, read
 
 
 def test_an_encoder_without_local_features_is_refused():

@@ -253,7 +253,7 @@ def test_pictures_too_small_or_odd(make):
 
 
 @pytest.mark.parametrize("spec", [CONTINUOUS, DISCRETE], ids=["continuous", "discrete"])
-@pytest.mark.parametrize("objective", [LEWM, EB_JEPA, EMA, "jepa", "consistency", "reconstruction"])
+@pytest.mark.parametrize("objective", [LEWM, EB_JEPA, EMA, "jepa", "consistency", "change", "reconstruction"])
 @pytest.mark.parametrize("dynamics", ["mlp", "gru", "transformer"])
 def test_every_combination_trains(spec, objective, dynamics):
     model, batch = build(spec, objective=objective, dynamics=dynamics), windows(spec)

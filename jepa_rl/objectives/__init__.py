@@ -2,6 +2,7 @@
 
 from jepa_rl.objectives.augment import Views, random_crop, random_shift, recoloured, shifted
 from jepa_rl.objectives.base import Objective, Unrolled
+from jepa_rl.objectives.change import Change
 from jepa_rl.objectives.consistency import Consistency
 from jepa_rl.objectives.contrastive import MoCo, Recognition, SimCLR
 from jepa_rl.objectives.dense import DenseJEPA
@@ -30,6 +31,7 @@ from jepa_rl.registry import register_objective
 
 __all__ = [
     "ActionFreeJEPA",
+    "Change",
     "Consistency",
     "DINO",
     "DenseJEPA",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -24,12 +25,14 @@ class Unrolled(NamedTuple):
         targets: encoded latents of the later states; without a gradient.
         future: latents of ``batch.future``, or of each window's last state; without a gradient.
         seen: the observations that were encoded, after augmentation.
+        states: encoded latents of all states, with a gradient, from objectives that have encoded them so.
     """
 
     path: Float[Tensor, "b t d"]
     targets: Float[Tensor, "b h d"]
     future: Float[Tensor, "b d"]
     seen: Observations
+    states: Float[Tensor, "b t d"] | None = None
 
 
 class Objective(nn.Module):
@@ -210,6 +213,32 @@ class SharedStatistics:
                 share = momentum
             norm.running_mean = batch_mean.lerp(mean, 1 - share)
             norm.running_var = batch_var.lerp(var, 1 - share)
+
+    @contextmanager
+    def together(self, rows: int) -> Iterator[None]:
+        """Context manager: encode ``rows`` whole windows inside, all states at once, those of a window in succession.
+
+        As ``measured`` with the first states and ``used`` with the later ones, but pixels are measured on all.
+        """
+        live = self._live()
+
+        def normalise(norm: nn.BatchNorm1d, x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+            forward, alone = type(norm).forward, SharedStatistics(norm)
+            states = x.unflatten(0, (rows, -1))
+            with alone.measured(rows):
+                first = forward(norm, states[:, 0])
+            with alone.used():
+                later = forward(norm, states[:, 1:].flatten(0, 1))
+            self._measured += alone._measured
+            return torch.cat([first.unsqueeze(1), later.unflatten(0, (rows, -1))], dim=1).flatten(0, 1)
+
+        for norm in live:
+            norm.forward = partial(normalise, norm)  # type: ignore[method-assign]
+        try:
+            yield
+        finally:
+            for norm in live:
+                del norm.forward
 
     @contextmanager
     def used(self) -> Iterator[None]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from jepa_rl.objectives import terms
 from jepa_rl.objectives.base import Objective, checked_loss, each, inputs_of_norm
+from jepa_rl.objectives.inverse import ActionReader
 from jepa_rl.registry import register_objective
 from jepa_rl.types import Batch, World, WorldSpec
 
@@ -73,9 +74,7 @@ class JEPA(Objective):
             raise ValueError(f"ema_decay must lie in [0, 1), got {ema_decay}")
         self.spec, self.target, self.ema_decay, self.projections = spec, target, ema_decay, projections
         if inverse_dynamics:
-            self.inverse = nn.Sequential(
-                nn.Linear(2 * latent_dim, 256), nn.SiLU(), nn.Linear(256, spec.action_dim)
-            )
+            self.inverse = ActionReader(latent_dim, spec)
         if target == "ema":
             self.target_encoder = copy.deepcopy(encoder).requires_grad_(False)
 
@@ -107,9 +106,6 @@ class JEPA(Objective):
         w, shaped = self.weights, self.shaped(z)
         path = torch.cat([z[:, :1], self._targets(z, batch)], dim=1)
         found = self._prediction(world, path, batch, generator)
-        predicted_actions = (
-            self.inverse(torch.cat([z[:, :-1], z[:, 1:]], dim=-1)) if w["inverse_dynamics"] else None
-        )
         if w["sigreg"]:
             found["sigreg"] = terms.sigreg(shaped.transpose(0, 1), generator, self.projections)
         if w["variance"]:
@@ -121,8 +117,8 @@ class JEPA(Objective):
             found["time_similarity"] = terms.time_similarity(shaped)
         if w["straightness"]:
             found["straightness"] = terms.straightness(shaped)
-        if predicted_actions is not None:
-            found["inverse_dynamics"] = self._inverse_dynamics(predicted_actions, batch.actions)
+        if w["inverse_dynamics"]:
+            found["inverse_dynamics"] = self.inverse.error(z, batch.actions)
         return found
 
     def shaped(self, z: Float[Tensor, "b t d"]) -> Float[Tensor, "b t e"]:
@@ -148,19 +144,6 @@ class JEPA(Objective):
         later = each(batch.observations, lambda x: x[:, 1:].flatten(0, 1))
         with torch.no_grad():
             return self.target_encoder(later).view_as(z[:, 1:])
-
-    def _inverse_dynamics(
-        self, predicted_actions: Float[Tensor, "b h a"], actions: Float[Tensor, "b h a"]
-    ) -> Tensor:
-        groups = self.spec.action.groups * self.spec.block
-        if not groups:
-            return terms.inverse_dynamics(predicted_actions, actions)
-        # One softmax for each choice of each action in the block.
-        parts = zip(predicted_actions.split(groups, -1), actions.split(groups, -1), strict=True)
-        if len(set(groups)) == 1:
-            logits, one_hot = (torch.stack(part, dim=-2) for part in zip(*parts, strict=True))
-            return terms.inverse_dynamics(logits, one_hot, discrete=True)
-        return torch.stack([terms.inverse_dynamics(*part, discrete=True) for part in parts]).mean()
 
     @torch.no_grad()
     def after_update(self, world: World) -> None:

@@ -181,7 +181,8 @@ class JointEncoder(nn.Module):
         """For the agent's losses. ``update`` uses the first gradient that the present ones get.
 
         Raises:
-            ValueError: if the objective's ``unroll`` does not encode the first states first and the future ones last.
+            ValueError: if the objective's ``unroll`` does not encode the first states, or whole windows, first and the
+                future states last.
         """
         self.update()
         world, objective, weight = self.world, self.world.objective, self.config.weight
@@ -200,14 +201,15 @@ class JointEncoder(nn.Module):
         finally:
             world.eval()
         now, later = (features[0], features[-1]) if features else (unrolled.path[:, 0], unrolled.future)
-        rows = len(batch.actions)
-        if len(now) != rows or len(later) % rows:
+        rows, h = batch.actions.shape[:2]
+        if len(now) not in (rows, rows * (h + 1)) or len(later) % rows:
             raise ValueError(
-                f"{type(objective).__name__}.unroll must encode the windows' {rows} first states first and future ones "
-                f"last, it encoded {[len(seen) for seen in features]}"
+                f"{type(objective).__name__}.unroll must encode the windows' {rows} first states, or the windows, "
+                f"first and future states last, it encoded {[len(seen) for seen in features]}"
             )
+        now, later = now.unflatten(0, (rows, -1))[:, 0], later.unflatten(0, (rows, -1))[:, -1]
         with torch.no_grad():
-            later = self.reader(later.unflatten(0, (rows, -1))[:, -1])
+            later = self.reader(later)
         self._pending = _Pending(self.reader(now), loss, terms)
         return Seen(self._pending.seen, later)
 
