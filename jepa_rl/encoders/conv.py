@@ -70,7 +70,9 @@ class PatchConv(nn.Conv2d):
         self.register_buffer("spread", torch.tensor(255.0))
         self.register_buffer("measured", torch.tensor(0))
         self.measuring = True  # see ``unmeasured_pixels``
-        self._fixed = False  # asking a GPU's ``measured`` every time would wait for it
+        # Kept beside the buffers, since asking those of a GPU waits for it:
+        self._fixed = False  # nothing is measured any more
+        self._by_255 = False  # read from a file without statistics
         self.register_load_state_dict_pre_hook(_read_statistics)
 
     def forward(self, pixels: UInt8[Tensor, "b c y x"]) -> Float[Tensor, "b w rows columns"]:
@@ -99,7 +101,7 @@ class PatchConv(nn.Conv2d):
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         """What was read from a file without statistics is written without them: it is still the same encoder."""
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        if self.measured == MEASURED and self.spread == 255 and not self.mean.any():
+        if self._by_255:
             for name in ("mean", "spread", "measured"):
                 del destination[prefix + name]
 
@@ -135,7 +137,10 @@ def _read_statistics(stem: nn.Module, tensors: dict[str, Tensor], prefix: str, *
     """Hook of ``load_state_dict``: weights without statistics are those of pixels divided by 255."""
     assert isinstance(stem, PatchConv)
     stem._fixed = False
-    if f"{prefix}weight" in tensors and f"{prefix}mean" not in tensors:
+    if f"{prefix}weight" not in tensors:
+        return
+    stem._by_255 = f"{prefix}mean" not in tensors
+    if stem._by_255:
         like = tensors[f"{prefix}weight"]
         tensors[f"{prefix}mean"] = torch.zeros_like(stem.mean, device=like.device)
         tensors[f"{prefix}spread"] = torch.full_like(stem.spread, 255.0, device=like.device)
