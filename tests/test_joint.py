@@ -178,10 +178,42 @@ def test_only_the_first_gradient_that_reaches_the_latents_trains_the_encoder():
         torch.testing.assert_close(after[0][key], after[1][key], rtol=0, atol=0)
 
 
+def test_a_share_of_the_agents_gradient_reaches_the_encoder_and_all_of_it_the_layer_it_reads_through():
+    """The objective's weight is next to nothing, and no gradient is clipped."""
+    env = Dot()
+    spec = observed_spec(env.observation_space, env.action_space)
+    torch.manual_seed(0)
+    world = WorldModel(WorldModelConfig(spec, 8, objective="consistency", **WORLD))
+    pixels = torch.randint(0, 255, (6, 3, 1, SIZE, SIZE), dtype=torch.uint8)
+    batch = Batch(pixels, torch.zeros(6, 2, 1), torch.zeros(6, 2), torch.zeros(6, 2, dtype=torch.bool))
+    gradients = {}
+    for share in (1.0, 0.25, 0.0):
+        kwargs = jepa_policy_kwargs(latent_dim=8, weight=1e-12, agent=share, max_grad_norm=1e9)
+        torch.manual_seed(1)
+        encoder = JointEncoder(
+            WorldModel(world.config), kwargs["features_extractor_kwargs"]["joint"], discount=0.9, seed=0
+        )
+        encoder.world.load_state_dict(world.state_dict())
+        encoder.latents(batch).now.square().sum().backward()
+        encoder.update()
+        last = encoder.world.encoder.project.weight
+        gradients[share] = (last.grad, encoder.reader[0].weight.grad)
+    whole, reader = gradients[1.0]
+    assert whole.abs().max() > 1e-3 < reader.abs().max()
+    for share, (part, same) in gradients.items():
+        torch.testing.assert_close(part, share * whole, rtol=1e-3, atol=1e-6)
+        torch.testing.assert_close(same, reader)
+
+
 @pytest.mark.parametrize(
     "world",
-    [{"objective": "dense"}, {"objective": "lewm"}, {"encoder_options": {"widths": (8, 16), "norm": False}}],
-    ids=["dense", "lewm", "no norm"],
+    [
+        {"objective": "dense"},
+        {"objective": "change"},
+        {"objective": "lewm"},
+        {"encoder_options": {"widths": (8, 16), "norm": False}},
+    ],
+    ids=["dense", "change", "lewm", "no norm"],
 )
 @pytest.mark.parametrize("name", ["dqn", "ppo"])
 def test_other_objectives_and_encoders(name, world):
@@ -528,6 +560,8 @@ def test_several_environments_and_scaled_rewards():
         (lambda: tiny("sac", joint={"steps": 0}), "steps must be at least 1"),
         (lambda: tiny("sac", joint={"weight": -1.0}), "weight must be at least 0"),
         (lambda: tiny("sac", joint={"reward": -1.0}), "reward must be at least 0"),
+        (lambda: tiny("sac", joint={"agent": 1.5}), r"agent must lie in \[0, 1\], got 1.5"),
+        (lambda: tiny("sac", joint={"agent": 0.0, "weight": 0.0}), "must not both be 0"),
         (lambda: tiny("sac", world={"encoder": "vit", "encoder_options": {"patch": 5}}), "patch"),
         (lambda: JEPASAC("CnnPolicy", Dot(), policy_kwargs={"features_extractor_class": None}), "jepa_policy_kwargs"),
         (lambda: JEPASAC("MlpPolicy", "Pendulum-v1"), "PixelObservation"),

@@ -33,6 +33,8 @@ class JointConfig:
         weight: of what the world model learns, the JEPA objective and the reward, beside the agent's loss. 0: the
             agent's loss alone trains the encoder, with random shifts, as in DrQ (Kostrikov et al. 2020,
             arXiv:2004.13649).
+        agent: share of the agent's gradient that reaches the encoder; the layer that the agent reads through learns
+            from all of it. 0: the world model's own loss alone trains the encoder.
         reward: weight of the predicted reward, relative to the objective.
         steps: that objective and reward are predicted ahead.
         decay: weight of each further step, relative to the one before.
@@ -50,6 +52,7 @@ class JointConfig:
     """
 
     weight: float = 1.0
+    agent: float = 1.0
     reward: float = 0.5
     steps: int = 3
     decay: float = 0.5
@@ -61,6 +64,9 @@ class JointConfig:
 
     def __post_init__(self) -> None:
         check_not_negative(weight=self.weight, reward=self.reward, decay=self.decay)
+        check_each(lambda value: 0 <= value <= 1, "lie in [0, 1]", agent=self.agent)
+        if not self.weight and not self.agent:
+            raise ValueError("weight and agent must not both be 0: nothing would train the encoder")
         check_each(lambda value: value >= 1, "be at least 1", steps=self.steps, latent_dim=self.latent_dim)
         rates = {"encoder_rate": self.encoder_rate, "max_grad_norm": self.max_grad_norm}
         check_each(lambda value: value > 0, "be above 0", **rates)
@@ -208,6 +214,7 @@ class JointEncoder(nn.Module):
                 f"first and future states last, it encoded {[len(seen) for seen in features]}"
             )
         now, later = now.unflatten(0, (rows, -1))[:, 0], later.unflatten(0, (rows, -1))[:, -1]
+        now = now.detach() + self.config.agent * (now - now.detach())
         with torch.no_grad():
             later = self.reader(later)
         self._pending = _Pending(self.reader(now), loss, terms)
