@@ -48,14 +48,17 @@ def score(found: dict[str, Any], form: str, pooled: bool = True) -> str:
     return f"{found['mean']:{form}}{spread}"
 
 
-def matrix(corner: str, rows: Sequence[tuple[str, Mapping[str, str]]], caption: str) -> str:
-    """A table whose columns are those that any row has, in the order of first appearance."""
-    return "\n".join([grid(corner, rows), "", caption, ""])
+def matrix(
+    corner: str, rows: Sequence[tuple[str, Mapping[str, str]]], caption: str, order: Sequence[str] = ()
+) -> str:
+    """A table whose columns are those that any row has, in this order, others behind as they first appear."""
+    return "\n".join([grid(corner, rows, order), "", caption, ""])
 
 
-def grid(corner: str, rows: Sequence[tuple[str, Mapping[str, str]]]) -> str:
+def grid(corner: str, rows: Sequence[tuple[str, Mapping[str, str]]], order: Sequence[str] = ()) -> str:
     """The table of ``matrix`` without its caption."""
-    columns = list(dict.fromkeys(name for _, cells in rows for name in cells))
+    found = dict.fromkeys(name for _, cells in rows for name in cells)
+    columns = [*(name for name in order if name in found), *(name for name in found if name not in order)]
     lines = [f"| {corner} | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
     lines += [f"| {name} | {' | '.join(cells.get(c, 'not run') for c in columns)} |" for name, cells in rows]
     return "\n".join(lines)
@@ -114,10 +117,8 @@ def control() -> str:
             continue
         cells = {
             label: score(found[name], ".0f", pooled=not found[name]["not_recorded"])
-            if name in found
-            else "not run"
             for name, label in methods.items()
-            if any(name in each for each in results.values())
+            if name in found
         }
         first = found.get("jepa_mpc") or next(iter(found.values()))
         rows.append((f"{task}{mark({'results': {task: found}})}", cells))
@@ -131,7 +132,7 @@ def control() -> str:
         "Return of the last evaluation, training seed by training seed; a single number is one seed. "
         + " ".join(notes)
     )
-    return matrix("return", rows, caption)
+    return matrix("return", rows, caption, list(methods.values()))
 
 
 def branching() -> str:
