@@ -209,6 +209,18 @@ def test_windows_encoded_together_have_the_latents_and_the_statistics_of_two_pas
     assert "forward" not in vars(world.encoder.norm)
 
 
+def test_no_gradient_of_windows_encoded_together_scales_or_moves_what_the_norm_reads():
+    """Latents do not depend on the scale and the mean of the norm's input, so that losses on them ask for neither."""
+    norm = torch.nn.BatchNorm1d(3, eps=1e-12, affine=False)
+    x = torch.randn(5 * 4, 3, generator=seeded(), requires_grad=True)
+    with SharedStatistics(norm).together(5):
+        z = norm(x)
+    z.unflatten(0, (5, 4))[:, 1:].exp().sum().backward()
+    assert x.grad.abs().max() > 0.1
+    torch.testing.assert_close(x.grad.sum(0), torch.zeros(3), rtol=0, atol=1e-4)
+    torch.testing.assert_close((x.grad * x).sum(0), torch.zeros(3), rtol=0, atol=1e-4)
+
+
 def test_batch_norms_without_running_statistics_normalise_by_their_own_batch():
     norm = torch.nn.BatchNorm1d(1, eps=1e-12, affine=False, track_running_stats=False)
     later = encoded_with_shared_statistics(norm, torch.tensor([[1.0], [5.0]]), torch.tensor([[3.0], [7.0]]))

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from jepa_rl.distributed import whole_batch
+from jepa_rl.distributed import moments, whole_batch
 from jepa_rl.encoders.conv import unmeasured_pixels
 from jepa_rl.types import Batch, ControlBatch, Observations, World
 
@@ -218,19 +218,20 @@ class SharedStatistics:
     def together(self, rows: int) -> Iterator[None]:
         """Context manager: encode ``rows`` whole windows inside, all states at once, those of a window in succession.
 
-        As ``measured`` with the first states and ``used`` with the later ones, but pixels are measured on all.
+        As ``measured`` with the first states and ``used`` with the later ones, but pixels are measured on all, and the
+        gradient of all states passes through the statistics.
         """
         live = self._live()
 
         def normalise(norm: nn.BatchNorm1d, x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
-            forward, alone = type(norm).forward, SharedStatistics(norm)
-            states = x.unflatten(0, (rows, -1))
-            with alone.measured(rows):
-                first = forward(norm, states[:, 0])
-            with alone.used():
-                later = forward(norm, states[:, 1:].flatten(0, 1))
+            first, alone = x.unflatten(0, (rows, -1))[:, 0], SharedStatistics(norm)
+            with alone.measured(rows), torch.no_grad():
+                type(norm).forward(norm, first)
             self._measured += alone._measured
-            return torch.cat([first.unsqueeze(1), later.unflatten(0, (rows, -1))], dim=1).flatten(0, 1)
+            # With a gradient through the statistics: without it losses on later states scale features up for nothing.
+            mean, variance, _ = moments(first)
+            y = (x - mean) * (variance + norm.eps).rsqrt()
+            return y if norm.weight is None else y * norm.weight + norm.bias
 
         for norm in live:
             norm.forward = partial(normalise, norm)  # type: ignore[method-assign]
