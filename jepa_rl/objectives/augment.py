@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, UInt8
@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from jepa_rl.checks import check_each
 from jepa_rl.distributed import own_draw
 from jepa_rl.objectives.base import each
-from jepa_rl.types import Observations
+from jepa_rl.types import Batch, ControlBatch, Observations
 
 
 def random_shift(
@@ -58,6 +58,13 @@ def shifted(observations: Observations, by: int, generator: torch.Generator | No
         return random_shift(x.flatten(1, -3), by, generator).view(x.shape) if by and x.ndim >= 4 else x
 
     return each(observations, change)
+
+
+def with_shifted_future(batch: Batch, by: int, generator: torch.Generator | None = None) -> Batch:
+    """The batch with its ``future``, where it has one, ``shifted``."""
+    if isinstance(batch, ControlBatch) and batch.future is not None:
+        return replace(batch, future=shifted(batch.future, by, generator))
+    return batch
 
 
 LUMA = (0.299, 0.587, 0.114)  # of red, green and blue in brightness (ITU-R BT.601)

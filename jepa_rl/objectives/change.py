@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,12 +11,12 @@ from jepa_rl import distributed
 from jepa_rl.batches import whole_rows
 from jepa_rl.checks import check_not_negative
 from jepa_rl.encoders.base import runs_of, windows_of
-from jepa_rl.objectives.augment import shifted
+from jepa_rl.objectives.augment import shifted, with_shifted_future
 from jepa_rl.objectives.base import SharedStatistics, Unrolled, future_of, step_weights, weighted_mean
 from jepa_rl.objectives.consistency import Consistency
 from jepa_rl.objectives.inverse import ActionReader
 from jepa_rl.registry import register_objective
-from jepa_rl.types import Batch, ControlBatch, World, WorldSpec
+from jepa_rl.types import Batch, World, WorldSpec
 
 SMALLEST_SPREAD = 0.05
 """Added to the standard deviation of a dimension's changes. Latents themselves have a standard deviation of 1."""
@@ -28,15 +27,15 @@ class Change(Consistency):
     r"""``Consistency``, and predictions of changes in units of their own spread, and of the actions behind them.
 
     .. math:: L = L_{consistency} + \lambda_c \sum_i w_i \|(\hat z_i - z_0 - sg(z_i - z_0)) / \sigma\|^2
-              + \lambda_a \sum_i w'_i L_{inverse}(z_i, z_{i+1}, a_i)
+              + \lambda_a L_{inverse}(z_i, z_{i+1}, a_i)
 
-    with :math:`\sigma` the standard deviation, over the batch, of each dimension's changes. What never moves in an
-    episode, a goal for instance, is the easiest to predict, and consistency alone prefers it: of dm_control's reacher
-    the latents knew the target and not the elbow. Changes leave it out, and divided by their spread small ones count
-    as much as large ones. Models that predict differences are common in control (PETS, Chua et al. 2018,
-    arXiv:1805.12114); the inverse dynamics are those of PLDM (Sobal et al. 2025, arXiv:2502.14819) and ICM (Pathak et
-    al. 2017, arXiv:1705.05363). Their gradient passes through both latents, so that all states of a window are encoded
-    with a gradient, and with the same random shift.
+    with :math:`\sigma` the standard deviation, over the batch, of each dimension's changes; actions are predicted in
+    windows that end before their episode does. What never moves in an episode, a goal for instance, is the easiest to
+    predict, and consistency alone prefers it: of dm_control's reacher the latents knew the target and not the elbow.
+    Changes leave it out, and divided by their spread small ones count as much as large ones. Models that predict
+    differences are common in control (PETS, Chua et al. 2018, arXiv:1805.12114); the inverse dynamics are those of PLDM
+    (Sobal et al. 2025, arXiv:2502.14819) and ICM (Pathak et al. 2017, arXiv:1705.05363). Their gradient passes through
+    both latents, so that all states of a window are encoded with a gradient, and with the same random shift.
 
     Args:
         latent_dim, spec: the world model's.
@@ -70,9 +69,7 @@ class Change(Consistency):
             states = windows_of(world.encoder, seen, h + 1)
         targets = states[:, 1:].detach()
         with torch.no_grad(), shared.used():
-            if isinstance(batch, ControlBatch) and batch.future is not None:
-                batch = replace(batch, future=shifted(batch.future, self.shift, generator))
-            future = future_of(world, batch, targets)
+            future = future_of(world, with_shifted_future(batch, self.shift, generator), targets)
         path = world.dynamics.rollout(states[:, 0], batch.actions, generator=generator)[:, 0]
         return Unrolled(path, targets, future, batch.observations, states)
 
@@ -96,6 +93,5 @@ class Change(Consistency):
         more = {"change": weighted_mean(error, step_weights(batch, decay))}
         if self.weights["inverse_dynamics"]:
             more["inverse_dynamics"] = self.inverse.error(states[whole], batch.actions[whole])
-        return loss + torch.stack(
-            [self.weights[name] * value for name, value in more.items()]
-        ).sum(), found | more
+        total = loss + torch.stack([self.weights[name] * value for name, value in more.items()]).sum()
+        return total, found | more

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Literal, get_args
 
 import torch
@@ -13,7 +12,7 @@ from jepa_rl.checks import check_not_negative
 from jepa_rl.dynamics.base import TrainableDynamics
 from jepa_rl.encoders.base import runs_of, windows_of
 from jepa_rl.objectives import terms
-from jepa_rl.objectives.augment import shifted
+from jepa_rl.objectives.augment import shifted, with_shifted_future
 from jepa_rl.objectives.base import (
     Objective,
     SharedStatistics,
@@ -25,7 +24,7 @@ from jepa_rl.objectives.base import (
     weighted_mean,
 )
 from jepa_rl.registry import register_objective
-from jepa_rl.types import Batch, ControlBatch, World
+from jepa_rl.types import Batch, World
 
 AntiCollapse = Literal["vicreg", "sigreg"]
 
@@ -82,9 +81,7 @@ class Consistency(Objective):
             z = world.encode(world.spec.unnamed(first))
         with torch.no_grad(), shared.used():
             targets = windows_of(encoder, later, h)
-            if isinstance(batch, ControlBatch) and batch.future is not None:
-                batch = replace(batch, future=shifted(batch.future, self.shift, generator))
-            future = future_of(world, batch, targets)
+            future = future_of(world, with_shifted_future(batch, self.shift, generator), targets)
         path = world.dynamics.rollout(z, batch.actions, generator=generator)[:, 0]
         return Unrolled(path, targets, future, batch.observations)
 

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from jepa_rl.checks import check_not_negative
 from jepa_rl.heads import Perceptron, PictureDecoder, symlog
-from jepa_rl.objectives.augment import shifted
+from jepa_rl.objectives.augment import shifted, with_shifted_future
 from jepa_rl.objectives.base import Objective, Unrolled, step_weights
 from jepa_rl.registry import register_objective
-from jepa_rl.types import Batch, ControlBatch, World, WorldSpec
+from jepa_rl.types import Batch, World, WorldSpec
 
 
 @register_objective("reconstruction")
@@ -58,9 +58,7 @@ class Reconstruction(Objective):
     def unroll(self, world: World, batch: Batch, generator: torch.Generator | None = None) -> Unrolled:
         """See ``Objective.unroll``. The reconstruction targets are the augmented pictures that were encoded."""
         moved = replace(batch, observations=shifted(batch.observations, self.shift, generator))
-        if isinstance(moved, ControlBatch) and moved.future is not None:
-            moved = replace(moved, future=shifted(moved.future, self.shift, generator))
-        return super().unroll(world, moved, generator)
+        return super().unroll(world, with_shifted_future(moved, self.shift, generator), generator)
 
     def shape(
         self,
