@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -12,7 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from jepa_rl.distributed import moments, whole_batch
+from jepa_rl.distributed import whole_batch
 from jepa_rl.encoders.conv import unmeasured_pixels
 from jepa_rl.types import Batch, ControlBatch, Observations, World
 
@@ -213,33 +212,6 @@ class SharedStatistics:
                 share = momentum
             norm.running_mean = batch_mean.lerp(mean, 1 - share)
             norm.running_var = batch_var.lerp(var, 1 - share)
-
-    @contextmanager
-    def together(self, rows: int) -> Iterator[None]:
-        """Context manager: encode ``rows`` whole windows inside, all states at once, those of a window in succession.
-
-        As ``measured`` with the first states and ``used`` with the later ones, but pixels are measured on all, and the
-        gradient of all states passes through the statistics.
-        """
-        live = self._live()
-
-        def normalise(norm: nn.BatchNorm1d, x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
-            first, alone = x.unflatten(0, (rows, -1))[:, 0], SharedStatistics(norm)
-            with alone.measured(rows), torch.no_grad():
-                type(norm).forward(norm, first)
-            self._measured += alone._measured
-            # With a gradient through the statistics: without it losses on later states scale features up for nothing.
-            mean, variance, _ = moments(first)
-            y = (x - mean) * (variance + norm.eps).rsqrt()
-            return y if norm.weight is None else y * norm.weight + norm.bias
-
-        for norm in live:
-            norm.forward = partial(normalise, norm)  # type: ignore[method-assign]
-        try:
-            yield
-        finally:
-            for norm in live:
-                del norm.forward
 
     @contextmanager
     def used(self) -> Iterator[None]:

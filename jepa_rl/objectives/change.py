@@ -65,7 +65,9 @@ class Change(Consistency):
         rows, h = batch.actions.shape[:2]
         seen = shifted(runs_of(world.encoder, batch.observations), self.shift, generator)
         shared = SharedStatistics(world.encoder)
-        with shared.together(rows):
+        # By the statistics of all states, with a gradient through them: as constants, those of the first states made
+        # losses on later ones ask for larger features, though latents do not depend on the features' scale.
+        with shared.measured(rows * (h + 1)):
             states = windows_of(world.encoder, seen, h + 1)
         targets = states[:, 1:].detach()
         with torch.no_grad(), shared.used():
