@@ -345,28 +345,30 @@ def two_things(rows: int, seed: int, steps: int = 3) -> tuple[Batch, torch.Tenso
     )
 
 
-def test_dense_prediction_reads_a_small_thing_beside_a_large_one():
+def place_read(draw, latent_dim: int, objective: str, **options) -> float:
+    """R2 of a probe for where the small thing of ``draw`` is, after 200 updates."""
     spec = WorldSpec((1, 16, 16), 1, ActionSpec("continuous", 1, (-1.0,), (1.0,)))
-    read = {}
-    for name in ("dense", "lewm"):
-        torch.manual_seed(0)
-        world = WorldModel(
-            WorldModelConfig(
-                spec, 8, encoder_options={"widths": (8, 16)}, dynamics_options={"width": 32, "depth": 1},
-                objective=name, objective_options={"sigreg": 1.0},
-            )
-        ).train()  # fmt: skip
-        optimizer = torch.optim.Adam(world.parameters(), lr=2e-3)
-        for update in range(200):
-            batch, _ = two_things(64, update)
-            loss, _ = world.loss(batch, None)
-            descend(loss, [optimizer], world.parameters(), 1.0)
-            world.after_update()
-        batch, place = two_things(1000, 10_000)
-        z = world.eval().encode(batch.pixels[:, 0]).detach()
-        target = torch.nn.functional.one_hot(place, 7).float()
-        probe = fit_mlp_probe(z[:600], target[:600], torch.Generator().manual_seed(0), steps=300)
-        read[name] = float(r2_score(probe(z[600:]), target[600:]).mean())
+    torch.manual_seed(0)
+    world = WorldModel(
+        WorldModelConfig(
+            spec, latent_dim, encoder_options={"widths": (8, 16)}, dynamics_options={"width": 32, "depth": 1},
+            objective=objective, objective_options=options,
+        )
+    ).train()  # fmt: skip
+    optimizer = torch.optim.Adam(world.parameters(), lr=2e-3)
+    for update in range(200):
+        loss, _ = world.loss(draw(64, update)[0], None)
+        descend(loss, [optimizer], world.parameters(), 1.0)
+        world.after_update()
+    batch, place = draw(1000, 10_000)
+    z = world.eval().encode(batch.pixels[:, 0]).detach()
+    target = torch.nn.functional.one_hot(place, 7).float()
+    probe = fit_mlp_probe(z[:600], target[:600], torch.Generator().manual_seed(0), steps=300)
+    return float(r2_score(probe(z[600:]), target[600:]).mean())
+
+
+def test_dense_prediction_reads_a_small_thing_beside_a_large_one():
+    read = {name: place_read(two_things, 8, name, sigreg=1.0) for name in ("dense", "lewm")}
     assert read["dense"] > read["lewm"] + 0.2, read
 
 
@@ -391,25 +393,7 @@ def goal_and_tip(rows: int, seed: int, steps: int = 3) -> tuple[Batch, torch.Ten
 
 
 def test_change_reads_what_moves_beside_what_stands_still():
-    spec = WorldSpec((1, 16, 16), 1, ActionSpec("continuous", 1, (-1.0,), (1.0,)))
-    read = {}
-    for name in ("change", "consistency"):
-        torch.manual_seed(0)
-        world = WorldModel(
-            WorldModelConfig(
-                spec, 4, encoder_options={"widths": (8, 16)}, dynamics_options={"width": 32, "depth": 1},
-                objective=name, objective_options={"shift": 0},
-            )
-        ).train()  # fmt: skip
-        optimizer = torch.optim.Adam(world.parameters(), lr=2e-3)
-        for update in range(200):
-            loss, _ = world.loss(goal_and_tip(64, update)[0], None)
-            descend(loss, [optimizer], world.parameters(), 1.0)
-        batch, place = goal_and_tip(1000, 10_000)
-        z = world.eval().encode(batch.pixels[:, 0]).detach()
-        target = torch.nn.functional.one_hot(place, 7).float()
-        probe = fit_mlp_probe(z[:600], target[:600], torch.Generator().manual_seed(0), steps=300)
-        read[name] = float(r2_score(probe(z[600:]), target[600:]).mean())
+    read = {name: place_read(goal_and_tip, 4, name, shift=0) for name in ("change", "consistency")}
     assert read["change"] > 0.8 and read["consistency"] < 0.3, read
 
 
