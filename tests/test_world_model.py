@@ -58,6 +58,14 @@ class TestFramesWorld(EncoderContract):
         return build(DISCRETE, encoder="frames", encoder_options={"frames": 3, "widths": (8, 8)}).eval()
 
 
+class TestKeypointsAndCoarseFeaturesOfFrames(EncoderContract):
+    pixels = (3, 32, 32)
+
+    def make_encoder(self):
+        options = {"frames": 3, "widths": (16, 8), "keypoints": 4, "narrow": 6, "coarse": 4}
+        return build(DISCRETE, encoder="frames", encoder_options=options).eval()
+
+
 class TestFramesOfKeypointsWorld(EncoderContract):
     pixels = (3, 32, 32)
 
@@ -218,6 +226,32 @@ def test_a_keypoint_is_where_its_map_is_high():
 def test_no_keypoints_are_refused():
     with pytest.raises(ValueError, match="keypoints must be at least 1, got 0"):
         KeypointEncoder(1, 32, 4, keypoints=0)
+
+
+@pytest.mark.parametrize("widths", [(8, 6), (8,)])
+@pytest.mark.parametrize("size", [12, 20, 64])
+def test_coarse_features_are_read_beside_keypoints(size, widths):
+    """The latent is a linear layer of keypoints, their heights, and the features of two further convolutions."""
+    torch.manual_seed(0)
+    encoder = KeypointEncoder(3, size, 5, keypoints=2, widths=widths, narrow=4, coarse=3, norm=False).eval()
+    pixels = torch.randint(0, 256, (4, 3, size, size), dtype=torch.uint8)
+    features = encoder.tokens(pixels).transpose(1, 2).unflatten(2, (size // 4, size // 4))
+    where, height = encoder.read(pixels)
+    parts = [where.flatten(1), torch.tanh(0.3 * height), encoder.coarse(features)]
+    torch.testing.assert_close(encoder(pixels), encoder.project(torch.cat(parts, 1)))
+    assert parts[2].abs().max() > 0
+    encoder.train()(pixels).square().sum().backward()
+    assert all(
+        p.grad is not None and p.grad.abs().sum() > 0 for p in encoder.coarse.parameters() if p.dim() > 1
+    )
+
+
+@pytest.mark.parametrize("name", ["narrow", "coarse"])
+def test_options_of_keypoints_need_keypoints(name):
+    with pytest.raises(ValueError, match=f"{name} must be at least 0, got -1"):
+        KeypointEncoder(1, 32, 4, **{name: -1})
+    with pytest.raises(ValueError, match=rf"narrow and coarse are options of keypoints, got .*{name}=4"):
+        FramesEncoder(9, 32, 4, frames=3, **{name: 4})
 
 
 def test_blur_makes_a_gaussian_of_a_dot_and_leaves_flat_pictures():

@@ -24,6 +24,8 @@ def picture_encoder(
     patch: int = 4,
     norm: bool = True,
     keypoints: int = 0,
+    narrow: int = 0,
+    coarse: int = 0,
 ) -> ConvEncoder | KeypointEncoder:
     """The encoder of one frame: a ``KeypointEncoder`` if ``keypoints`` is above 0, a ``ConvEncoder`` otherwise.
 
@@ -31,10 +33,19 @@ def picture_encoder(
         channels, size, latent_dim, patch, norm: see these.
         widths: see these; None takes the default of the chosen encoder.
         keypoints: number of keypoints; 0: none.
+        narrow, coarse: of a ``KeypointEncoder``.
+
+    Raises:
+        ValueError: for ``narrow`` or ``coarse`` without keypoints; and as these encoders.
     """
+    if not keypoints and (narrow or coarse):
+        raise ValueError(
+            f"narrow and coarse are options of keypoints, got narrow={narrow}, coarse={coarse} and keypoints=0; "
+            "set keypoints (16, for instance)"
+        )
     options: dict[str, Any] = dict(patch=patch, norm=norm) | ({} if widths is None else dict(widths=widths))
     if keypoints:
-        return KeypointEncoder(channels, size, latent_dim, keypoints, **options)
+        return KeypointEncoder(channels, size, latent_dim, keypoints, narrow=narrow, coarse=coarse, **options)
     return ConvEncoder(channels, size, latent_dim, **options)
 
 
@@ -119,7 +130,7 @@ class FramesEncoder(EachFrame):
         size: input rows and columns.
         latent_dim: width of the latent.
         frames: in the stack.
-        widths, patch, keypoints: of the encoder of one frame, see ``picture_encoder``.
+        widths, patch, keypoints, narrow, coarse: of the encoder of one frame, see ``picture_encoder``.
         frame_dim: width of the features of one frame.
         width: hidden units of the perceptron that joins them. Keypoints are joined by one linear layer, which suffices
             for positions and overfits less to details that differ between episodes.
@@ -141,11 +152,15 @@ class FramesEncoder(EachFrame):
         width: int = 128,
         norm: bool = True,
         keypoints: int = 0,
+        narrow: int = 0,
+        coarse: int = 0,
     ) -> None:
         super().__init__()
         self.split(channels, frames)
         self.latent_dim = latent_dim
-        self.frame = picture_encoder(self.channels, size, frame_dim, widths, patch, False, keypoints)
+        self.frame = picture_encoder(
+            self.channels, size, frame_dim, widths, patch, False, keypoints, narrow, coarse
+        )
         inputs = frames * frame_dim
         self.join: nn.Module = (
             nn.Linear(inputs, latent_dim)

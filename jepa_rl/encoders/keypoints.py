@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 
 import torch
@@ -9,6 +10,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from jepa_rl.checks import check_not_negative
 from jepa_rl.distributed import BatchNorm
 from jepa_rl.encoders.base import PictureEncoder
 from jepa_rl.encoders.conv import PatchConv, trains_in_bfloat16
@@ -18,6 +20,10 @@ from jepa_rl.registry import register_encoder
 @register_encoder("keypoints")
 class KeypointEncoder(PictureEncoder):
     """Each feature map gives the position and the height of its peak; a linear layer mixes them.
+
+    With ``coarse`` it also mixes the features of two further convolutions. Keypoints are precise about what has one
+    place, a goal or a tip; coarse features about shapes, an arm's bend. Together they read more than either alone, see
+    docs/lab-notes/joint.md.
 
     The spatial softmax of Levine et al. 2016 (arXiv:1504.00702) and Finn et al. 2016 (arXiv:1509.06113): a softmax
     makes every map a distribution over positions, whose mean is a keypoint of sub-pixel precision. When an object
@@ -37,12 +43,16 @@ class KeypointEncoder(PictureEncoder):
         patch: rows and columns of one patch.
         norm: whether to end in a batch norm without parameters; without it the latents are not bounded.
         sharpness: initial factor on the maps (learned). With flat maps keypoints hardly move, and learning starts late.
+        narrow: channels of a linear 1 x 1 convolution between the patch layer and the 3 x 3 convolution, which then
+            takes a third less time in all; 0: none.
+        coarse: channels of two convolutions of stride 2, whose features are mixed in at each place; 0: none.
         blur: standard deviation, in pixels, of a Gaussian blur before the patch layer (Zhang 2019, arXiv:1904.11486);
             0: none. The position within a patch causes half of the latents' roughness; a blur of one or two pixels
             removes most of that, but also thin objects.
 
     Raises:
-        ValueError: for fewer than one keypoint, pictures of less than three patches a side, or a negative blur.
+        ValueError: for fewer than one keypoint, pictures of less than three patches a side, or a negative ``narrow``,
+            ``coarse`` or blur.
     """
 
     grid: Tensor
@@ -59,17 +69,21 @@ class KeypointEncoder(PictureEncoder):
         norm: bool = True,
         sharpness: float = 5.0,
         blur: float = 0.0,
+        narrow: int = 0,
+        coarse: int = 0,
     ) -> None:
         super().__init__()
         if keypoints < 1:
             raise ValueError(f"keypoints must be at least 1, got {keypoints}")
         if size < 3 * patch:
             raise ValueError(f"patch {patch} needs pixels of at least {3 * patch}, got size {size}")
-        if not blur >= 0:  # NaN, too
-            raise ValueError(f"blur must be at least 0, got {blur}")
+        check_not_negative(blur=blur, narrow=narrow, coarse=coarse)
         self.latent_dim = latent_dim
         self.register_buffer("soften", gaussian(size, blur) if blur else None, persistent=False)
         layers: list[nn.Module] = [PatchConv(channels, size, widths[0], patch), nn.ReLU()]
+        if narrow:
+            layers.append(nn.Conv2d(widths[0], narrow, 1))
+            widths = (narrow, *widths[1:])
         for i, (before, after) in enumerate(pairwise(widths)):
             layers += [nn.Conv2d(before, after, 1 if i else 3, padding=0 if i else 1), nn.ReLU()]
         self.convolutions = nn.Sequential(*layers)
@@ -79,33 +93,54 @@ class KeypointEncoder(PictureEncoder):
         # x and y of every cell
         grid = torch.stack(torch.meshgrid(line, line, indexing="xy"), -1).flatten(0, 1)
         self.register_buffer("grid", grid, persistent=False)
-        self.project = nn.Linear(3 * keypoints, latent_dim)
+        self.coarse = _halved_twice(widths[-1], coarse) if coarse else None
+        places = math.ceil(size // patch / 4) ** 2
+        self.project = nn.Linear(3 * keypoints + coarse * places, latent_dim)
         self.norm = BatchNorm(latent_dim, affine=False) if norm else nn.Identity()
 
     def read(self, pixels: UInt8[Tensor, "b c y x"]) -> tuple[Float[Tensor, "b k 2"], Float[Tensor, "b k"]]:
         """Keypoints, x (right) and y (down) in [-1, 1], and the softmax-weighted mean of each map."""
-        heights = self.maps(self._features(pixels)).flatten(2) * self.log_sharpness.exp()
+        return self._peaks(self._features(pixels)[0])
+
+    def tokens(self, pixels: UInt8[Tensor, "b c y x"]) -> Float[Tensor, "b l w"]:
+        """The last full convolution's features at each of its places."""
+        return self._features(pixels)[0].flatten(2).transpose(1, 2)
+
+    def _peaks(
+        self, features: Float[Tensor, "b w rows columns"]
+    ) -> tuple[Float[Tensor, "b k 2"], Float[Tensor, "b k"]]:
+        heights = self.maps(features).flatten(2) * self.log_sharpness.exp()
         share = heights.softmax(-1)
         return share @ self.grid, (share * heights).sum(-1)
 
-    def tokens(self, pixels: UInt8[Tensor, "b c y x"]) -> Float[Tensor, "b l w"]:
-        """The last convolution's features at each of its places."""
-        return self._features(pixels).flatten(2).transpose(1, 2)
-
-    def _features(self, pixels: UInt8[Tensor, "b c y x"]) -> Float[Tensor, "b w rows columns"]:
-        half = trains_in_bfloat16(self, self.project.weight.dtype, pixels.device)
+    def _features(
+        self, pixels: UInt8[Tensor, "b c y x"]
+    ) -> tuple[Float[Tensor, "b w rows columns"], list[Float[Tensor, "b n"]]]:
+        """Those that keypoints are read from, and the coarse ones, if there are any."""
+        dtype = self.project.weight.dtype
+        half = trains_in_bfloat16(self, dtype, pixels.device)
         if self.soften is not None:
             pixels = blurred(pixels, self.soften)
         with torch.autocast(pixels.device.type, torch.bfloat16, enabled=half):
             x = self.convolutions(pixels)
-        return x.to(self.project.weight.dtype)
+            coarse = [] if self.coarse is None else [self.coarse(x).to(dtype)]
+        return x.to(dtype), coarse
 
     def forward(self, pixels: UInt8[Tensor, "b c y x"]) -> Float[Tensor, "b d"]:
         """Latents float32."""
-        where, height = self.read(pixels)
+        features, coarse = self._features(pixels)
+        where, height = self._peaks(features)
         # tanh saturates: it reports presence, not size.
         there = torch.tanh(0.3 * height)
-        return self.norm(self.project(torch.cat([where.flatten(1), there], dim=1)))
+        return self.norm(self.project(torch.cat([where.flatten(1), there, *coarse], dim=1)))
+
+
+def _halved_twice(before: int, after: int) -> nn.Sequential:
+    """Two convolutions of stride 2, flattened."""
+    layers: list[nn.Module] = []
+    for channels in (before, after):
+        layers += [nn.Conv2d(channels, after, 3, stride=2, padding=1), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Flatten())
 
 
 def gaussian(size: int, std: float) -> Float[Tensor, "n n"]:
