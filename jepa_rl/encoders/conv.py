@@ -29,12 +29,13 @@ def bfloat16_is_fast(device: torch.device) -> bool:
     return device.type == "cpu" and supported is not None and supported() and not limited
 
 
-def trains_in_bfloat16(encoder: nn.Module, weights: torch.dtype, device: torch.device) -> bool:
-    """Whether an encoder with weights of this dtype is in training, and computes in bfloat16 then.
+def precision_of(encoder: nn.Module, weights: torch.dtype, device: torch.device) -> torch.autocast:
+    """Context manager: an encoder with weights of this dtype computes in bfloat16 in training, where that is fast.
 
     In evaluation mode, and with weights of another precision than float32, it computes in that of its weights.
     """
-    return encoder.training and weights == torch.float32 and bfloat16_is_fast(device)
+    half = encoder.training and weights == torch.float32 and bfloat16_is_fast(device)
+    return torch.autocast(device.type, torch.bfloat16, enabled=half)
 
 
 class PatchConv(nn.Conv2d):
@@ -170,6 +171,14 @@ def word_order(
         return words.permute(1, 3, 0, 2, 4).flatten()
 
 
+def halving(widths: tuple[int, ...]) -> list[nn.Module]:
+    """3 x 3 convolutions from each of these channels to the next; each halves rows and columns, rounded up."""
+    layers: list[nn.Module] = []
+    for before, after in pairwise(widths):
+        layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), nn.ReLU()]
+    return layers
+
+
 @register_encoder("conv")
 class ConvEncoder(PictureEncoder):
     """A patch convolution, stride-2 convolutions, one linear layer and a batch norm without parameters.
@@ -205,8 +214,7 @@ class ConvEncoder(PictureEncoder):
             )
         self.latent_dim = latent_dim
         layers: list[nn.Module] = [PatchConv(channels, size, widths[0], patch), nn.ReLU()]
-        for before, after in pairwise(widths):
-            layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), nn.ReLU()]
+        layers += halving(widths)
         self.convolutions = nn.Sequential(*layers)
         self.convolutions[1:].to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         with torch.no_grad():
@@ -223,7 +231,6 @@ class ConvEncoder(PictureEncoder):
         return self._maps(pixels).flatten(2).transpose(1, 2)
 
     def _maps(self, pixels: UInt8[Tensor, "b c y x"]) -> Float[Tensor, "b w rows columns"]:
-        half = trains_in_bfloat16(self, self.project.weight.dtype, pixels.device)
-        with torch.autocast(pixels.device.type, torch.bfloat16, enabled=half):
+        with precision_of(self, self.project.weight.dtype, pixels.device):
             x = self.convolutions(pixels)
         return x.to(self.project.weight.dtype)

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from jepa_rl.checks import check_not_negative
 from jepa_rl.distributed import BatchNorm
 from jepa_rl.encoders.base import PictureEncoder
-from jepa_rl.encoders.conv import PatchConv, trains_in_bfloat16
+from jepa_rl.encoders.conv import PatchConv, halving, precision_of
 from jepa_rl.registry import register_encoder
 
 
@@ -93,54 +93,43 @@ class KeypointEncoder(PictureEncoder):
         # x and y of every cell
         grid = torch.stack(torch.meshgrid(line, line, indexing="xy"), -1).flatten(0, 1)
         self.register_buffer("grid", grid, persistent=False)
-        self.coarse = _halved_twice(widths[-1], coarse) if coarse else None
+        self.coarse = nn.Sequential(*halving((widths[-1], coarse, coarse)), nn.Flatten()) if coarse else None
         places = math.ceil(size // patch / 4) ** 2
         self.project = nn.Linear(3 * keypoints + coarse * places, latent_dim)
         self.norm = BatchNorm(latent_dim, affine=False) if norm else nn.Identity()
 
     def read(self, pixels: UInt8[Tensor, "b c y x"]) -> tuple[Float[Tensor, "b k 2"], Float[Tensor, "b k"]]:
         """Keypoints, x (right) and y (down) in [-1, 1], and the softmax-weighted mean of each map."""
-        return self._peaks(self._features(pixels)[0])
+        return self._peaks(self._features(pixels))
 
     def tokens(self, pixels: UInt8[Tensor, "b c y x"]) -> Float[Tensor, "b l w"]:
         """The last full convolution's features at each of its places."""
-        return self._features(pixels)[0].flatten(2).transpose(1, 2)
+        return self._features(pixels).to(self.project.weight.dtype).flatten(2).transpose(1, 2)
 
     def _peaks(
         self, features: Float[Tensor, "b w rows columns"]
     ) -> tuple[Float[Tensor, "b k 2"], Float[Tensor, "b k"]]:
-        heights = self.maps(features).flatten(2) * self.log_sharpness.exp()
+        heights = self.maps(features.to(self.project.weight.dtype)).flatten(2) * self.log_sharpness.exp()
         share = heights.softmax(-1)
         return share @ self.grid, (share * heights).sum(-1)
 
-    def _features(
-        self, pixels: UInt8[Tensor, "b c y x"]
-    ) -> tuple[Float[Tensor, "b w rows columns"], list[Float[Tensor, "b n"]]]:
-        """Those that keypoints are read from, and the coarse ones, if there are any."""
-        dtype = self.project.weight.dtype
-        half = trains_in_bfloat16(self, dtype, pixels.device)
+    def _features(self, pixels: UInt8[Tensor, "b c y x"]) -> Float[Tensor, "b w rows columns"]:
+        """In the dtype that they are computed in."""
         if self.soften is not None:
             pixels = blurred(pixels, self.soften)
-        with torch.autocast(pixels.device.type, torch.bfloat16, enabled=half):
-            x = self.convolutions(pixels)
-            coarse = [] if self.coarse is None else [self.coarse(x).to(dtype)]
-        return x.to(dtype), coarse
+        with precision_of(self, self.project.weight.dtype, pixels.device):
+            return self.convolutions(pixels)
 
     def forward(self, pixels: UInt8[Tensor, "b c y x"]) -> Float[Tensor, "b d"]:
         """Latents float32."""
-        features, coarse = self._features(pixels)
+        features = self._features(pixels)
         where, height = self._peaks(features)
         # tanh saturates: it reports presence, not size.
-        there = torch.tanh(0.3 * height)
-        return self.norm(self.project(torch.cat([where.flatten(1), there, *coarse], dim=1)))
-
-
-def _halved_twice(before: int, after: int) -> nn.Sequential:
-    """Two convolutions of stride 2, flattened."""
-    layers: list[nn.Module] = []
-    for channels in (before, after):
-        layers += [nn.Conv2d(channels, after, 3, stride=2, padding=1), nn.ReLU()]
-    return nn.Sequential(*layers, nn.Flatten())
+        parts = [where.flatten(1), torch.tanh(0.3 * height)]
+        if self.coarse is not None:
+            with precision_of(self, self.project.weight.dtype, pixels.device):
+                parts.append(self.coarse(features).to(self.project.weight.dtype))
+        return self.norm(self.project(torch.cat(parts, dim=1)))
 
 
 def gaussian(size: int, std: float) -> Float[Tensor, "n n"]:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from jepa_rl.distributed import BatchNorm
 from jepa_rl.encoders.base import PictureEncoder
-from jepa_rl.encoders.conv import PatchConv, trains_in_bfloat16
+from jepa_rl.encoders.conv import PatchConv, precision_of
 from jepa_rl.registry import register_encoder
 
 
@@ -105,6 +105,4 @@ class ViTEncoder(PictureEncoder):
         return x.flatten(2).transpose(1, 2)
 
     def _precision(self, pixels: Tensor) -> torch.autocast:
-        """Context manager: bfloat16 in training, where it is fast."""
-        half = trains_in_bfloat16(self, self.project.weight.dtype, pixels.device)
-        return torch.autocast(pixels.device.type, torch.bfloat16, enabled=half)
+        return precision_of(self, self.project.weight.dtype, pixels.device)

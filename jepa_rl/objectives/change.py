@@ -85,15 +85,16 @@ class Change(Consistency):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """See ``Objective.shape``."""
         loss, found = super().shape(world, batch, unrolled, decay, generator)
-        states, rows = unrolled.states, whole_rows(batch.valid, least=1)
+        states = unrolled.states
         assert states is not None, "unroll of this objective keeps the states"
-        whole = slice(None) if rows is None else rows
         moved = unrolled.targets - states[:, :1].detach()
         spread = distributed.std(moved.flatten(0, 1)) + SMALLEST_SPREAD
         predicted = unrolled.path[:, 1:] - unrolled.path[:, :1]
         error = ((predicted - moved) / spread).square().mean(-1)
         more = {"change": weighted_mean(error, step_weights(batch, decay))}
         if self.weights["inverse_dynamics"]:
+            rows = whole_rows(batch.valid, least=1)
+            whole = slice(None) if rows is None else rows
             more["inverse_dynamics"] = self.inverse.error(states[whole], batch.actions[whole])
         total = loss + torch.stack([self.weights[name] * value for name, value in more.items()]).sum()
         return total, found | more
