@@ -15,7 +15,7 @@ from jepa_rl.agents.planners import (
     SamplingPlanner,
     TreeSearch,
 )
-from jepa_rl.agents.sb3.droq import DroQPolicy
+from jepa_rl.agents.sb3.droq import DropoutDQNPolicy, DroQPolicy
 from jepa_rl.agents.sb3.grow import Grown, grow
 from jepa_rl.agents.sb3.jepa_mpc import JEPAMPC, JEPAMPCPolicy, ResumableRun, jepa_mpc_preset
 from jepa_rl.agents.sb3.joint import JEPADQN, JEPAPPO, JEPASAC, JEPATD3, jepa_policy_kwargs
@@ -36,6 +36,7 @@ __all__ = [
     "BasePlanner",
     "CategoricalCEM",
     "DroQPolicy",
+    "DropoutDQNPolicy",
     "EvaluationCallback",
     "FlowPlanner",
     "FlowProposals",

@@ -22,7 +22,7 @@ Methods, with DQN in place of SAC where actions are discrete: ``jepa_mpc``; ``sa
 ``ppo_joint`` (``JEPAPPO``, on discrete actions alone); ``sac_latents`` (on latents of a world model that was trained
 on 10,000 frames of random play, which count, and then frozen); ``sac_grown`` (``grow`` in ten rounds, with the
 objective ``dense``); ``sac_pixels`` (Stable-Baselines3's with its CnnPolicy; SAC's as ``LeanCnnPolicy``, which learns
-the same sooner); ``sac_state`` (SAC with JEPASAC's settings and critics); ``random``.
+the same sooner); ``sac_state`` (SAC with JEPASAC's settings and critics, DQN with JEPADQN's); ``random``.
 """
 
 import csv
@@ -68,6 +68,7 @@ from jepa_rl.agents import (
     JEPAMPC,
     JEPAPPO,
     JEPASAC,
+    DropoutDQNPolicy,
     DroQPolicy,
     EvaluationCallback,
     Grown,
@@ -405,7 +406,7 @@ def agent_of(method: str, task: Task) -> tuple[type[BaseAlgorithm], Any, dict[st
             joint = {"policy_kwargs": jepa_policy_kwargs(weight=0)}
         return (JEPADQN, "CnnPolicy", joint) if discrete else (JEPASAC, "CnnPolicy", task.rhythm | joint)
     if discrete:
-        return DQN, "CnnPolicy" if method == "sac_pixels" else "MlpPolicy", dict(SHORT_DQN)
+        return DQN, "CnnPolicy" if method == "sac_pixels" else DropoutDQNPolicy, dict(SHORT_DQN)
     if method == "sac_pixels":
         return SAC, LeanCnnPolicy, task.rhythm
     return SAC, DroQPolicy, task.rhythm | SAC_SETTINGS

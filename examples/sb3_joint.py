@@ -20,7 +20,6 @@ import tyro
 from stable_baselines3.common.env_util import make_vec_env
 
 from jepa_rl.agents import JEPADQN, JEPAPPO, JEPASAC, EvaluationCallback, jepa_policy_kwargs, play_episodes
-from jepa_rl.agents.sb3.baselines import SHORT_DQN
 from jepa_rl.envs import PixelObservation
 from jepa_rl.files import remove_run
 
@@ -56,8 +55,7 @@ def make_env(env_id: str) -> gym.Env:
 def settings(algorithm: str, steps: int) -> dict[str, Any]:
     if algorithm == "ppo":
         return {"n_steps": 32, "batch_size": 256, "n_epochs": 20, "gae_lambda": 0.8, "learning_rate": 1e-3}
-    replay = {"buffer_size": steps + 1000, "learning_starts": min(1000, steps // 4)}
-    return replay | (SHORT_DQN if algorithm == "dqn" else {})
+    return {"buffer_size": steps + 1000, "learning_starts": min(1000, steps // 4)}
 
 
 def main(args: Args) -> None:

@@ -1,14 +1,14 @@
-"""SAC whose critics have dropout and layer norm."""
+"""SAC and DQN whose critics have dropout and layer norm."""
 
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from stable_baselines3 import SAC
+from stable_baselines3 import DQN, SAC
 from stable_baselines3.common.evaluation import evaluate_policy
 from torch import nn
 
-from jepa_rl.agents import DroQPolicy
+from jepa_rl.agents import JEPADQN, DropoutDQNPolicy, DroQPolicy
 from jepa_rl.agents.sb3.saved import load_agent
 
 
@@ -26,6 +26,28 @@ class Target(gym.Env):
     def step(self, action):
         reward = -abs(float(action[0]) - 0.5 * float(self.seen[0]))
         return self.seen, reward, True, False, {}
+
+
+class Choice(Target):
+    """One step: the reward is 1 for the second action where what is seen is above 0, and for the first elsewhere."""
+
+    action_space = gym.spaces.Discrete(2)
+
+    def step(self, action):
+        return self.seen, float((self.seen[0] > 0) == bool(action)), True, False, {}
+
+
+def chooser(**policy_kwargs):
+    options = {
+        "learning_starts": 50,
+        "buffer_size": 2000,
+        "learning_rate": 3e-3,
+        "gamma": 0.9,
+        "train_freq": 1,
+    }
+    options |= {"tau": 0.02, "target_update_interval": 1}
+    kwargs = {"net_arch": [32, 32]} | policy_kwargs
+    return DQN(DropoutDQNPolicy, Choice(), seed=0, device="cpu", policy_kwargs=kwargs, **options)
 
 
 def agent(**policy_kwargs):
@@ -77,9 +99,10 @@ def test_dropout_acts_in_training_alone():
 
 
 @pytest.mark.parametrize("rate", [-0.1, 1.0])
-def test_a_rate_out_of_range_is_refused(rate):
+@pytest.mark.parametrize("make", [agent, chooser])
+def test_a_rate_out_of_range_is_refused(rate, make):
     with pytest.raises(ValueError, match=r"dropout_rate must be at least 0 and below 1"):
-        agent(dropout_rate=rate)
+        make(dropout_rate=rate)
 
 
 def test_it_learns_and_comes_back_from_a_file_that_executes_nothing(tmp_path):
@@ -99,10 +122,50 @@ def test_it_learns_and_comes_back_from_a_file_that_executes_nothing(tmp_path):
     loaded.learn(60)
 
 
-def test_the_policy_alone_comes_back_from_a_file(tmp_path):
-    policy = agent(dropout_rate=0.07).policy
+def test_hidden_layers_of_a_q_network_have_dropout_and_layer_norm_in_training_alone():
+    policy = chooser(dropout_rate=0.5).policy
+    own, target = policy.q_net, policy.q_net_target
+    kinds = [nn.Linear, nn.Dropout, nn.LayerNorm, nn.ReLU] * 2 + [nn.Linear]
+    for network in (own, target):
+        assert [type(layer) for layer in network.q_net] == kinds
+        assert {layer.p for layer in network.q_net if isinstance(layer, nn.Dropout)} == {0.5}
+    assert all(torch.equal(a, b) for a, b in zip(own.parameters(), target.parameters(), strict=True))
+    learned = {id(weights) for group in policy.optimizer.param_groups for weights in group["params"]}
+    assert learned == {id(weights) for weights in own.parameters()}
+    seen = torch.rand(4, 3)
+    policy.set_training_mode(True)
+    assert not torch.equal(own(seen), own(seen)) and torch.equal(target(seen), target(seen))
+    policy.set_training_mode(False)
+    assert torch.equal(own(seen), own(seen))
+
+
+def test_dqn_learns_with_it_and_comes_back_from_a_file_that_executes_nothing(tmp_path):
+    model = chooser(dropout_rate=0.03)
+    before = evaluate_policy(model, Choice(), 200, warn=False)[0]
+    model.learn(800)
+    after = evaluate_policy(model, Choice(), 200, warn=False)[0]
+    assert after > 0.9 > 0.7 > before, (before, after)
+    model.save(tmp_path / "agent")
+    loaded = load_agent(DQN, tmp_path / "agent", device="cpu")
+    assert isinstance(loaded.policy, DropoutDQNPolicy) and loaded.policy.dropout_rate == 0.03
+    seen = np.random.default_rng(0).uniform(-1, 1, (50, 3)).astype(np.float32)
+    assert np.array_equal(
+        model.predict(seen, deterministic=True)[0], loaded.predict(seen, deterministic=True)[0]
+    )
+    loaded.set_env(Choice())
+    loaded.learn(60)
+
+
+def test_cnn_policy_of_jepadqn_is_the_one_with_dropout():
+    assert JEPADQN.policy_aliases["CnnPolicy"] is DropoutDQNPolicy
+    assert DQN.policy_aliases["CnnPolicy"] is not DropoutDQNPolicy
+
+
+@pytest.mark.parametrize("make", [agent, chooser])
+def test_the_policy_alone_comes_back_from_a_file(tmp_path, make):
+    policy = make(dropout_rate=0.07).policy
     policy.save(tmp_path / "policy")
-    loaded = DroQPolicy.load(tmp_path / "policy", device="cpu")
+    loaded = type(policy).load(tmp_path / "policy", device="cpu")
     assert loaded.dropout_rate == 0.07
     assert all(
         torch.equal(mine, theirs)

@@ -20,11 +20,10 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
-from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
-from jepa_rl.agents.sb3.baselines import SHORT_DQN
-from jepa_rl.agents.sb3.droq import DroQPolicy
+from jepa_rl.agents.sb3.baselines import FALLING, SHORT_DQN
+from jepa_rl.agents.sb3.droq import DropoutDQNPolicy, DroQPolicy
 from jepa_rl.agents.sb3.joint.base import Joint, JointOffPolicy
 from jepa_rl.agents.sb3.joint.buffers import JEPARolloutBuffer, ScaledRewards
 
@@ -33,7 +32,6 @@ REPLAY_SETTINGS = {
     "replay_buffer_kwargs", "train_freq",
 }  # fmt: skip
 
-FALLING = LinearSchedule(1e-3, 1e-4, 1.0)  # pays in the last third of some ten thousand updates
 # Of TD3 and SAC: the target networks follow soon, and values travel over two steps; over five, what the replay's older
 # policies did holds even SAC from the true state of the swing-up at 540 of 860.
 FEW_UPDATES: dict[str, Any] = {
@@ -89,15 +87,22 @@ class JEPATD3(JointOffPolicy, TD3):
 
 
 class JEPADQN(JointOffPolicy, DQN):
-    """DQN from pixels; as ``JEPASAC``. Its other defaults are ``SHORT_DQN``, for runs of some ten thousand steps."""
+    """DQN from pixels; as ``JEPASAC``. ``"CnnPolicy"`` is ``DropoutDQNPolicy``, the defaults are ``SHORT_DQN``."""
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = DQN.policy_aliases | {
+        "CnnPolicy": DropoutDQNPolicy
+    }
 
     def __init__(
-        self, policy: Any, env: GymEnv | str | None, *args: Any, buffer_size: int = 100_000, **settings: Any
+        self,
+        policy: Any,
+        env: GymEnv | str | None,
+        learning_rate: float | Schedule = FALLING,
+        buffer_size: int = 100_000,
+        **settings: Any,
     ) -> None:
-        positional = {"learning_rate"} if args else set()
-        defaults = {name: value for name, value in SHORT_DQN.items() if name not in positional}
-        own = {"buffer_size": buffer_size, "n_steps": 5}
-        super().__init__(policy, env, *args, **defaults | own | settings)
+        own = {"learning_rate": learning_rate, "buffer_size": buffer_size}
+        super().__init__(policy, env, **SHORT_DQN | own | settings)
 
 
 class JEPAPPO(Joint, PPO):

@@ -12,7 +12,7 @@ import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.type_aliases import GymEnv
 
-from jepa_rl.agents.sb3.droq import DroQPolicy
+from jepa_rl.agents.sb3.droq import DropoutDQNPolicy, DroQPolicy
 from jepa_rl.agents.sb3.saved.pickles import PickleError, read_pickle
 from jepa_rl.agents.sb3.saved.rebuild import Rebuild, name_of
 from jepa_rl.agents.sb3.saved.zip_file import SavedZip
@@ -149,7 +149,8 @@ def known_settings(
             f"{name} has settings that no agent saves: {foreign}. Pass the environment with env=; if you trust who "
             "wrote the file, load it with trust=True, which can execute anything in it"
         )
-    known = (*algorithm.policy_aliases.values(), *getattr(algorithm, "known_classes", ()), DroQPolicy)
+    ours = (*getattr(algorithm, "known_classes", ()), DroQPolicy, DropoutDQNPolicy)
+    known = (*algorithm.policy_aliases.values(), *ours)
     pickled = {key: value for key, value in settings.items() if key not in given and is_pickled(value)}
     found, unknown = rebuilt(pickled, known)
     if unknown:
