@@ -164,6 +164,7 @@ TASKS = {
     "finger-spin": Task("dmc/finger-spin-v0", 2),
     "walker-walk": Task("dmc/walker-walk-v0", 2),
     "CartPole-v1": Task("CartPole-v1", 1, frames=50_000, length=500),
+    "Pendulum-v1": Task("Pendulum-v1", 1, frames=20_000, length=200),
     "cartpole-swingup-fast": replace(SWINGUP, fast=True),
     "reacher-easy-fast": replace(REACHER, fast=True),
 }

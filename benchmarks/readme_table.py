@@ -291,11 +291,18 @@ def latents_that_pay(r: dict[str, Any]) -> list[Row]:
         last = {name: [curve[-1] for curve in own.values()] for name, own in r["frozen_curves"].items()}
         rows.append(
             (
-                "cartpole-swingup, SAC on the frozen latents of `dense` on that broad data, 100,000 frames more, three "
-                "training seeds: `DroQPolicy` / Stable-Baselines3's own policy, the same settings",
+                f"cartpole-swingup, SAC on the frozen latents of `{r['frozen_objective']}` on that broad data, 100,000 "
+                "frames more, three training seeds: `DroQPolicy` / Stable-Baselines3's own policy, the same settings",
                 " / ".join(
                     ", ".join(f"{value:.0f}" for value in last[name]) for name in ("DroQPolicy", "MlpPolicy")
                 ),
+            )
+        )
+    if returns := r.get("cartpole", {}).get("ppo_frozen"):
+        rows.append(
+            (
+                "CartPole-v1, PPO on frozen latents, trained as in the README, 50,000 steps, three training seeds",
+                ", ".join(f"{value:.0f}" for value in returns),
             )
         )
     if "fps_ratio" in r:
@@ -326,7 +333,11 @@ def latents_that_pay(r: dict[str, Any]) -> list[Row]:
 
 def probed(r: dict[str, Any]) -> list[Row]:
     settings, found = r["settings"], r["objectives"]
-    names = {"dense": "`dense`", "lewm": "`lewm`", "laptop": "the preset's", "supervised": "supervision"}
+    names = {"laptop": "the preset's", "supervised": "supervision"}
+    names = {
+        name: names.get(name, f"`{name}`")
+        for name in (*[n for n in found if n != "supervised"], "supervised")
+    }
     rows = []
     for key, where in (("r2", "held-out episodes"), ("late_r2", "the last ten of them")):
         values = " / ".join(", ".join(f"{value:.2f}" for value in found[name][key]) for name in names)

@@ -563,8 +563,10 @@ def test_parts_of_latents_that_pay_are_collected(benchmarks, monkeypatch, tmp_pa
         "probe": {"probe_r2": [0.9], "settings": {"updates": 1500}},
         "frozen": {
             "frozen_curves": {"DroQPolicy": {"51": [1.0, 7.0]}, "MlpPolicy": {"51": [1.0, 3.0]}},
+            "frozen_objective": "change",
             "settings": {"seed": 41},
         },
+        "readme": {"ppo_curves": {"61": [9.0, 400.0]}, "settings": {"steps": 50_000}},
     }
     for name, part in parts.items():
         (tmp_path / f"{name}.json").write_text(json.dumps(made | part))
@@ -582,7 +584,7 @@ def test_parts_of_latents_that_pay_are_collected(benchmarks, monkeypatch, tmp_pa
     assert found["fps_ratio"] == 4.0 and found["probe_r2"] == [0.9] and found["settings"] == {"updates": 1500}
     assert found["dream"] == {"steps_per_second": 7.0, "return_ratio": 0.5}
     assert found["ratio_to_state"] == {"cartpole-swingup": 0.5, "cartpole-swingup-fast": 0.75}
-    assert found["cartpole"] == {"dqn_joint": [100.0], "ppo_joint": [200.0]}
+    assert found["cartpole"] == {"dqn_joint": [100.0], "ppo_joint": [200.0], "ppo_frozen": [400.0]}
     assert found["not_recorded"] == []
     (tmp_path / "probe.json").unlink()
     import readme_table
@@ -590,4 +592,4 @@ def test_parts_of_latents_that_pay_are_collected(benchmarks, monkeypatch, tmp_pa
     rows = readme_table.latents_that_pay(latents_that_pay.collect_parts(tmp_path) | {
         "frames_per_second": {"joint": 60.0, "cnn": 15.0}, "dream": {"steps_per_second": 7.0},
     })  # fmt: skip
-    assert len(rows) == 3 and rows[0][1] == "7 / 3"
+    assert len(rows) == 4 and rows[0][1] == "7 / 3"
