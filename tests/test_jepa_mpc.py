@@ -209,7 +209,7 @@ def test_shifted_pictures_are_crops_of_the_padded_ones():
 
 def test_learns_to_walk_to_the_goal():
     agent = tiny(Goal1D(), gamma=0.9)
-    agent.learn(700)
+    agent.learn(1200)  # after 700 the outcome still hangs on how a processor rounds
     returns = mean_return(agent, Goal1D, 10)
     assert returns > -2.0  # the best are about -0.6, random ones about -9
     action, _ = agent.predict(np.array([1.0], np.float32), deterministic=True)
