@@ -333,11 +333,9 @@ def latents_that_pay(r: dict[str, Any]) -> list[Row]:
 
 def probed(r: dict[str, Any]) -> list[Row]:
     settings, found = r["settings"], r["objectives"]
-    names = {"laptop": "the preset's", "supervised": "supervision"}
-    names = {
-        name: names.get(name, f"`{name}`")
-        for name in (*[n for n in found if n != "supervised"], "supervised")
-    }
+    known = {"laptop": "the preset's", "supervised": "supervision"}
+    last = sorted(found, key=lambda name: name == "supervised")
+    names = {name: known.get(name, f"`{name}`") for name in last}
     rows = []
     for key, where in (("r2", "held-out episodes"), ("late_r2", "the last ten of them")):
         values = " / ".join(", ".join(f"{value:.2f}" for value in found[name][key]) for name in names)
