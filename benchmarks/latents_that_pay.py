@@ -57,6 +57,7 @@ from _record import (
 )
 from dmc_pixels import EVALUATION_SEED, TASKS, learning_of, make_latents, make_pixels
 from stable_baselines3 import PPO, SAC
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.monitor import Monitor
 from torch import nn
 
@@ -217,9 +218,7 @@ def frozen(args: Args) -> dict[str, Any]:
     for seed in args.frozen_seeds[: 1 if args.quick else None]:
         for name, policy in POLICIES.items():
             path = args.out / "frozen" / f"{name}_{seed}.json"
-            path.unlink(missing_ok=True)
             every, episodes = (400, 1) if args.quick else (10_000 // task.repeat, 10)
-            curve = EvaluationCallback(make, every, episodes, EVALUATION_SEED, path)
             agent = SAC(
                 policy,
                 Monitor(make()),
@@ -228,9 +227,9 @@ def frozen(args: Args) -> dict[str, Any]:
                 device="cpu",
                 **FROZEN | {"buffer_size": args.decisions},
             )
-            agent.learn(args.decisions, callback=[curve, LearningProgress("SAC", "decision")])
+            curve = EvaluationCallback(make, every, episodes, EVALUATION_SEED, path)
+            curves[name][seed] = learned_curve(agent, args.decisions, curve, "decision")
             told = learning_of(agent)
-            curves[name][seed] = [float(np.mean(entry["returns"])) for entry in json.loads(path.read_text())]
             print(name, seed, np.round(curves[name][seed]).tolist(), flush=True)
     return {
         "frozen_return": float(np.mean([curve[-1] for curve in curves["DroQPolicy"].values()])),
@@ -238,6 +237,12 @@ def frozen(args: Args) -> dict[str, Any]:
         "frozen_objective": CHOSEN,
         "settings": {"data_seed": args.data_seed, "seed": args.seed, "decisions": args.decisions, "agent": told},
     }  # fmt: skip
+
+
+def learned_curve(agent: BaseAlgorithm, steps: int, curve: EvaluationCallback, unit: str) -> list[float]:
+    """Mean return of each evaluation of ``curve`` while the agent learns, the first before training."""
+    agent.learn(steps, callback=[curve, LearningProgress(type(agent).__name__, unit)])
+    return [float(np.mean(entry["returns"])) for entry in curve.results]
 
 
 def speed(args: Args) -> dict[str, Any]:
@@ -357,12 +362,10 @@ def readme(args: Args) -> dict[str, Any]:
     for seed in args.readme_seeds[: 1 if args.quick else None]:
         out = args.out / "readme" / str(seed)
         world = learn_world_model("CartPole-v1", out, seed=seed, progress=False, **short)
-        make, path = partial(wrap, "CartPole-v1", world), out / "curve.json"
-        path.unlink(missing_ok=True)
-        curve = EvaluationCallback(make, every, episodes, EVALUATION_SEED, path)
+        make = partial(wrap, "CartPole-v1", world)
+        curve = EvaluationCallback(make, every, episodes, EVALUATION_SEED, out / "curve.json")
         agent = PPO("MlpPolicy", make(), seed=seed, device="cpu")
-        agent.learn(steps, callback=[curve, LearningProgress("PPO", "step")])
-        curves[seed] = [float(np.mean(entry["returns"])) for entry in json.loads(path.read_text())]
+        curves[seed] = learned_curve(agent, steps, curve, "step")
         print("PPO on frozen latents", seed, np.round(curves[seed]).tolist(), flush=True)
     return {"ppo_curves": curves, "settings": {"steps": steps}}
 
