@@ -18,7 +18,7 @@ from jepa_rl.envs.collect import collect
 from jepa_rl.envs.policies import SmoothRandomPolicy
 from jepa_rl.envs.wrappers.pixels import PixelObservation
 from jepa_rl.files import open_run, write_atomic
-from jepa_rl.presets import preset
+from jepa_rl.presets import preset as world_preset
 from jepa_rl.spaces import env_spaces, pixel_space, world_spec
 from jepa_rl.training.loop import fit
 from jepa_rl.training.refine import REFINE, refine_dynamics
@@ -35,19 +35,20 @@ def learn_world_model(
     *,
     frames: int = 3,
     block: int = 1,
+    preset: str = "agent",
     steps: int = 20_000,
-    updates: int = 2_000,
+    updates: int | None = None,
     refine_updates: int = 2_000,
     seed: int = 0,
     resume: bool = True,
     progress: bool = True,
 ) -> WorldModel:
-    """Collects random play, trains the ``laptop`` preset on it, then the dynamics alone; no reward, no labels.
+    """Collects random play, trains a preset on it, then the dynamics alone; no reward, no labels.
 
     The defaults suit what feeds an agent: three pictures, since one shows no speeds, and a latent step for each
-    environment step. For planning far ahead where nothing has a speed, ``frames=1, block=5``. A call that was stopped
-    goes on where it stopped; one that had finished returns its model at once. The steps are those of ``collect``,
-    ``preset``, ``fit`` and ``refine_dynamics``: call these where you need other settings.
+    environment step. For planning far ahead where nothing has a speed, ``frames=1, block=5, preset="laptop"``. A call
+    that was stopped goes on where it stopped; one that had finished returns its model at once. The steps are those of
+    ``collect``, ``preset``, ``fit`` and ``refine_dynamics``: call these where you need other settings.
 
     Args:
         env: an environment that shows pictures or renders them (``render_mode="rgb_array"``), or its id. Its episodes
@@ -58,8 +59,9 @@ def learn_world_model(
             after a change inside it pass ``resume=False`` or another folder.
         frames: pictures in an observation.
         block: environment steps in a latent step.
+        preset: name in ``WORLD_PRESETS``.
         steps: environment steps of random play.
-        updates: of encoder and dynamics together.
+        updates: of encoder and dynamics together; None: as many as the preset says.
         refine_updates: of the dynamics alone, on latents of the frozen encoder; 0 leaves that out.
         seed: of everything that is drawn.
         resume: go on with the run in ``out``; False deletes it first.
@@ -69,8 +71,8 @@ def learn_world_model(
         The world model, in evaluation mode.
 
     Raises:
-        ValueError: ``out`` holds a run with other settings; random play gave a single episode; and as
-            ``PixelObservation``, ``collect`` and ``WindowSampler``.
+        ValueError: ``out`` holds a run with other settings; random play gave a single episode; there is no preset of
+            that name; and as ``PixelObservation``, ``collect`` and ``WindowSampler``.
 
     Warns:
         UserWarning: the last evaluation on held-out episodes (a tenth of them) found a collapse.
@@ -81,16 +83,21 @@ def learn_world_model(
     with env if made else nullcontext():
         shown = env if _shows_stacked_pictures(env) else PixelObservation(env, size=64, frames=frames)
         spec = world_spec(shown, block)
+        config, training, window = world_preset(preset, spec)
+        training = replace(training, steps=training.steps if updates is None else updates, seed=seed)
         settings = {
             "source": spec.source,
             "environment": type(shown.unwrapped).__qualname__,  # one that is not registered has no source
             "actions": str(env.action_space),
             "frames": spec.frames,
             "block": block,
+            "preset": preset,
             "steps": steps,
             "seed": seed,
+            "updates": training.steps,
+            "refine_updates": refine_updates,
         }
-        open_run(out, settings | {"updates": updates, "refine_updates": refine_updates}, resume=resume)
+        open_run(out, settings, resume=resume)
         store = _random_play(shown, out / "episodes", steps, seed, progress)
     if len(store) < 2:
         raise ValueError(
@@ -98,8 +105,6 @@ def learn_world_model(
             "environment a time limit (gymnasium.wrappers.TimeLimit), or collect more steps; then pass resume=False"
         )
     train, held_out = store.split(0.1, seed=seed)
-    config, training, window = preset("laptop", spec)
-    training = replace(training, steps=updates, seed=seed)
     torch.manual_seed(seed)
     model = WorldModel(config)
     evaluate = world_model_evaluation(WindowSampler(held_out, window, block), seed=seed)
@@ -119,7 +124,7 @@ def learn_world_model(
     }
     write_atomic(out / "results.json", json.dumps(found, indent=2).encode())
     for step, alarm in trained.alarms:
-        if step == updates:
+        if step == training.steps:
             warnings.warn(f"the world model in {out} is of little use: {alarm}", stacklevel=2)
     return model
 

@@ -69,6 +69,7 @@ def find_model(args: Args) -> tuple[WorldModel, str]:
             return model, str(path)
     command = [sys.executable, str(Path(__file__).with_name("train_world_model.py")), "--no-resume"]
     command += ["--env-id", args.env_id, "--frames", str(args.frames), "--block", str(args.block)]
+    command += ["--preset", "laptop"]  # made for planning
     command += ["--out", str(args.out / "world_model")] + ["--quick"] * args.quick
     print(" ".join(command))
     subprocess.run(command, check=True)

@@ -1,8 +1,9 @@
-"""Train a world model of any environment on random play: no rewards, no labels.
+r"""Train a world model of any environment on random play: no rewards, no labels.
 
     python examples/train_world_model.py
     torchrun --nproc-per-node 2 examples/train_world_model.py
-    python examples/train_world_model.py --env-id jepa_rl/TwoRooms-v0 --frames 1 --block 5 --out runs/two_rooms
+    python examples/train_world_model.py --preset laptop --frames 1 --block 5 \
+        --env-id jepa_rl/TwoRooms-v0 --out runs/two_rooms
 
 The defaults suit what feeds an agent: three pictures, since one shows no speeds, and a latent step for each of its
 decisions. The second line trains with two processes (docs/scale.md). The third suits planning far ahead where nothing
@@ -49,9 +50,10 @@ class Args:
     """Environment steps in one latent step; 1 for an agent that decides at every step, more for planning far ahead."""
     steps: int = 20_000
     """Environment steps of random play."""
-    updates: int = 2_000
-    preset: str = "laptop"
-    """laptop, or base for a GPU."""
+    updates: int | None = None
+    """None: as many as the preset says."""
+    preset: str = "agent"
+    """agent for what feeds an agent, laptop for planning far ahead, base for a GPU."""
     extras: tuple[str, ...] = ("position",)
     """Entries of info that colour the latent map, where the environment has them."""
     device: str = "cpu"
@@ -97,7 +99,9 @@ def main(args: Args) -> None:
 
     # A world model that predicts latents from latents and actions.
     model_config, train_config, window = preset(args.preset, store.spec.with_block(args.block))
-    train_config = replace(train_config, steps=args.updates, seed=args.seed)
+    train_config = replace(train_config, seed=args.seed)
+    if args.updates is not None:
+        train_config = replace(train_config, steps=args.updates)
     if args.quick:
         train_config = replace(train_config, steps=20, batch_size=16, log_every=5, evaluate_every=10)
     torch.manual_seed(args.seed)

@@ -37,6 +37,23 @@ def laptop(spec: WorldSpec) -> Preset:
     return Preset(model, TrainConfig(steps=4500, batch_size=128, learning_rate=1e-3), steps=3)
 
 
+def agent(spec: WorldSpec) -> Preset:
+    """What feeds an agent, on two processor cores: one small net reads every stacked picture, and the objective is
+    ``change``, which asks for what moves and for what actions move. For planning far ahead, from pictures that stand
+    still, ``laptop`` is better: docs/lab-notes/joint.md."""
+    model = WorldModelConfig(
+        spec,
+        latent_dim=64,
+        encoder="frames",
+        encoder_options={"widths": (16, 16, 32)},
+        dynamics="mlp",
+        dynamics_options={"width": 192, "depth": 2},
+        objective="change",
+        objective_options={"inverse_states": 3},
+    )
+    return Preset(model, TrainConfig(steps=5000, batch_size=128, learning_rate=1e-3), steps=3)
+
+
 def base(spec: WorldSpec) -> Preset:
     """One GPU: the sizes of LeWorldModel (Maes et al. 2026, arXiv:2603.19312), a ViT of width 192 and a causal
     transformer, with its optimiser. Not tuned here."""
@@ -62,7 +79,7 @@ def base(spec: WorldSpec) -> Preset:
     return Preset(model, train, steps=4)
 
 
-WORLD_PRESETS: dict[str, Callable[[WorldSpec], Preset]] = {"laptop": laptop, "base": base}
+WORLD_PRESETS: dict[str, Callable[[WorldSpec], Preset]] = {"laptop": laptop, "agent": agent, "base": base}
 
 
 def preset(name: str, spec: WorldSpec) -> Preset:

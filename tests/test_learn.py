@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import ClassVar
 
 import gymnasium as gym
@@ -9,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from jepa_rl import EpisodeStore, WorldModel
+from jepa_rl import WORLD_PRESETS, EpisodeStore, WorldModel
 from jepa_rl.envs import PixelObservation, TwoRoomsEnv, learn_world_model, wrap
+from jepa_rl.files import read_json
 from jepa_rl.report import read_run
 
 FEW = {"steps": 60, "updates": 2, "refine_updates": 2, "progress": False}
@@ -47,7 +49,7 @@ def bar(steps: int = 20) -> gym.Env:
 @pytest.fixture(scope="module")
 def learned(tmp_path_factory):
     out = tmp_path_factory.mktemp("learned") / "run"
-    with pytest.warns(UserWarning, match="is of little use: the prediction ignores the actions"):
+    with pytest.warns(UserWarning, match="is of little use: collapse: 64 of 64 latent dimensions"):
         model = learn_world_model(bar(), out, **FEW)
     return model, out
 
@@ -106,6 +108,25 @@ def test_pictures_that_are_stacked_already_stay_as_they_are(tmp_path):
     env = gym.wrappers.TimeLimit(env, 30)
     model = learn_world_model(env, tmp_path / "run", block=5, **FEW | {"refine_updates": 0})
     assert model.spec.pixels == (4, 32, 32) and model.spec.frames == 2 and model.spec.block == 5
+
+
+def test_a_preset_is_chosen_by_name_and_says_how_long_it_trains(learned, tmp_path, monkeypatch):
+    assert learned[0].config.objective == "change" and learned[0].config.encoder == "frames"
+    few = {"steps": 60, "refine_updates": 0, "progress": False, "frames": 1, "block": 5}
+    short = WORLD_PRESETS["laptop"]
+    monkeypatch.setitem(
+        WORLD_PRESETS,
+        "laptop",
+        lambda spec: short(spec)._replace(train=replace(short(spec).train, steps=3)),
+    )
+    model = learn_world_model(bar(), tmp_path / "run", preset="laptop", **few)
+    assert model.config.objective == "jepa" and model.config.encoder == "conv"
+    assert read_json(tmp_path / "run/args.json")["updates"] == 3
+    with pytest.raises(ValueError, match=r"'preset': 'laptop'"):
+        learn_world_model(bar(), tmp_path / "run", **few | {"updates": 3})
+    with pytest.raises(ValueError, match=r"no preset 'desktop'; choose one of .*'agent'"):
+        learn_world_model(bar(), tmp_path / "other", preset="desktop", **few)
+    assert not (tmp_path / "other").exists()
 
 
 def test_an_environment_without_an_end_is_refused_in_words(tmp_path):

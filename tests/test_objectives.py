@@ -21,6 +21,7 @@ from jepa_rl.objectives import (
     variance,
 )
 from jepa_rl.objectives.base import SharedStatistics
+from jepa_rl.objectives.inverse import ActionReader
 from jepa_rl.objectives.terms import CharacteristicFunction
 from jepa_rl.testing import ObjectiveContract
 from jepa_rl.training import descend
@@ -292,6 +293,31 @@ def test_changes_count_in_units_of_their_spread():
     unrolled = Unrolled(path, states[:, 1:], states[:, 1], batch.observations, states)
     total, found = world.objective.shape(world, batch, unrolled, 1.0)
     assert total.item() == found["change"].item() == pytest.approx(0.25, rel=0.02)
+
+
+def test_an_action_that_sets_a_speed_is_read_from_three_states():
+    """``x`` moves by the speed that it had, and the action changes the speed: the second difference of ``x``."""
+    spec = WorldSpec((1, 16, 16), 1, ActionSpec("discrete", 2))
+    generator = seeded()
+    pushes = torch.randint(2, (512, 4), generator=generator)
+    speeds = torch.cat([torch.randn(512, 1, generator=generator), 2.0 * pushes - 1], dim=1).cumsum(1)
+    places = torch.cat([torch.randn(512, 1, generator=generator), speeds[:, :-1]], dim=1).cumsum(1)[..., None]
+    actions, error = torch.nn.functional.one_hot(pushes, 2).float(), {}
+    for states in (2, 3):
+        torch.manual_seed(0)
+        reader = ActionReader(1, spec, states, width=32)
+        optimizer = torch.optim.AdamW(reader.parameters(), lr=1e-2)
+        for _ in range(200):
+            found = reader.error(places, actions)
+            descend(found, [optimizer], reader.parameters(), 1.0)
+        error[states] = found.item()
+    assert error[3] < 0.1 and error[2] > 0.5, error
+    with pytest.raises(
+        ValueError, match=r"inverse_states=3 needs windows of 2 steps or more, got 1.*inverse_states=2"
+    ):
+        reader.error(places[:, :2], actions[:, :1])
+    with pytest.raises(ValueError, match="two states or more, got inverse_states=1"):
+        world_of("change", latent_dim=2, inverse_states=1)
 
 
 class TestDense(ObjectiveContract):

@@ -13,6 +13,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from jepa_rl import (
+    WORLD_PRESETS,
     EpisodeStore,
     TrainConfig,
     WindowSampler,
@@ -282,7 +283,7 @@ def test_settings_that_make_no_sense(wrong):
 
 
 def test_presets(store):
-    for name in ("laptop", "base"):
+    for name in WORLD_PRESETS:
         model, config, steps = preset(name, store.spec)
         assert isinstance(WorldModel(model), WorldModel) and config.steps > 0 and steps > 0
     with pytest.raises(ValueError, match="laptop"):

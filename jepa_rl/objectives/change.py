@@ -40,10 +40,12 @@ class Change(Consistency):
     Args:
         latent_dim, spec: the world model's.
         change, inverse_dynamics: weights of the new terms.
+        inverse_states: successive states from which an action is read, see ``ActionReader``.
         options: of ``Consistency``.
 
     Raises:
-        ValueError: for a weight below 0, and as ``Consistency``.
+        ValueError: for a weight below 0, fewer than two ``inverse_states`` or windows that are shorter; and as
+            ``Consistency``.
     """
 
     def __init__(
@@ -52,13 +54,14 @@ class Change(Consistency):
         spec: WorldSpec,
         change: float = 1.0,
         inverse_dynamics: float = 4.0,
+        inverse_states: int = 2,
         **options: Any,
     ) -> None:
         super().__init__(**options)
         check_not_negative(change=change, inverse_dynamics=inverse_dynamics)
         self.weights |= {"change": change, "inverse_dynamics": inverse_dynamics}
         if inverse_dynamics:
-            self.inverse = ActionReader(latent_dim, spec)
+            self.inverse = ActionReader(latent_dim, spec, inverse_states)
 
     def unroll(self, world: World, batch: Batch, generator: torch.Generator | None = None) -> Unrolled:
         """See ``Objective.unroll``. All states of a window are shifted alike; ``batch.future`` is shifted by itself."""

@@ -16,16 +16,33 @@ class ActionReader(nn.Sequential):
     Args:
         latent_dim: width of the latents.
         spec: the world model's; its actions are the output, logits for choices.
+        states: successive latents that it reads, the action standing between the first two. An action that sets a
+            speed is seen in the place one step later (CartPole's Euler steps): three.
         width: hidden units.
+
+    Raises:
+        ValueError: for fewer than two states.
     """
 
-    def __init__(self, latent_dim: int, spec: WorldSpec, width: int = 256) -> None:
-        super().__init__(nn.Linear(2 * latent_dim, width), nn.SiLU(), nn.Linear(width, spec.action_dim))
-        self.groups = spec.action.groups * spec.block
+    def __init__(self, latent_dim: int, spec: WorldSpec, states: int = 2, width: int = 256) -> None:
+        if states < 2:
+            raise ValueError(f"an action lies between two states or more, got inverse_states={states}")
+        super().__init__(nn.Linear(states * latent_dim, width), nn.SiLU(), nn.Linear(width, spec.action_dim))
+        self.groups, self.states = spec.action.groups * spec.block, states
 
     def error(self, z: Float[Tensor, "b t d"], actions: Float[Tensor, "b h a"]) -> Float[Tensor, ""]:
-        """Mean error of the actions between successive latents: squared, or a cross-entropy for each choice."""
-        read: Tensor = self(torch.cat([z[:, :-1], z[:, 1:]], dim=-1))
+        """Mean error of the actions between successive latents: squared, or a cross-entropy for each choice.
+
+        Raises:
+            ValueError: if a window has fewer latents than are read.
+        """
+        if z.shape[1] < self.states:
+            raise ValueError(
+                f"inverse_states={self.states} needs windows of {self.states - 1} steps or more, got "
+                f"{z.shape[1] - 1}; lengthen the windows, or set inverse_states={z.shape[1]}"
+            )
+        actions = actions[:, : z.shape[1] - self.states + 1]
+        read: Tensor = self(z.unfold(1, self.states, 1).movedim(-1, 2).flatten(2))
         if not self.groups:
             return terms.inverse_dynamics(read, actions)
         parts = zip(read.split(self.groups, -1), actions.split(self.groups, -1), strict=True)
