@@ -59,7 +59,6 @@ from stable_baselines3 import DQN, PPO, SAC
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
-from stable_baselines3.common.utils import LinearSchedule
 
 import jepa_rl.envs
 from jepa_rl import EpisodeStore, WindowSampler, WorldModel, fit, preset
@@ -95,12 +94,10 @@ RECORDS = ROOT / "benchmarks/results/dmc_pixels"
 # Of the first evaluation episode; training draws its seeds of 31 bits from the run's own.
 EVALUATION_SEED = 3_000_000
 RANDOM_FRAMES = 10_000  # of random play for the frozen world model
-# RL Baselines3 Zoo's for CartPole-v1 from state.
 PPO_ENVS = 8
 PPO_SETTINGS: dict[str, Any] = {
-    "n_steps": 32, "batch_size": 256, "n_epochs": 20, "gae_lambda": 0.8, "ent_coef": 0.0,
-    "learning_rate": LinearSchedule(1e-3, 0.0, 1.0), "clip_range": LinearSchedule(0.2, 0.0, 1.0),
-}  # fmt: skip
+    "n_steps": 2048 // PPO_ENVS
+}  # rollouts as long as Stable-Baselines3's from one
 QUICK = {"frames": 600, "evaluate_every": 300, "episodes": 2}
 METHODS = (
     "jepa_mpc", "sac_joint", "sac_drq", "ppo_joint", "sac_latents", "sac_grown", "sac_pixels", "sac_state",

@@ -4,8 +4,7 @@
     python examples/sb3_joint.py --env-id Pendulum-v1 --algorithm sac
 
 Writes runs/sb3_joint/: results.json, agent.zip, world.safetensors and TensorBoard events. ``--weight 0`` leaves the
-world model out. These agents do not reach yet what JEPAMPC does (docs/lab-notes/joint.md). Every run starts from the
-beginning and overwrites an earlier one.
+world model out. Every run starts from the beginning and overwrites an earlier one.
 """
 
 import json
@@ -54,7 +53,7 @@ def make_env(env_id: str) -> gym.Env:
 
 def settings(algorithm: str, steps: int) -> dict[str, Any]:
     if algorithm == "ppo":
-        return {"n_steps": 32, "batch_size": 256, "n_epochs": 20, "gae_lambda": 0.8, "learning_rate": 1e-3}
+        return {"n_steps": 256}
     return {"buffer_size": steps + 1000, "learning_starts": min(1000, steps // 4)}
 
 

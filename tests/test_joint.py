@@ -140,7 +140,11 @@ def test_the_objective_moves_no_weight_of_the_agent(name):
     """In its first update the agent sees the same latents, whatever the objective's weight is."""
     found = []
     for weight in (1e-6, 50.0):
-        once = {"n_epochs": 1, "batch_size": 32} if name == "ppo" else {"learning_starts": 10_000}
+        once = (
+            {"n_epochs": 1, "batch_size": 32, "encoder_epochs": 1}
+            if name == "ppo"
+            else {"learning_starts": 10_000}
+        )
         agent = tiny(name, joint={"weight": weight}, **once)
         agent.learn(32)
         if name != "ppo":
@@ -484,6 +488,43 @@ def test_windows_of_a_rollout_end_with_their_episode_and_with_the_rollout():
     shown = batch.pixels[:, :, 0, 0, 0].numpy()
     for row in range(24):
         np.testing.assert_array_equal(shown[row], t[row] + np.minimum(np.arange(4), expected[row]))
+
+
+@pytest.mark.parametrize("discrete", [True, False])
+def test_ppos_epochs_read_what_was_acted_on(discrete):
+    """The ratio of probabilities is then 1 before the policy learns, whatever happened to the encoder before."""
+    agent = tiny("ppo", env=make_vec_env(lambda: Dot(discrete=discrete), 2), n_steps=8)
+    for learned in (0, 16):
+        agent.learn(learned)
+        buffer, before = agent.rollout_buffer, weights(agent.joint.world)
+        _, callback = agent._setup_learn(16)
+        agent.collect_rollouts(agent.env, callback, buffer, 8)
+        for rows in buffer.get(5):
+            actions = rows.actions.long().flatten() if discrete else rows.actions
+            _, found, _ = agent.policy.evaluate_actions(rows.observations, actions)
+            torch.testing.assert_close(found, rows.old_log_prob, rtol=1e-4, atol=1e-5)
+        assert not moved(before, agent.joint.world)
+
+
+def test_the_policy_is_kept_while_its_encoder_learns():
+    """A strong objective moves the latents; with ``clone`` the policy follows them."""
+    kept = {}
+    for clone in (0.0, 30.0):
+        agent = tiny(
+            "ppo", joint={"weight": 50.0}, n_steps=64, learning_rate=3e-3, encoder_epochs=30, clone=clone
+        )
+        agent.learn(64)
+        buffer = agent.rollout_buffer
+        with torch.no_grad():
+            means = [
+                agent.policy.get_distribution(z).distribution.mean
+                for z in (
+                    buffer.acted.flatten(0, 1),
+                    agent.joint.acting(torch.from_numpy(buffer.observations[:, 0])),
+                )
+            ]
+        kept[clone] = (means[0] - means[1]).square().mean().item()
+    assert kept[30.0] < 0.3 * kept[0.0], kept
 
 
 def test_callbacks_wrappers_and_files_of_stable_baselines3_work(tmp_path):

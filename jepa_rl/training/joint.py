@@ -41,7 +41,8 @@ class JointConfig:
         scale_rewards: whether rewards are divided by the standard deviation of their discounted sums (``ReturnScale``),
             unless a ``VecNormalize`` scales them. The agent's loss and the objective are then of one size, whatever
             the environment pays.
-        encoder_rate: learning rate of encoder, dynamics and reward head, relative to the agent's.
+        encoder_rate: learning rate of encoder, dynamics and reward head, relative to the agent's. None: 1, of JEPAPPO,
+            whose own is lower, 2.
         max_grad_norm: largest norm of their gradient.
         latent_dim: width of the latents, and of what the agent reads.
         world: further fields of ``WorldModelConfig``: encoder, dynamics and objective by name and options. Random
@@ -57,7 +58,7 @@ class JointConfig:
     steps: int = 3
     decay: float = 0.5
     scale_rewards: bool = True
-    encoder_rate: float = 1.0
+    encoder_rate: float | None = None
     max_grad_norm: float = 20.0
     latent_dim: int = 64
     world: dict[str, Any] = field(default_factory=dict)
@@ -68,7 +69,8 @@ class JointConfig:
         if not self.weight and not self.agent:
             raise ValueError("weight and agent must not both be 0: nothing would train the encoder")
         check_each(lambda value: value >= 1, "be at least 1", steps=self.steps, latent_dim=self.latent_dim)
-        rates = {"encoder_rate": self.encoder_rate, "max_grad_norm": self.max_grad_norm}
+        rates = {"max_grad_norm": self.max_grad_norm}
+        rates |= {} if self.encoder_rate is None else {"encoder_rate": self.encoder_rate}
         check_each(lambda value: value > 0, "be above 0", **rates)
         if "latent_dim" in self.world:
             raise ValueError("world must not hold latent_dim; jepa_policy_kwargs(latent_dim=...) sets it")
@@ -267,7 +269,7 @@ class _Pending:
         self.terms = {name: value.detach() for name, value in terms.items()}
         self.seen = latents.detach().requires_grad_()
         found: list[Tensor] = []
-        # The first backward pass is that of the critics (SAC, TD3, DQN) or of the whole loss (PPO); the actor's comes
+        # The first backward pass is that of the critics (SAC, TD3, DQN) or of JEPAPPO's second phase; the actor's comes
         # later, and the encoder does not learn from it (as in SAC+AE, Yarats et al. 2019, arXiv:1910.01741).
         self._handle = self.seen.register_hook(
             lambda gradient: None if found else found.append(gradient.detach().clone())

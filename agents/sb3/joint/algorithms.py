@@ -12,20 +12,29 @@ al. 2021, arXiv:2007.05929) for DQN and MLR (Yu et al. 2022, arXiv:2201.12096) f
 
 from __future__ import annotations
 
+import copy
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 from stable_baselines3 import DQN, PPO, SAC, TD3
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.distributions import kl_divergence
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
+from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
 from jepa_rl.agents.sb3.baselines import FALLING, SHORT_DQN
 from jepa_rl.agents.sb3.droq import DropoutDQNPolicy, DroQPolicy
 from jepa_rl.agents.sb3.joint.base import Joint, JointOffPolicy
 from jepa_rl.agents.sb3.joint.buffers import JEPARolloutBuffer, ScaledRewards
+from jepa_rl.checks import check_each, check_not_negative
+from jepa_rl.training.optimisers import descend
+
+PPO_RATE = LinearSchedule(6e-4, 6e-5, 1.0)  # from 1e-3 on the policy breaks before the encoder is of use
+ENCODER_BATCH = 128  # of windows, in JEPAPPO's second phase: objectives compare the states of a batch
 
 REPLAY_SETTINGS = {
     "buffer_size", "gradient_steps", "learning_starts", "optimize_memory_usage", "replay_buffer_class",
@@ -108,13 +117,17 @@ class JEPADQN(JointOffPolicy, DQN):
 class JEPAPPO(Joint, PPO):
     """PPO from pixels; other arguments are PPO's.
 
-    The objective learns on the windows of each rollout, without random shifts: the policy's ratio compares a picture
-    with itself.
+    Policy and encoder learn in turn, as in PPG (Cobbe et al. 2021, arXiv:2009.04416): PPO's epochs run on latents as
+    they were acted on, since a ratio of probabilities says nothing about the policy while what it reads moves; then
+    the encoder learns from the objective, from the errors of the values, and from what it changes in the policy,
+    which is kept by its divergence. Policy and values follow the latents in that second phase.
 
     Args:
         policy: ``"CnnPolicy"``.
         env: shows uint8 pixels, such as ``PixelObservation(env)``.
-        learning_rate: of agent and encoder.
+        learning_rate: of the agent; falls to a tenth by the end of ``learn``. The encoder's is twice as high.
+        encoder_epochs: passes over each rollout in the second phase, ``ENCODER_BATCH`` windows at a time.
+        clone: weight of the divergence (nats) there; errors of the values have ``vf_coef``.
         **settings: of ``PPO``; ``policy_kwargs=jepa_policy_kwargs(...)``.
 
     Raises:
@@ -122,12 +135,24 @@ class JEPAPPO(Joint, PPO):
     """
 
     rollout_buffer: JEPARolloutBuffer
-    objective: ClassVar[dict[str, Any]] = {"objective_options": {"shift": 0}}
+    encoder_rate: ClassVar[float] = 2.0
 
-    def __init__(self, policy: Any, env: GymEnv | str | None, *args: Any, **settings: Any) -> None:
+    def __init__(
+        self,
+        policy: Any,
+        env: GymEnv | str | None,
+        learning_rate: float | Schedule = PPO_RATE,
+        *args: Any,
+        encoder_epochs: int = 6,
+        clone: float = 3.0,
+        **settings: Any,
+    ) -> None:
         if foreign := sorted(settings.keys() & REPLAY_SETTINGS):
             raise ValueError(f"PPO learns on rollouts and has no replay; leave out {', '.join(foreign)}")
-        super().__init__(policy, env, *args, **settings)
+        check_each(lambda value: value >= 1, "be at least 1", encoder_epochs=encoder_epochs)
+        check_not_negative(clone=clone)
+        self.encoder_epochs, self.clone = encoder_epochs, clone
+        super().__init__(policy, env, learning_rate, *args, **settings)
 
     def _setup_model(self) -> None:
         given = self.rollout_buffer_class
@@ -159,7 +184,34 @@ class JEPAPPO(Joint, PPO):
             )
         self._begin_update()
         super().train()
+        self._train_encoder()
         self._end_update()
+
+    def _train_encoder(self) -> None:
+        """The second phase: the encoder learns, and policy and values follow it."""
+        # It reads latents and needs no encoder of its own; its distribution holds tensors of the last batch.
+        apart_from = {
+            id(self.joint): self.joint,
+            id(self.policy.action_dist): copy.copy(self.policy.action_dist),
+        }
+        before = copy.deepcopy(self.policy, apart_from)
+        self.policy.set_training_mode(True)
+        for _ in range(self.encoder_epochs):
+            for acted, seen, returns in self.rollout_buffer.encoded(ENCODER_BATCH):
+                with torch.no_grad():
+                    was = before.get_distribution(acted)
+                apart = (
+                    kl_divergence(was, self.policy.get_distribution(seen))
+                    .reshape(len(seen), -1)
+                    .sum(-1)
+                    .mean()
+                )
+                error = (self.policy.predict_values(seen).flatten() - returns).square().mean()
+                loss = self.vf_coef * error + self.clone * apart
+                descend(loss, [self.policy.optimizer], self.policy.parameters(), self.max_grad_norm)
+                self.joint.update()
+        self.logger.record("jepa/policy_kept", apart.item())
+        self.logger.record("jepa/value_error", error.item())
 
     def collect_rollouts(
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int

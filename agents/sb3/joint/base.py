@@ -33,8 +33,8 @@ class Joint(SafeLoading):
 
     joint: JointEncoder
     gamma: float
+    encoder_rate: ClassVar[float] = 1.0  # where JointConfig names none
     known_classes: ClassVar[tuple[type, ...]] = (JointFeatures, JEPAReplayBuffer, JEPARolloutBuffer)
-    objective: ClassVar[dict[str, Any]] = {}  # fields of WorldModelConfig, where no objective is named
 
     def __init__(self, policy: Any, env: GymEnv | str | None, *args: Any, **settings: Any) -> None:
         given = settings.pop("policy_kwargs", None)
@@ -64,8 +64,7 @@ class Joint(SafeLoading):
     def _setup_model(self) -> None:
         config = self.config
         spec = observed_spec(self.observation_space, self.action_space, self.frames, self.source)
-        changes = config.world if "objective" in config.world else self.objective | config.world
-        options = world_config(spec, {"latent_dim": config.latent_dim} | changes)
+        options = world_config(spec, {"latent_dim": config.latent_dim} | config.world)
         keep_freed_memory()
         super()._setup_model()  # type: ignore[safe-super]  # of the algorithm beside this class; seeds torch
         world = WorldModel(options).to(self.device)
@@ -107,7 +106,7 @@ class Joint(SafeLoading):
     def _begin_update(self) -> None:
         self._update_learning_rate(self.joint.optimizer)
         for group in self.joint.optimizer.param_groups:
-            group["lr"] *= self.config.encoder_rate
+            group["lr"] *= self.config.encoder_rate or self.encoder_rate
 
     def _end_update(self) -> None:
         self.joint.update()

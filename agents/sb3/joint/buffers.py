@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from gymnasium import spaces
-from jaxtyping import Int64
+from jaxtyping import Float, Int64
 from stable_baselines3.common.buffers import BaseBuffer, ReplayBuffer, RolloutBuffer
 from stable_baselines3.common.type_aliases import ReplayBufferSamples, RolloutBufferSamples
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecNormalize
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
+from torch import Tensor
 
 from jepa_rl.acting import scalar_rewards
 from jepa_rl.data.replay import EpisodeReplay, discounted
@@ -153,9 +154,9 @@ class JEPAReplayBuffer(ReplayBuffer):
 
 
 class JEPARolloutBuffer(RolloutBuffer):
-    """A rollout of pixels; its minibatches hold what the agent reads of them.
+    """A rollout of pixels; its minibatches hold what the agent read of them when it acted.
 
-    Windows of the JEPA objective end where the rollout ends.
+    Windows of the JEPA objective, for ``encoded``, end where the rollout ends.
 
     Args:
         steps: that the JEPA objective predicts ahead.
@@ -172,22 +173,41 @@ class JEPARolloutBuffer(RolloutBuffer):
         self.steps, self.squashed, self.rng = steps, squashed, np.random.default_rng(seed)
         self.action = action_spec(self.action_space)
 
+    def reset(self) -> None:
+        """As in Stable-Baselines3."""
+        super().reset()
+        self._acted: Tensor | None = None
+
+    @property
+    def acted(self) -> Float[Tensor, "t n d"]:
+        """What the agent reads of the rollout; the first time it is asked for decides with which weights."""
+        if self._acted is None:
+            pictures = torch.from_numpy(self.observations)
+            self._acted = torch.stack([self.encoder.acting(step.to(self.device)) for step in pictures])
+        return self._acted
+
     def get(self, batch_size: int | None = None) -> Generator[RolloutBufferSamples, None, None]:
         """Minibatches of one pass over the rollout, in random order."""
         assert self.full, "SB3 asks for minibatches of a whole rollout"
-        rows = self.buffer_size * self.n_envs
-        order, size = self.rng.permutation(rows), batch_size or rows
-        for first in range(0, rows, size):
-            yield self._minibatch(order[first : first + size])
+        for at in self._orders(batch_size or self.buffer_size * self.n_envs):
+            floats = (self.values, self.log_probs, self.advantages, self.returns)
+            yield RolloutBufferSamples(
+                self.acted[at],
+                self.to_torch(self.actions[at].astype(np.float32)),
+                *(self.to_torch(values[at]) for values in floats),
+            )
 
-    def _minibatch(self, rows: Int64[np.ndarray, " b"]) -> RolloutBufferSamples:
-        at = (rows // self.n_envs, rows % self.n_envs)
-        floats = (self.values, self.log_probs, self.advantages, self.returns)
-        return RolloutBufferSamples(
-            self.encoder.latents(self.windows(*at)).now,
-            self.to_torch(self.actions[at].astype(np.float32)),
-            *(self.to_torch(values[at]) for values in floats),
-        )
+    def encoded(self, batch_size: int) -> Generator[tuple[Tensor, Tensor, Tensor], None, None]:
+        """One pass in random order: what the agent read "b d", what it reads of the same pictures now, through which
+        the encoder gets a gradient, and the returns "b"."""
+        for at in self._orders(batch_size):
+            yield self.acted[at], self.encoder.latents(self.windows(*at)).now, self.to_torch(self.returns[at])
+
+    def _orders(self, size: int) -> Iterator[tuple[Int64[np.ndarray, " b"], Int64[np.ndarray, " b"]]]:
+        """Steps and environments of the rows, in random order, ``size`` at a time."""
+        order = self.rng.permutation(self.buffer_size * self.n_envs)
+        for first in range(0, len(order), size):
+            yield np.divmod(order[first : first + size], self.n_envs)
 
     def windows(self, step: Int64[np.ndarray, " b"], env: Int64[np.ndarray, " b"]) -> Batch:
         """Windows from given steps of given environments; valid until the episode or the rollout ends."""
