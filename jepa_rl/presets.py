@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from jepa_rl._moved import renamed
@@ -41,17 +42,9 @@ def agent(spec: WorldSpec) -> Preset:
     """What feeds an agent, on two processor cores: one small net reads every stacked picture, and the objective is
     ``change``, which asks for what moves and for what actions move. For planning far ahead, from pictures that stand
     still, ``laptop`` is better: docs/lab-notes/joint.md."""
-    model = WorldModelConfig(
-        spec,
-        latent_dim=64,
-        encoder="frames",
-        encoder_options={"widths": (16, 16, 32)},
-        dynamics="mlp",
-        dynamics_options={"width": 192, "depth": 2},
-        objective="change",
-        objective_options={"inverse_states": 3},
-    )
-    return Preset(model, TrainConfig(steps=5000, batch_size=128, learning_rate=1e-3), steps=3)
+    model, train, steps = laptop(spec)
+    model = replace(model, encoder="frames", objective="change", objective_options={"inverse_states": 3})
+    return Preset(model, replace(train, steps=5000), steps)
 
 
 def base(spec: WorldSpec) -> Preset:
