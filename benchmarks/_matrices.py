@@ -105,7 +105,7 @@ def control() -> str:
     """What does it reach from reward?"""
     methods = {
         "jepa_mpc": "JEPAMPC, pixels", "sac_joint": "JEPASAC or JEPADQN, pixels",
-        "sac_drq": "..., agent's loss alone", "ppo_joint": "JEPAPPO, pixels", "sac_pixels": "SAC or DQN, pixels",
+        "sac_drq": "..., agent's loss alone", "sac_pixels": "SAC or DQN, pixels",
         "sac_latents": "..., frozen latents", "sac_grown": "..., growing latents", "sac_state": "..., state",
         "random": "random",
     }  # fmt: skip
