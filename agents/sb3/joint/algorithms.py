@@ -210,7 +210,7 @@ class JEPAPPO(Joint, PPO):
                 loss = self.vf_coef * error + self.clone * apart
                 descend(loss, [self.policy.optimizer], self.policy.parameters(), self.max_grad_norm)
                 self.joint.update()
-        self.logger.record("jepa/policy_kept", apart.item())
+        self.logger.record("jepa/policy_divergence", apart.item())
         self.logger.record("jepa/value_error", error.item())
 
     def collect_rollouts(
