@@ -95,9 +95,8 @@ RECORDS = ROOT / "benchmarks/results/dmc_pixels"
 EVALUATION_SEED = 3_000_000
 RANDOM_FRAMES = 10_000  # of random play for the frozen world model
 PPO_ENVS = 8
-PPO_SETTINGS: dict[str, Any] = {
-    "n_steps": 2048 // PPO_ENVS
-}  # rollouts as long as Stable-Baselines3's from one
+# Rollouts as long as Stable-Baselines3's from one environment.
+PPO_SETTINGS: dict[str, Any] = {"n_steps": 2048 // PPO_ENVS}
 QUICK = {"frames": 600, "evaluate_every": 300, "episodes": 2}
 METHODS = (
     "jepa_mpc", "sac_joint", "sac_drq", "ppo_joint", "sac_latents", "sac_grown", "sac_pixels", "sac_state",

@@ -99,9 +99,8 @@ def main(args: Args) -> None:
 
     # A world model that predicts latents from latents and actions.
     model_config, train_config, window = preset(args.preset, store.spec.with_block(args.block))
-    train_config = replace(train_config, seed=args.seed)
-    if args.updates is not None:
-        train_config = replace(train_config, steps=args.updates)
+    updates = train_config.steps if args.updates is None else args.updates
+    train_config = replace(train_config, steps=updates, seed=args.seed)
     if args.quick:
         train_config = replace(train_config, steps=20, batch_size=16, log_every=5, evaluate_every=10)
     torch.manual_seed(args.seed)

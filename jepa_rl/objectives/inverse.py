@@ -41,8 +41,8 @@ class ActionReader(nn.Sequential):
                 f"inverse_states={self.states} needs windows of {self.states - 1} steps or more, got "
                 f"{z.shape[1] - 1}; lengthen the windows, or set inverse_states={z.shape[1]}"
             )
-        actions = actions[:, : z.shape[1] - self.states + 1]
         read: Tensor = self(z.unfold(1, self.states, 1).movedim(-1, 2).flatten(2))
+        actions = actions[:, : read.shape[1]]
         if not self.groups:
             return terms.inverse_dynamics(read, actions)
         parts = zip(read.split(self.groups, -1), actions.split(self.groups, -1), strict=True)

@@ -30,7 +30,7 @@ from jepa_rl.agents.sb3.baselines import FALLING, SHORT_DQN
 from jepa_rl.agents.sb3.droq import DropoutDQNPolicy, DroQPolicy
 from jepa_rl.agents.sb3.joint.base import Joint, JointOffPolicy
 from jepa_rl.agents.sb3.joint.buffers import JEPARolloutBuffer, ScaledRewards
-from jepa_rl.checks import check_each, check_not_negative
+from jepa_rl.checks import check_not_negative, check_whole
 from jepa_rl.training.optimisers import descend
 
 PPO_RATE = LinearSchedule(6e-4, 6e-5, 1.0)  # from 1e-3 on the policy breaks before the encoder is of use
@@ -149,7 +149,7 @@ class JEPAPPO(Joint, PPO):
     ) -> None:
         if foreign := sorted(settings.keys() & REPLAY_SETTINGS):
             raise ValueError(f"PPO learns on rollouts and has no replay; leave out {', '.join(foreign)}")
-        check_each(lambda value: value >= 1, "be at least 1", encoder_epochs=encoder_epochs)
+        check_whole(encoder_epochs=encoder_epochs)
         check_not_negative(clone=clone)
         self.encoder_epochs, self.clone = encoder_epochs, clone
         super().__init__(policy, env, learning_rate, *args, **settings)
@@ -188,28 +188,22 @@ class JEPAPPO(Joint, PPO):
         self._end_update()
 
     def _train_encoder(self) -> None:
-        """The second phase: the encoder learns, and policy and values follow it."""
-        # It reads latents and needs no encoder of its own; its distribution holds tensors of the last batch.
-        apart_from = {
-            id(self.joint): self.joint,
-            id(self.policy.action_dist): copy.copy(self.policy.action_dist),
-        }
-        before = copy.deepcopy(self.policy, apart_from)
-        self.policy.set_training_mode(True)
+        """The second phase: the encoder learns, and policy and values follow it.
+
+        The encoder's step from one batch comes when the next is encoded, the last one's in ``_end_update``.
+        """
+        # The copy reads latents and needs no encoder of its own; tensors in the last batch's distribution have a graph
+        # and cannot be copied.
+        shallow = (self.joint, self.joint), (self.policy.action_dist, copy.copy(self.policy.action_dist))
+        before = copy.deepcopy(self.policy, {id(part): used for part, used in shallow})
         for _ in range(self.encoder_epochs):
             for acted, seen, returns in self.rollout_buffer.encoded(ENCODER_BATCH):
                 with torch.no_grad():
                     was = before.get_distribution(acted)
-                apart = (
-                    kl_divergence(was, self.policy.get_distribution(seen))
-                    .reshape(len(seen), -1)
-                    .sum(-1)
-                    .mean()
-                )
+                apart = kl_divergence(was, self.policy.get_distribution(seen)).sum() / len(seen)
                 error = (self.policy.predict_values(seen).flatten() - returns).square().mean()
                 loss = self.vf_coef * error + self.clone * apart
                 descend(loss, [self.policy.optimizer], self.policy.parameters(), self.max_grad_norm)
-                self.joint.update()
         self.logger.record("jepa/policy_divergence", apart.item())
         self.logger.record("jepa/value_error", error.item())
 

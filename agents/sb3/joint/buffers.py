@@ -21,6 +21,8 @@ from jepa_rl.spaces import action_spec, by_name, observation_boxes
 from jepa_rl.training.joint import JointEncoder, ReturnScale
 from jepa_rl.types import Batch, ControlBatch
 
+ACTING_BATCH = 512  # pictures of a rollout that are read at a time
+
 
 class JEPAReplayBuffer(ReplayBuffer):
     """Whole episodes of pixels, each frame stored once; sampled batches hold what the agent reads of them.
@@ -182,8 +184,9 @@ class JEPARolloutBuffer(RolloutBuffer):
     def acted(self) -> Float[Tensor, "t n d"]:
         """What the agent reads of the rollout; the first time it is asked for decides with which weights."""
         if self._acted is None:
-            pictures = torch.from_numpy(self.observations)
-            self._acted = torch.stack([self.encoder.acting(step.to(self.device)) for step in pictures])
+            pictures = torch.from_numpy(self.observations).flatten(0, 1)
+            read = [self.encoder.acting(part.to(self.device)) for part in pictures.split(ACTING_BATCH)]
+            self._acted = torch.cat(read).unflatten(0, (-1, self.n_envs))
         return self._acted
 
     def get(self, batch_size: int | None = None) -> Generator[RolloutBufferSamples, None, None]:
