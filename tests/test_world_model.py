@@ -147,6 +147,33 @@ def test_patches_are_standardised_by_what_training_showed():
     torch.testing.assert_close(stem.eval()(pixels).double(), expected, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda stem, other: stem.load_state_dict(other.state_dict()),
+        lambda stem, other: stem.load_state_dict(other.state_dict(), assign=True),
+        lambda stem, other: [
+            mine.copy_(its) for mine, its in zip(stem.buffers(), other.buffers(), strict=True)
+        ],
+        lambda stem, other: stem.double(),
+        lambda stem, other: stem.train(),
+    ],
+)
+def test_a_mean_picture_that_changes_is_read_anew(change):
+    torch.manual_seed(0)
+    pixels = torch.randint(0, 256, (8, 3, 16, 16), dtype=torch.uint8)
+    stem, other = PatchConv(3, 16, 5, 4), PatchConv(3, 16, 5, 4)
+    stem(pixels), other(255 - pixels)
+    with torch.inference_mode():  # what is kept from here must do for training, too
+        stem.eval()(pixels)
+    change(stem, other)
+    found = stem(pixels)
+    found.sum().backward()
+    centred = (pixels.double() - stem.mean.double().round()) / stem.spread.double()
+    expected = torch.nn.functional.conv2d(centred, stem.weight.double(), stem.bias.double(), 4)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-3, atol=1e-4)
+
+
 def test_statistics_of_pixels_are_fixed_after_a_while(monkeypatch):
     monkeypatch.setattr(conv, "MEASURED", 2)
     pixels = torch.randint(0, 256, (8, 3, 16, 16), dtype=torch.uint8)

@@ -82,7 +82,8 @@ def moments(x: Tensor, dims: int | tuple[int, ...] = 0, alike: bool = False) -> 
     ``alike`` as in ``total``.
     """
     here, count = x.mean(dims), whole_batch(x.numel())
-    means, variances = gather(torch.stack([here, x.var(dims, correction=0)]), alike).unbind(1)
+    spread = (x - x.mean(dims, keepdim=True)).square().mean(dims)  # ``x.var`` of rows takes ten times as long
+    means, variances = gather(torch.stack([here, spread]), alike).unbind(1)
     centre = means.mean(0)
     return centre, (variances + (means - centre).square()).mean(0), count // here.numel()
 

@@ -74,6 +74,7 @@ class PatchConv(nn.Conv2d):
         # Kept beside the buffers, since asking those of a GPU waits for it:
         self._fixed = False  # nothing is measured any more
         self._by_255 = False  # read from a file without statistics
+        self._kept: tuple[Tensor, int, torch.dtype, Tensor] | None = None  # see ``_mean_patches``
         self.register_load_state_dict_pre_hook(_read_statistics)
 
     def forward(self, pixels: UInt8[Tensor, "b c y x"]) -> Float[Tensor, "b w rows columns"]:
@@ -84,12 +85,26 @@ class PatchConv(nn.Conv2d):
             self._measure(pixels)
         half = torch.is_autocast_enabled(pixels.device.type)
         dtype = torch.get_autocast_dtype(pixels.device.type) if half else self.weight.dtype
-        # Differences of bytes are exact in bfloat16, too.
-        mean = self._patches(self.mean.round().to(torch.uint8).unsqueeze(0)).to(dtype)
-        patches = self._patches(pixels).to(dtype).sub_(mean)
-        flat = F.linear(patches, self.weight.flatten(1) / self.spread, self.bias)
+        weight, mean = self.weight.flatten(1) / self.spread, self._mean_patches(dtype)
+        patches = self._patches(pixels).to(dtype)
+        if half:  # differences of bytes are exact in bfloat16, sums over a whole picture are not
+            flat = F.linear(patches.sub_(mean), weight, self.bias)
+        else:  # the same, with less memory to pass through: places have fewer outputs than pixels
+            flat = F.linear(patches, weight).add_(self.bias - F.linear(mean, weight))
         y, x = pixels.shape[2] // self.patch, pixels.shape[3] // self.patch
         return flat.unflatten(1, (y, x)).permute(0, 3, 1, 2)
+
+    def _mean_patches(self, dtype: torch.dtype) -> Float[Tensor, "1 places values"]:
+        """Patches of the mean picture, kept while it is the same: a single observation would wait for them."""
+        mean, kept = self.mean, self._kept
+        version = None if mean.is_inference() or torch.compiler.is_compiling() else mean._version
+        if kept is not None and kept[0] is mean and kept[1:3] == (version, dtype):
+            return kept[3]
+        with torch.inference_mode(False):  # they are kept, for training too
+            patches = self._patches(mean.round().to(torch.uint8).unsqueeze(0)).to(dtype)
+        if version is not None:
+            self._kept = mean, version, dtype, patches
+        return patches
 
     def _patches(self, pixels: UInt8[Tensor, "b c y x"]) -> UInt8[Tensor, "b places values"]:
         p, (b, c) = self.patch, pixels.shape[:2]
