@@ -1,6 +1,6 @@
 """Plays the checkpoints that ship with the package again: is each still inside the interval on its card?
 
-    python benchmarks/hub_scores.py                        every episode: an hour on one core
+    python benchmarks/hub_scores.py                        every episode: ten minutes on one core
     python benchmarks/hub_scores.py --names two-rooms --episodes 20
     python benchmarks/hub_scores.py --quick
     python benchmarks/hub_scores.py --record               writes benchmarks/results/hub_scores.json, too
