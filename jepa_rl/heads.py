@@ -113,19 +113,24 @@ class Perceptron(nn.Module):
                 self.shifts.append(torch.zeros(*lead, 1, after))
 
     def forward(self, x: Float[Tensor, "b i"]) -> Float[Tensor, "*e b o"]:
-        last = len(self.weights) - 1
-        for i, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+        gains, shifts = _entries(self.gains), _entries(self.shifts)
+        for i, (weight, bias) in enumerate(zip(_entries(self.weights), _entries(self.biases), strict=True)):
             if self.members is None:
                 x = torch.addmm(bias, x, weight)
             else:
                 x = torch.baddbmm(bias, x if x.ndim == 3 else x.expand(self.members, *x.shape), weight)
-            if i < last:
+            if i < len(gains):
                 if self.members is None:
-                    x = F.layer_norm(x, x.shape[-1:], self.gains[i][0], self.shifts[i][0])
+                    x = F.layer_norm(x, x.shape[-1:], gains[i][0], shifts[i][0])
                 else:
-                    x = torch.addcmul(self.shifts[i], F.layer_norm(x, x.shape[-1:]), self.gains[i])
+                    x = torch.addcmul(shifts[i], F.layer_norm(x, x.shape[-1:]), gains[i])
                 x = F.silu(x)
         return x
+
+
+def _entries(parameters: nn.ParameterList) -> list[Tensor]:
+    """All at once: the list would look each up by name, which takes as long as a small matrix product."""
+    return [entry for entry in parameters._parameters.values() if entry is not None]
 
 
 class PictureDecoder(nn.Module):

@@ -238,8 +238,8 @@ def move_towards(average: nn.Module, module: nn.Module, rate: float) -> None:
         module: of the same architecture.
         rate: in [0, 1].
     """
-    pairs = zip(average.state_dict().values(), module.state_dict().values(), strict=True)
-    moving = [(old, new) for old, new in pairs if old.is_floating_point()]
+    ours, theirs = ([*part.parameters(), *part.buffers()] for part in (average, module))
+    moving = [(old, new) for old, new in zip(ours, theirs, strict=True) if old.is_floating_point()]
     torch._foreach_lerp_([old for old, _ in moving], [new for _, new in moving], rate)
     for part, new in zip(average.modules(), module.modules(), strict=True):
         if isinstance(part, PatchConv):

@@ -90,7 +90,7 @@ class PatchConv(nn.Conv2d):
         if half:  # differences of bytes are exact in bfloat16, sums over a whole picture are not
             flat = F.linear(patches.sub_(mean), weight, self.bias)
         else:  # the same, with less memory to pass through: places have fewer outputs than pixels
-            flat = F.linear(patches, weight).add_(self.bias - F.linear(mean, weight))
+            flat = F.linear(patches, weight).add_(F.linear(mean, -weight, self.bias))
         y, x = pixels.shape[2] // self.patch, pixels.shape[3] // self.patch
         return flat.unflatten(1, (y, x)).permute(0, 3, 1, 2)
 
