@@ -1,5 +1,6 @@
 """Encoders and dynamics under the shipped contracts; the world model's loss, targets and files."""
 
+import copy
 import pickle
 import struct
 import subprocess
@@ -172,6 +173,23 @@ def test_a_mean_picture_that_changes_is_read_anew(change):
     centred = (pixels.double() - stem.mean.double().round()) / stem.spread.double()
     expected = torch.nn.functional.conv2d(centred, stem.weight.double(), stem.bias.double(), 4)
     torch.testing.assert_close(found.double(), expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda stem: pickle.loads(pickle.dumps(stem))])
+def test_a_copy_reads_its_own_mean_picture(copied):
+    """However often it changes: versions of tensors count anew in a copy."""
+    torch.manual_seed(0)
+    pixels = torch.randint(0, 256, (8, 3, 16, 16), dtype=torch.uint8)
+    stem = PatchConv(3, 16, 5, 4)
+    for _ in range(4):
+        stem.train()(pixels)
+    for changes in range(1, 12):
+        other = copied(stem).eval()
+        for _ in range(changes):
+            other.mean.add_(1)
+        found = other(pixels)
+        other._kept = None
+        assert torch.equal(found, other(pixels))
 
 
 def test_statistics_of_pixels_are_fixed_after_a_while(monkeypatch):

@@ -81,8 +81,9 @@ def moments(x: Tensor, dims: int | tuple[int, ...] = 0, alike: bool = False) -> 
     The variance is that inside the processes plus that of their means, which loses no digits where the mean is large.
     ``alike`` as in ``total``.
     """
-    here, count = x.mean(dims), whole_batch(x.numel())
-    spread = (x - x.mean(dims, keepdim=True)).square().mean(dims)  # ``x.var`` of rows takes ten times as long
+    around = x.mean(dims, keepdim=True)
+    here, count = around.squeeze(dims), whole_batch(x.numel())
+    spread = (x - around).square().mean(dims)  # ``x.var`` of rows takes ten times as long
     means, variances = gather(torch.stack([here, spread]), alike).unbind(1)
     centre = means.mean(0)
     return centre, (variances + (means - centre).square()).mean(0), count // here.numel()

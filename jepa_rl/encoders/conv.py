@@ -114,6 +114,10 @@ class PatchConv(nn.Conv2d):
         order = word_order(c, y, x, p, word.itemsize, pixels.device)
         return words.gather(1, order.expand(b, -1)).view(torch.uint8).view(b, y * x, c * p * p)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles: versions of their tensors count anew."""
+        return self.__dict__ | {"_kept": None}
+
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         """What was read from a file without statistics is written without them: it is still the same encoder."""
         super()._save_to_state_dict(destination, prefix, keep_vars)
