@@ -3,7 +3,7 @@
 What models the world stands here; what acts is in ``jepa_rl.agents``, what speaks Gymnasium in ``jepa_rl.envs``.
 """
 
-from jepa_rl import _required  # noqa: F401  (before all else: it refuses versions that are too old)
+from jepa_rl import _checkout, _required  # noqa: F401  (before all else: a clone finds its folders, old versions are refused)
 
 # isort: split
 from typing import TYPE_CHECKING

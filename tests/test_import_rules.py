@@ -30,6 +30,7 @@ ROWS = (
         "progress",
         "csv_log",
         "cluster",
+        "_checkout",
         "_required",
         "_moved",
         "distributed",

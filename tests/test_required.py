@@ -1,6 +1,7 @@
 """Old versions of Python and PyTorch are refused in words, before anything else is imported."""
 
 import configparser
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -52,3 +53,27 @@ def test_jepa_rl_looks_first(tmp_path):
     assert found.stderr.splitlines()[-1].startswith(
         "ImportError: jepa-rl needs PyTorch 2.8 or newer, found 2.3.0"
     )
+
+
+@pytest.mark.parametrize("beside", [True, False])
+def test_python_started_in_a_clone_finds_agents_and_envs(tmp_path, beside):
+    """After a plain ``pip install .``, its folder ``jepa_rl`` still comes before the installed package."""
+    clone = tmp_path / "clone"
+    for name in ("jepa_rl", "agents", "envs"):
+        shutil.copytree(
+            ROOT / name, clone / name, ignore=shutil.ignore_patterns("__pycache__", "*.safetensors")
+        )
+    if beside:
+        shutil.copy(ROOT / "setup.cfg", clone)
+    code = (
+        "import sys\n"
+        "sys.meta_path[:] = [f for f in sys.meta_path if getattr(f, '__name__', '') != '_EditableFinder']\n"
+        "import jepa_rl.agents, jepa_rl.envs\n"
+        "print(jepa_rl.agents.__file__, jepa_rl.envs.__file__)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=clone, capture_output=True, text=True)
+    if beside:
+        agents, envs = (str(clone.resolve() / name / "__init__.py") for name in ("agents", "envs"))
+        assert done.stdout.split() == [agents, envs], done.stderr
+    else:  # some other folder named jepa_rl is left alone
+        assert "No module named 'jepa_rl.agents'" in done.stderr
