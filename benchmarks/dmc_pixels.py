@@ -20,9 +20,9 @@ together, and older records that do not tell are shown one by one. Score of a ru
 Methods, with DQN in place of SAC where actions are discrete: ``jepa_mpc``; ``sac_joint`` (``JEPASAC``); ``sac_drq``
 (the same without what the world model learns, so that the agent's loss and random shifts are left, as in DrQ);
 ``ppo_joint`` (``JEPAPPO``, on discrete actions alone); ``sac_latents`` (on latents of a world model that was trained
-on 10,000 frames of random play, which count, and then frozen); ``sac_grown`` (``grow`` in ten rounds, with the
-objective ``dense``); ``sac_pixels`` (Stable-Baselines3's with its CnnPolicy; SAC's as ``LeanCnnPolicy``, which learns
-the same sooner); ``sac_state`` (SAC with JEPASAC's settings and critics, DQN with JEPADQN's); ``random``.
+on 10,000 frames of random play, which count, and then frozen); ``sac_grown`` (``grow`` in ten rounds); ``sac_pixels``
+(Stable-Baselines3's with its CnnPolicy; SAC's as ``LeanCnnPolicy``, which learns the same sooner); ``sac_state`` (SAC
+with JEPASAC's settings and critics, DQN with JEPADQN's); ``random``.
 """
 
 import csv
@@ -433,7 +433,7 @@ def frozen_world_model(args: Args, task: Task, folder: Path, seed: int) -> tuple
         shutil.rmtree(folder / "episodes", ignore_errors=True)
         sampler = WindowSampler(random_play(task, folder / "episodes", 4 * used, seed), steps=3)
         torch.manual_seed(seed)
-        settings = preset("laptop", sampler.spec)
+        settings = preset("agent", sampler.spec)
         train = replace(settings.train, seed=seed, steps=20 if args.quick else settings.train.steps)
         fit(WorldModel(settings.model).to(_device(args)), sampler, train, path, progress=False)
         spent = {"frames": 4 * used * task.repeat, "seconds": time.perf_counter() - started}
@@ -457,12 +457,9 @@ def run_grown(args: Args, task: Task, folder: Path, seed: int) -> dict[str, Any]
         "updates": max(1, task.frames // 20 // rounds),
         "gradient_steps": task.frames // 4 // rounds,
     }
-    settings: dict[str, Any] = {"gamma": task.gamma}
-    if not discrete:
-        settings |= {name: SAC_SETTINGS[name] for name in ("batch_size", "tau", "ent_coef")}
-    world = {"objective": "dense", "objective_options": {}}
-    told = counts | settings | {"rounds": rounds, "world": world}
-    facts = {"preset": "DQN" if discrete else "SAC", "device": "cpu", "observations": "pixels", "agent": told}
+    settings = {"gamma": task.gamma}
+    facts: dict[str, Any] = {"device": "cpu", "observations": "pixels"}
+    facts |= {"preset": "DQN" if discrete else "SAC", "agent": counts | settings | {"rounds": rounds}}
     refuse_unlike(args, folder, facts)
     curve = folder / "curve.json"
     earlier = json.loads(curve.read_text()) if curve.exists() else []
@@ -480,10 +477,12 @@ def run_grown(args: Args, task: Task, folder: Path, seed: int) -> dict[str, Any]
         return {"mean_return": float(played.returns.mean())}
 
     venv = gym.vector.SyncVectorEnv([partial(make_pixels, task)])
-    grow(venv, collect, folder / "grown", rounds=rounds, **counts, world=world, settings=settings,
-         after_round=evaluate, seed=seed, progress=False)  # fmt: skip
+    grown = grow(
+        venv, collect, folder / "grown", rounds=rounds, **counts, settings=settings, after_round=evaluate, seed=seed,
+        progress=False,
+    )  # fmt: skip
     venv.close()
-    return facts
+    return facts | {"learning": learning_of(grown.agent)}
 
 
 def run_random(args: Args, task: Task, folder: Path, seed: int) -> dict[str, Any]:

@@ -102,9 +102,30 @@ def test_the_replay_holds_what_was_played(tmp_path):
                 replay.actions[at + t, 0] == episode.actions[t]
                 and replay.rewards[at + t, 0] == episode.rewards[t]
             )
-            assert replay.dones[at + t, 0] == (episode.terminated and t == len(episode.actions) - 1)
+            last = t == len(episode.actions) - 1
+            assert replay.dones[at + t, 0] == last and replay.timeouts[at + t, 0] == (
+                last and not episode.terminated
+            )
         at += len(episode.actions)
     assert replay.full and replay.size() == at == store.num_steps == len(latents.actions)
+
+
+@pytest.mark.parametrize("discrete", [False, True])
+def test_values_are_learned_from_the_rewards_of_one_episode(tmp_path, discrete):
+    """Over several steps, unless the episode ends before."""
+    settings = {"n_steps": 3, "gamma": 0.5}
+    grown = grow(dots(discrete), collect, tmp_path, **TINY | {"settings": settings})
+    replay, store, at = grown.agent.replay_buffer, grown.store, 0
+    for i in range(len(store)):
+        rewards = store.episode(i).rewards
+        found = replay._get_samples(np.arange(at, at + len(rewards)))
+        for t in range(len(rewards)):
+            own = rewards[t : t + 3]
+            assert found.rewards[t].item() == pytest.approx(float((own * 0.5 ** np.arange(len(own))).sum()))
+            assert found.discounts[t].item() == pytest.approx(0.5 ** len(own))
+            ended = t + 3 >= len(rewards) and store.episode(i).terminated
+            assert found.dones[t].item() == ended
+        at += len(rewards)
 
 
 @pytest.mark.parametrize("discrete", [False, True])
@@ -140,7 +161,6 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not(tmp_path, discrete):
         ({"algorithm": PPO}, "SAC on continuous actions"),
         ({"curious": 1.0}, "curious must lie in"),
         ({"steps": 0}, "steps must be at least 1"),
-        ({"settings": {"n_steps": 3}}, "leave it out of settings"),
     ],
 )
 def test_bad_settings_are_refused_in_words(tmp_path, options, message):

@@ -19,7 +19,9 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.utils import polyak_update, set_random_seed
 
 from jepa_rl.agents.curiosity import curious_agent
-from jepa_rl.agents.sb3.droq import DroQPolicy
+from jepa_rl.agents.sb3.baselines import SHORT_DQN
+from jepa_rl.agents.sb3.droq import DropoutDQNPolicy, DroQPolicy
+from jepa_rl.agents.sb3.joint.algorithms import SAC_SETTINGS
 from jepa_rl.agents.sb3.saved import load_agent
 from jepa_rl.checks import check_each
 from jepa_rl.data import EpisodeStore, WindowSampler
@@ -32,7 +34,7 @@ from jepa_rl.training.loop import fit
 from jepa_rl.world_model import WorldModel
 
 DQN_EXPLORATION = 0.1  # share of random actions while DQN collects; SAC's policy draws its actions
-DQN_TARGET_EVERY = 100  # gradient steps
+LEARNED = ("learning_rate", "batch_size", "n_steps", "tau", "target_update_interval", "ent_coef")
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +71,7 @@ def grow(
     seed: int = 0,
     progress: bool = True,
 ) -> Grown:
-    """Trains SAC or DQN on frozen latents whose world model learns from what the agent meets. SAC has ``DroQPolicy``.
+    """Trains SAC (``DroQPolicy``) or DQN (``DropoutDQNPolicy``) on frozen latents of what it meets.
 
     A round collects steps, fits the world model to all episodes from where it stood, encodes all of them anew into the
     agent's replay, and trains the agent on it. The first round is random play. Everything is under ``folder``; a call
@@ -87,15 +89,16 @@ def grow(
         gradient_steps: of the agent in a round.
         curious: share of the steps, after the first round, that ``curious_agent`` plays; the dynamics are an ensemble
             then.
-        world: fields of ``WorldModelConfig`` that differ from those of the preset ``laptop``.
-        settings: of the algorithm. Its replay is made here.
+        world: fields of ``WorldModelConfig`` that differ from those of the preset ``agent``.
+        settings: of the algorithm; what they leave out is as in ``JEPASAC`` or ``JEPADQN``. Schedules run over the
+            rounds; DQN's ``target_update_interval`` counts gradient steps. The replay is made here.
         after_round: called with the result so far; its numbers are written to ``rounds.json``.
         seed: of everything that is drawn.
         progress: show progress.
 
     Raises:
-        ValueError: for an algorithm that does not fit the actions, ``n_steps`` above 1, counts below 1, a share outside
-            [0, 1), or a folder that holds a run of other settings.
+        ValueError: for an algorithm that does not fit the actions, counts below 1, a share outside [0, 1), or a folder
+            that holds a run of other settings.
     """
     counts = {"rounds": rounds, "steps": steps, "updates": updates, "gradient_steps": gradient_steps}
     check_each(lambda value: value >= 1, "be at least 1", **counts)
@@ -105,7 +108,7 @@ def grow(
     options, changes = dict(settings or {}), dict(world or {})
     asked = counts | {"curious": curious, "seed": seed, "source": spec.source, "num_envs": env.num_envs}
     open_run(folder, asked | {"settings": options, "world": changes}, free=("rounds",))
-    config, training, window = preset("laptop", spec)
+    config, training, window = preset("agent", spec)
     if curious:
         config = replace(config, dynamics="ensemble", dynamics_options={})
     file = folder / "rounds.json"
@@ -113,7 +116,9 @@ def grow(
     torch.manual_seed(seed)
     if finished:
         last = folder / f"round_{len(finished) - 1}"
-        model, agent = WorldModel.load(last / "world.safetensors"), load_agent(kind, last / "agent.zip")
+        model = WorldModel.load(last / "world.safetensors")
+        anew = {"replay_buffer_class": None, "replay_buffer_kwargs": {}}  # chosen by n_steps, as at first
+        agent = load_agent(kind, last / "agent.zip", custom_objects=anew)
     else:
         model = WorldModel(replace(config, **changes)).eval()
         agent = _agent(kind, model.latent_dim, env.single_action_space, {"seed": seed} | options)
@@ -134,6 +139,7 @@ def grow(
         set_random_seed(int(drawn[1]))
         agent.replay_buffer = replay_of(agent, LatentEpisodes.encode(model, store, progress=progress), store)
         agent.set_logger(configure(str(here), ["csv", "tensorboard"]))
+        agent._current_progress_remaining = 1 - number / rounds  # of the learning rate's schedule
         _train(agent, gradient_steps, progress)
         model.save(here / "world.safetensors")
         agent.save(here / "agent.zip")
@@ -144,7 +150,7 @@ def grow(
 
 
 def replay_of(agent: OffPolicyAlgorithm, latents: LatentEpisodes, store: EpisodeStore) -> ReplayBuffer:
-    """A replay with every step of the store, as latents; only ends that are no time limits count as ends.
+    """A replay with every step of the store, as latents, of the class that the agent makes for itself.
 
     Args:
         agent: whose spaces and device it has.
@@ -154,12 +160,17 @@ def replay_of(agent: OffPolicyAlgorithm, latents: LatentEpisodes, store: Episode
     episode, steps = latents.episode_of_step.numpy(), store.num_steps
     now = np.arange(steps) + episode  # every episode has one more state than steps
     states, actions = latents.latents.cpu().numpy(), latents.actions.cpu().numpy()
-    buffer = ReplayBuffer(steps, agent.observation_space, agent.action_space, device=agent.device)
+    assert agent.replay_buffer_class is not None, "Stable-Baselines3 chooses one when it sets an agent up"
+    buffer = agent.replay_buffer_class(
+        steps, agent.observation_space, agent.action_space, device=agent.device, **agent.replay_buffer_kwargs
+    )
     buffer.observations[:, 0], buffer.next_observations[:, 0] = states[now], states[now + 1]
     buffer.actions[:, 0] = actions.argmax(1, keepdims=True) if isinstance(agent, DQN) else actions
     buffer.rewards[:, 0] = store.column("rewards")[:steps]
-    buffer.dones[:, 0] = 0.0
-    buffer.dones[np.cumsum(store.lengths) - 1, 0] = store.terminated
+    ends = np.cumsum(store.lengths) - 1
+    buffer.dones[:, 0] = buffer.timeouts[:, 0] = 0.0
+    buffer.dones[ends, 0] = 1.0
+    buffer.timeouts[ends, 0] = ~np.asarray(store.terminated)
     buffer.full = True
     return buffer
 
@@ -207,18 +218,14 @@ def _agent(
 ) -> OffPolicyAlgorithm:
     """An agent on latents. It learns from what is in its replay alone, which is made later."""
     # Thousands of updates on the same latents: plain critics would learn their errors by heart.
-    policy = DroQPolicy if kind is SAC else "MlpPolicy"
-    agent = kind(policy, _Spaces(latent_dim, actions), **{"buffer_size": 1} | dict(settings))
-    if getattr(agent, "n_steps", 1) != 1:
-        raise ValueError(
-            f"the replay holds single steps, got n_steps={agent.n_steps}; leave it out of settings"
-        )
-    return agent
+    policy, own = (DroQPolicy, SAC_SETTINGS) if kind is SAC else (DropoutDQNPolicy, SHORT_DQN)
+    own = {name: value for name, value in own.items() if name in LEARNED}
+    return kind(policy, _Spaces(latent_dim, actions), **{"buffer_size": 1} | own | dict(settings))
 
 
 def _train(agent: OffPolicyAlgorithm, gradient_steps: int, progress: bool) -> None:
     """Gradient steps on the replay. DQN's target network is updated elsewhere in ``learn``, so it is done here."""
-    every = DQN_TARGET_EVERY if isinstance(agent, DQN) else gradient_steps
+    every = agent.target_update_interval if isinstance(agent, DQN) else gradient_steps
     for first in track(range(0, gradient_steps, every), type(agent).__name__, "update", shown=progress):
         agent.train(min(every, gradient_steps - first), agent.batch_size)
         if isinstance(agent, DQN):
