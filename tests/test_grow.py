@@ -8,6 +8,7 @@ import pytest
 import torch
 from dots import Dot
 from stable_baselines3 import DQN, PPO, SAC
+from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.evaluation import evaluate_policy
 
 from jepa_rl.agents import curious_agent
@@ -161,6 +162,10 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not(tmp_path, discrete):
         ({"algorithm": PPO}, "SAC on continuous actions"),
         ({"curious": 1.0}, "curious must lie in"),
         ({"steps": 0}, "steps must be at least 1"),
+        (
+            {"settings": {"replay_buffer_class": ReplayBuffer}},
+            "leave .'replay_buffer_class'. out of settings",
+        ),
     ],
 )
 def test_bad_settings_are_refused_in_words(tmp_path, options, message):

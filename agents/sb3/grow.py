@@ -97,8 +97,8 @@ def grow(
         progress: show progress.
 
     Raises:
-        ValueError: for an algorithm that does not fit the actions, counts below 1, a share outside [0, 1), or a folder
-            that holds a run of other settings.
+        ValueError: for an algorithm that does not fit the actions, a replay in ``settings``, counts below 1, a share
+            outside [0, 1), or a folder that holds a run of other settings.
     """
     counts = {"rounds": rounds, "steps": steps, "updates": updates, "gradient_steps": gradient_steps}
     check_each(lambda value: value >= 1, "be at least 1", **counts)
@@ -106,6 +106,8 @@ def grow(
     folder, spec = Path(folder), world_spec(env)
     kind = _algorithm(algorithm, spec.action.kind)
     options, changes = dict(settings or {}), dict(world or {})
+    if replay := sorted(options.keys() & {"replay_buffer_class", "replay_buffer_kwargs"}):
+        raise ValueError(f"grow makes the replay itself, by n_steps; leave {replay} out of settings")
     asked = counts | {"curious": curious, "seed": seed, "source": spec.source, "num_envs": env.num_envs}
     open_run(folder, asked | {"settings": options, "world": changes}, free=("rounds",))
     config, training, window = preset("agent", spec)
