@@ -12,6 +12,7 @@ import gymnasium as gym
 import numpy as np
 import torch
 
+from jepa_rl.checks import check_whole
 from jepa_rl.data import EpisodeStore, WindowSampler
 from jepa_rl.diagnostics import world_model_evaluation
 from jepa_rl.envs.collect import collect
@@ -71,12 +72,15 @@ def learn_world_model(
         The world model, in evaluation mode.
 
     Raises:
-        ValueError: ``out`` holds a run with other settings; random play gave a single episode; there is no preset of
-            that name; and as ``PixelObservation``, ``collect`` and ``WindowSampler``.
+        ValueError: a count is below 1 (``refine_updates``: 0); ``out`` holds a run with other settings; random play
+            gave a single episode; there is no preset of that name; and as ``PixelObservation``, ``collect`` and
+            ``WindowSampler``.
 
     Warns:
         UserWarning: the last evaluation on held-out episodes (a tenth of them) found a collapse.
     """
+    check_whole(steps=steps, **({} if updates is None else {"updates": updates}))
+    check_whole(least=0, refine_updates=refine_updates)
     out, made = Path(out), isinstance(env, str)
     if isinstance(env, str):
         env = gym.make(env, render_mode="rgb_array")

@@ -32,6 +32,7 @@ from jepa_rl import (
     preset,
     world_model_evaluation,
 )
+from jepa_rl.checks import check_whole
 from jepa_rl.envs import PixelObservation, SmoothRandomPolicy, collect, world_spec
 from jepa_rl.files import open_run
 
@@ -87,6 +88,7 @@ def random_play(args: Args, steps: int) -> None:
 
 
 def main(args: Args) -> None:
+    check_whole(steps=args.steps, **({} if args.updates is None else {"updates": args.updates}))
     started = time.perf_counter()
     settings = {name: value for name, value in asdict(args).items() if name not in ("resume", "out")}
     # Where torchrun started several processes, the first of them opens the folder and plays.

@@ -264,6 +264,13 @@ def load_tensors(
     if not path.is_file():
         ships = f"; did you mean 'hub:{path}'?" if str(path) in hub.names() else ""
         raise FileNotFoundError(f"no checkpoint at {path}{ships}")
+    with path.open("rb") as file:
+        zipped = file.read(4) == b"PK\x03\x04"
+    if zipped:
+        raise ValueError(
+            f"{path} is a zip file, expected safetensors: agents of Stable-Baselines3 are read by their class "
+            "(JEPAMPC.load, PPO.load) or by jepa_rl.agents.sb3.saved.load_agent"
+        )
     with naming(path, _CORRUPT):
         try:
             with safe_open(str(path), framework="pt") as file:

@@ -66,9 +66,12 @@ class WorldModel(nn.Module):
         """Latents float32 "b d" of uint8 pixels "b c y x", or of observations "b ..." by name.
 
         Raises:
+            TypeError: for anything but tensors.
             ValueError: if names, shapes or dtypes differ from what the model was built for.
         """
         seen = self.spec.named(observations)
+        if not all(isinstance(x, Tensor) for x in seen.values()):
+            raise TypeError("encode reads tensors: torch.from_numpy makes one of a NumPy array")
         for name, shape in self.spec.shapes.items():
             x = seen.get(name)
             picture = len(shape) == 3

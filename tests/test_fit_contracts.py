@@ -213,3 +213,21 @@ def test_numpy_numbers_are_settings_too(tmp_path):
     )
     with pytest.raises(ValueError, match="steps must be a whole number"):
         replace(CONFIG, steps=4e3)
+
+
+def test_windows_of_other_blocks_or_actions_than_the_model_are_refused(tmp_path):
+    store = make_store(tmp_path / "store")
+    model = Sum()
+    model.spec = store.spec.with_block(2)
+    with pytest.raises(
+        ValueError, match=r"latent step is 2 environment steps, that of the windows 1.*with_block\(1\)"
+    ):
+        train(WindowSampler(store, 2), tmp_path / "run", model)
+    model.spec = replace(store.spec, action=ActionSpec("discrete", 3))
+    with pytest.raises(
+        ValueError, match=r"driven by .* the episodes hold .* episodes of the model's environment"
+    ):
+        train(WindowSampler(store, 2), tmp_path / "run", model)
+    assert not (tmp_path / "run").exists()
+    model.spec = store.spec
+    train(WindowSampler(store, 2), tmp_path / "run", model)

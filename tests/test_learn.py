@@ -133,3 +133,10 @@ def test_an_environment_without_an_end_is_refused_in_words(tmp_path):
     with pytest.raises(ValueError, match=r"one episode.*TimeLimit.*resume=False"):
         learn_world_model(Bar(), tmp_path / "run", **FEW)
     learn_world_model(bar(), tmp_path / "run", **FEW, resume=False)  # as it says
+
+
+@pytest.mark.parametrize("count", ["steps", "updates", "refine_updates"])
+def test_a_negative_count_is_refused_before_anything_is_played(tmp_path, count):
+    with pytest.raises(ValueError, match=f"{count} must be a whole number"):
+        learn_world_model(bar(), tmp_path / "run", **FEW | {count: -1})
+    assert not (tmp_path / "run").exists()

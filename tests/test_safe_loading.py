@@ -36,6 +36,7 @@ from jepa_rl.agents.sb3.saved.rebuild import Rebuild, name_of
 from jepa_rl.control import ControlConfig
 from jepa_rl.dynamics.flow import FlowSampling
 from jepa_rl.training.joint import JointConfig
+from jepa_rl.world_model import WorldModel
 
 SMALL = {
     "world": {"latent_dim": 8},
@@ -352,6 +353,12 @@ def test_agents_of_stable_baselines3_itself_are_loaded_safely(tmp_path, trap):
     loaded = load_agent(PPO, tmp_path / "agent", device="cpu")
     seen = np.full((1, 4), 0.1, np.float32)
     assert loaded.predict(seen, deterministic=True)[0] == agent.predict(seen, deterministic=True)[0]
+    with pytest.raises(
+        ValueError, match=r"policy is of stable_baselines3\..*, not a JEPAMPC; load it by its own"
+    ):
+        JEPAMPC.load(tmp_path / "agent.zip")
+    with pytest.raises(ValueError, match="is a zip file, expected safetensors"):
+        WorldModel.load(tmp_path / "agent.zip")
     file = altered((tmp_path / "agent.zip").read_bytes(), {"clip_range": pickled(Makes(trap))})
     with pytest.raises(ValueError, match="clip_range': it calls"):
         load_agent(PPO, file)

@@ -458,6 +458,8 @@ def test_wrong_inputs():
         model.encode(torch.zeros(1, 2, 32, 32))
     with pytest.raises(ValueError, match=r"PixelObservation\(env, size=32"):
         model.encode(torch.zeros(1, 2, 64, 64, dtype=torch.uint8))
+    with pytest.raises(TypeError, match=r"torch\.from_numpy makes one"):
+        model.encode(np.zeros((1, 2, 32, 32), np.uint8))
     with pytest.raises(ValueError, match="actions of width 4"):
         model.rollout(torch.zeros(1, 8), torch.zeros(1, 1, 2))
     with pytest.raises(ValueError, match="there is no encoder 'resnet', only"):

@@ -119,7 +119,8 @@ def grow(
     if finished:
         last = folder / f"round_{len(finished) - 1}"
         model = WorldModel.load(last / "world.safetensors")
-        anew = {"replay_buffer_class": None, "replay_buffer_kwargs": {}}  # chosen by n_steps, as at first
+        # Chosen by n_steps, as at first.
+        anew: dict[str, Any] = {"replay_buffer_class": None, "replay_buffer_kwargs": {}}
         agent = load_agent(kind, last / "agent.zip", custom_objects=anew)
     else:
         model = WorldModel(replace(config, **changes)).eval()

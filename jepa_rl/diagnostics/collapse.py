@@ -51,12 +51,14 @@ def collapse_alarm(
     if dead > len(std) // 2:
         return (
             f"collapse: {dead} of {len(std)} latent dimensions hardly vary (std < 0.01); "
-            "raise the weight of the anti-collapse term (sigreg or variance)"
+            "train longer if this was a short try, else raise the weight of the objective's anti-collapse term "
+            "(anti_collapse, sigreg or variance)"
         )
     if rank < min(2.0, 0.6 * len(std)):  # narrow latents cannot have a rank of 2
         return (
-            f"collapse: the latents fill {rank:.1f} effective dimensions; raise sigreg or covariance, "
-            "or check that the observations differ from each other"
+            f"collapse: the latents fill {rank:.1f} effective dimensions; train longer, raise "
+            "anti_collapse, sigreg or covariance, whichever the objective has, or check that the observations differ "
+            "from each other"
         )
     if not has_motion:
         return (

@@ -22,7 +22,7 @@ from jepa_rl.training.config import TrainConfig
 from jepa_rl.training.contracts import Sampler, Trainable, check_loss, fingerprint_of, sample_own
 from jepa_rl.training.optimisers import descend, optimizers_of
 from jepa_rl.training.run_log import RunLog
-from jepa_rl.types import Metrics
+from jepa_rl.types import Metrics, WorldSpec
 
 
 @dataclass(frozen=True)
@@ -93,10 +93,11 @@ def fit(
 
     Raises:
         TypeError: the model's configuration cannot be written to a checkpoint, or its loss is no tensor.
-        ValueError: ``out`` holds a checkpoint of another model, configuration or other data; or the loss is not a
-            finite scalar with a gradient in the first update (nothing is written then); or it or its gradient became
-            NaN or infinite later (the last checkpoint stays); or ``out`` holds another program's ``progress.csv``; or
-            ``batch_size`` cannot be divided among the processes, or they have other settings or data than the first.
+        ValueError: the windows have other blocks or actions than the model; ``out`` holds a checkpoint of another
+            model, configuration or other data; or the loss is not a finite scalar with a gradient in the first update
+            (nothing is written then); or it or its gradient became NaN or infinite later (the last checkpoint stays);
+            or ``out`` holds another program's ``progress.csv``; or ``batch_size`` cannot be divided among the
+            processes, or they have other settings or data than the first.
         ProcessLost: another process of the run ended or does not answer.
     """
     if not isinstance(model, Trainable):
@@ -104,6 +105,7 @@ def fit(
             f"fit trains an nn.Module with config, loss, after_update and save (jepa_rl.training.Trainable), got "
             f"{type(model).__name__}"
         )
+    _check_windows(model, sampler)
     out, began = Path(out), time.perf_counter()
     keep_freed_memory()
     state = TrainingState(model, optimizers_of(model, config), config, fingerprint_of(sampler))
@@ -125,6 +127,23 @@ def fit(
         model.eval()
         distributed.by_first(lambda: model.save(out / "model.safetensors"))
     return TrainResult(state.metrics, time.perf_counter() - began, tuple(state.alarms))
+
+
+def _check_windows(model: nn.Module, sampler: Sampler) -> None:
+    """Where both say what they were made for: that the windows have the model's actions and blocks."""
+    reads, holds = getattr(model, "spec", None), getattr(sampler, "spec", None)
+    if not (isinstance(reads, WorldSpec) and isinstance(holds, WorldSpec)):
+        return
+    if reads.block != holds.block:
+        raise ValueError(
+            f"the model's latent step is {reads.block} environment steps, that of the windows {holds.block}; make both "
+            f"alike: spec.with_block({holds.block}) for the model, or WindowSampler(..., block={reads.block})"
+        )
+    if reads.action.size != holds.action.size:
+        raise ValueError(
+            f"the model is driven by {reads.action}, the episodes hold {holds.action}; train on episodes of the "
+            "model's environment"
+        )
 
 
 def _train(

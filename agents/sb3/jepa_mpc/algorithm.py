@@ -325,7 +325,14 @@ class JEPAMPC(EpisodicAlgorithm):
 
     @classmethod
     def _check_settings(cls, name: str, settings: Mapping[str, Any]) -> None:
-        """Refuses files of version 0.1.0."""
+        """Refuses other agents, and files of version 0.1.0."""
+        kind = settings.get("policy_class")
+        module = str(kind.get("__module__", "")) if isinstance(kind, Mapping) else ""
+        if module.startswith("stable_baselines3."):
+            raise ValueError(
+                f"{name} holds an agent whose policy is of {module}, not a JEPAMPC; load it by its own class, or by "
+                "jepa_rl.agents.sb3.saved.load_agent"
+            )
         if "source" not in settings:  # 0.2.0 began to save how the environment was made
             raise ValueError(
                 f"{name} was saved by jepa-rl 0.1.0, whose JEPAMPC had another model, so its weights do not fit; "
