@@ -129,7 +129,7 @@ def fit(
     return TrainResult(state.metrics, time.perf_counter() - began, tuple(state.alarms))
 
 
-def _check_windows(model: nn.Module, sampler: Sampler) -> None:
+def _check_windows(model: Trainable, sampler: Sampler) -> None:
     """Where both say what they were made for: that the windows have the model's actions and blocks."""
     reads, holds = getattr(model, "spec", None), getattr(sampler, "spec", None)
     if not (isinstance(reads, WorldSpec) and isinstance(holds, WorldSpec)):
